@@ -1,0 +1,258 @@
+"""The command line that the scripts share: its flags, their types, and how mistakes are told.
+
+A script does
+
+    if __name__ == "__main__":
+        run(main, parse_args())
+
+where `parse_args` fills a `Parser` with `add_common_arguments` and flags of its own. Nothing heavy
+is imported here, so that --help answers at once; `main` imports what it needs.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from constants import DATASET_NAMES, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose flags may be written with `_` or `-` and whose errors are one line.
+
+    The docstring of a script serves as its description, lines as they are.
+    """
+
+    def __init__(self, **settings):
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # A flag cut short could come to mean another one as flags are added.
+        settings.setdefault("allow_abbrev", False)
+        super().__init__(**settings)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        given = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(_in_one_spelling(given), namespace)
+        if unknown:
+            # In the spelling in which it was given.
+            typed = next((a for a in given if _underscored(a) == unknown[0]), unknown[0])
+            self.error(f"{'unknown flag' if typed.startswith('-') else 'unexpected'} {typed!r}")
+        return parsed
+
+    def error(self, message: str):
+        self.exit(2, f"error: {_one_line(message.removeprefix('argument '))} (see --help)\n")
+
+
+def _in_one_spelling(args: Sequence[str]) -> list[str]:
+    """Flags with underscores, and a negative number tied to its flag: `-1,2` is no flag of ours."""
+    spelled: list[str] = []
+    for position, arg in enumerate(args):
+        if arg == "--":
+            return spelled + list(args[position:])
+        if re.match(r"-[0-9.]", arg) and spelled and re.fullmatch(r"--\w+", spelled[-1]):
+            spelled[-1] += f"={arg}"
+        else:
+            spelled.append(_underscored(arg))
+    return spelled
+
+
+def _underscored(arg: str) -> str:
+    flag, equals, value = arg.partition("=")
+    if re.fullmatch(r"--[A-Za-z][\w-]*", flag):
+        flag = "--" + flag[2:].replace("-", "_")
+    return flag + equals + value
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that both generating scripts take, with their defaults."""
+    data = parser.add_argument_group("questions")
+    data.add_argument(
+        "--dataset",
+        default="demo",
+        metavar="NAME|FILE",
+        help=f"{', '.join(DATASET_NAMES)}, or a .parquet, .feather, .jsonl or .csv file with "
+        "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... (default: demo)",
+    )
+    data.add_argument(
+        "--num_paraphrases",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="the first N paraphrases of each question (default: %(default)s)",
+    )
+    data.add_argument(
+        "--indexs",
+        type=index_list,
+        metavar="I,J,...",
+        help="these paraphrases instead, counted from 0",
+    )
+    data.add_argument(
+        "--max_samples",
+        type=positive_int,
+        metavar="N",
+        help="the first N questions (default: all)",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default="demo",
+        help="alias of constants.py, hub id, or folder (default: %(default)s)",
+    )
+    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="auto: the first GPU if there is one (default: %(default)s)",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format of the weights (default: %(default)s)",
+    )
+    model.add_argument(
+        "--attention",
+        choices=("auto", "flex", "sdpa", "eager"),
+        default="auto",
+        help="how attention is computed; what is asked for and not to be had is an error, "
+        "only auto falls back (default: %(default)s)",
+    )
+
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument("--instruction", metavar="TEXT", help="(default: the dataset's own)")
+    prompt.add_argument(
+        "--few_shot",
+        type=Path,
+        metavar="FILE",
+        help="solved examples, jsonl with question (or paraphrases) and answer "
+        "(default: the dataset's own)",
+    )
+    prompt.add_argument(
+        "--num_few_shot",
+        type=non_negative_int,
+        default=5,
+        metavar="N",
+        help="how many of them to show, at most (default: %(default)s)",
+    )
+    prompt.add_argument(
+        "--chat_template",
+        action="store_true",
+        help="put the prompt into the model's own chat format (for instruct models)",
+    )
+
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--max_new_tokens",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+    running.add_argument(
+        "--batch_size",
+        type=auto_or_positive_int,
+        default="auto",
+        metavar="{auto,N}",
+        help="questions at a time; auto: what fits (default: %(default)s)",
+    )
+    running.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="(default: %(default)s)",
+    )
+    running.add_argument("--overwrite", action="store_true", help="make finished results again")
+    running.add_argument("--verbose", action="store_true", help="say more while running")
+
+
+# Types: each raises with a sentence that shows the text as it was typed.
+
+
+def positive_int(text: str) -> int:
+    number = _digits(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def non_negative_int(text: str) -> int:
+    number = _digits(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return number
+
+
+def auto_or_positive_int(text: str) -> str | int:
+    number = _digits(text)
+    if text != "auto" and not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number above 0")
+    return number or text
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    return text
+
+
+def index_list(text: str) -> tuple[int, ...]:
+    """`0,2,4` -> (0, 2, 4); each at most once."""
+    indexs = tuple(_digits(part.strip()) for part in text.split(","))
+    if None in indexs:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers of 0 or more, like 0,1,2"
+        )
+    if len(set(indexs)) < len(indexs):
+        raise argparse.ArgumentTypeError(f"{text!r} names an index twice")
+    return indexs
+
+
+def float_list(text: str) -> tuple[float, ...]:
+    """`1,0.5` -> (1.0, 0.5); finite numbers."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, like 1,0.5,2")
+    return numbers
+
+
+def weight_list(text: str) -> tuple[float, ...]:
+    """A `float_list` of 0 or more each, not all 0."""
+    weights = float_list(text)
+    if min(weights) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a weight below 0")
+    if not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r} holds no weight above 0")
+    return weights
+
+
+def _digits(text: str) -> int | None:
+    # int() would also take 1_000, +5, a blank, and digits of other scripts.
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
+
+
+def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+    """`main(args)`, where a mistake of the user's becomes one line and exit status 2.
+
+    Ctrl-C becomes one line and status 130, as shells have it. Anything else is a fault of the
+    program's and keeps its traceback.
+    """
+    try:
+        main(args)
+    except UserError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
