@@ -1,5 +1,7 @@
 """Names, texts and paths that several modules share. Importing it has no side effects."""
 
+import os
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -90,3 +92,23 @@ MODEL_PATHs = {
 
 class UserError(Exception):
     """A mistake of the user's. Its text is the one sentence printed after `error: ` (status 2)."""
+
+
+def resolve_model(name: str) -> str:
+    """What to load for --model: an alias's hub id or folder, else the folder or hub id as it is.
+
+    Whether the hub has a model of that id is found out by loading it. Raises UserError for a name
+    that is none of the three.
+    """
+    if name in MODEL_PATHs:
+        return MODEL_PATHs[name]
+    if os.path.isdir(name):
+        return name
+    if os.path.exists(name):
+        raise UserError(f"--model: {name} is a file; give the folder that holds config.json")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return name
+    raise UserError(
+        f"--model: {name!r} is no folder, no hub id (organisation/name) and no alias; "
+        f"the aliases are {', '.join(MODEL_PATHs)}"
+    )
