@@ -35,8 +35,9 @@ class Parser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         parsed, unknown = self.parse_known_args(_in_one_spelling(given), namespace)
         if unknown:
-            # In the spelling in which it was given.
-            typed = next((a for a in given if _underscored(a) == unknown[0]), unknown[0])
+            # In the spelling in which it was given. Some Pythons leave the `--` in.
+            odd = next((arg for arg in unknown if arg != "--"), "--")
+            typed = next((arg for arg in given if _underscored(arg) == odd), odd)
             self.error(f"{'unknown flag' if typed.startswith('-') else 'unexpected'} {typed!r}")
         return parsed
 

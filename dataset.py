@@ -9,7 +9,9 @@ Its columns:
 * the paraphrases, from the first of these that a row has: `paraphrases` (a list);
   `manual_paraphrases` followed by `auto_paraphrases` (lists); `paraphrase0`, `paraphrase1`, …;
   `question`, which then is the only wording;
-* if there: `question` (what the method `origin` asks), `uuid`, `relation` or `rel`.
+* if there: `question` (what the method `origin` asks), `uuid`, `relation` or `rel`. Without `uuid`
+  it is the first 32 hex digits of the question's sha256 (where there is no question, of the first
+  paraphrase with the answers).
 
 Rows are counted from 1. In .jsonl and .csv a place is a line of the file.
 """
@@ -218,7 +220,7 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
         )
     else:
         path = Path(name_or_path)
-        if not path.suffix and not os.path.exists(path):  # Path.exists raises on too long a name
+        if not path.suffix and not os.path.exists(path):
             raise UserError(
                 f"unknown dataset {name_or_path!r}: there is {', '.join(DATASET_NAMES)}, "
                 f"or give the path of a file ({', '.join(READERS)})"
@@ -290,7 +292,7 @@ def _record(row: dict, numbered: list[str], where: str) -> Record:
     paraphrases = _paraphrases(row, numbered, question, where)
     if uuid is None:
         # Two rows may share their first wording and differ in what is right.
-        content = [question] if question is not None else [paraphrases[0], *answers]
+        content = _json([paraphrases[0], *answers]) if question is None else question
         uuid = _sha256(content)[:32]
     return Record(uuid, paraphrases, answers, question, relation)
 
@@ -401,13 +403,18 @@ def _require(path: Path, columns: list[str], any_of: Sequence[str]) -> None:
         )
 
 
-def _sha256(value) -> str:
-    content = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _fingerprint(records: list[Record]) -> str:
-    return _sha256([[r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records])
+    return _sha256(
+        _json([[r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records])
+    )
 
 
 # Files to rows: columns, and for each row its place in words and its values
@@ -416,7 +423,8 @@ def _fingerprint(records: list[Record]) -> str:
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
     reader = READERS.get(path.suffix.lower())
     try:
-        if path.is_dir():
+        # os.path, since those of Path raise on too long a name.
+        if os.path.isdir(path):
             raise UserError(f"{path} is a folder; give a file ({', '.join(READERS)})")
         if not os.path.exists(path):
             raise UserError(f"there is no file {path}")
