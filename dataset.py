@@ -263,7 +263,7 @@ def _load_records(path: Path) -> dict:
     numbered = _numbered_columns(path, columns)
     _require(path, columns, ANSWER_COLUMNS)
     if not numbered:
-        _require(path, columns, ("paraphrases", *LIST_COLUMNS[1:], "paraphrase0", "question"))
+        _require(path, columns, (*LIST_COLUMNS, "paraphrase0", "question"))
     records = []
     places: dict[str, str] = {}
     for where, row in rows:
