@@ -205,7 +205,7 @@ def _shorten_pair(old: str, new: str) -> tuple[str, str]:
 
     def cut(text: str) -> str:
         end = start + SHOWN_CHARACTERS
-        return ("…" if start else "") + text[start:end] + ("…" if len(text) > end else "")
+        return ("..." if start else "") + text[start:end] + ("..." if len(text) > end else "")
 
     return cut(old), cut(new)
 
@@ -223,8 +223,9 @@ def write_results(stem: str | Path, frame: "DataFrame", manifest: Mapping[str, A
         manifest: with `identity` and `num_questions`; JSON types.
 
     Raises:
-        UserError: the disk is full, a folder cannot be written, …; an earlier result stands as it
-            was and no temporary file stays.
+        UserError: the disk is full, a folder cannot be written and the like. No temporary file
+            stays. An earlier result stands as it was, or (where a rename itself was refused) counts
+            as unfinished.
     """
     missing = [name for name in REQUIRED_COLUMNS if name not in frame.columns]
     assert not missing, f"result lacks the columns {missing}"
