@@ -219,11 +219,12 @@ def test_bootstrap_agrees_with_scipy():
     assert found == bootstrap_interval(values[::-1], resamples=20_000, seed=0)
 
 
-def test_five_paraphrases_that_always_agree_are_worth_one():
+def test_five_paraphrases_that_always_agree_are_worth_one(tmp_path):
     """The interval is of questions, not of rows: repeating each answer makes it no narrower."""
     right = np.random.default_rng(5).random(500) < 0.6
     repeated = np.repeat(right[:, None], 5, axis=1)
-    clustered = bootstrap_interval(repeated.mean(axis=1), resamples=10_000, seed=0)
+    path = write_per_prompt(tmp_path / "per_prompt-5.feather", repeated)
+    clustered = summarize(load_scored(path))["interval"]
     of_questions = wilson_interval(int(right.sum()), 500)
     of_rows = wilson_interval(5 * int(right.sum()), 2500)
     assert np.diff(clustered) == pytest.approx(np.diff(of_questions), rel=0.05)
@@ -305,7 +306,8 @@ def test_a_single_paraphrase_is_a_plain_file_with_one_line_of_detail(tmp_path):
 
 def test_pairs_are_found_by_uuid_not_by_place(tmp_path):
     rng = np.random.default_rng(7)
-    mine, theirs = rng.random(200) < 0.6, rng.random(200) < 0.5
+    mine = rng.random(200) < 0.6
+    theirs = mine ^ (rng.random(200) < 0.1)  # alike, so that wrong pairs would differ far more
     path = write_plain(tmp_path / "a.feather", mine)
     other = write_plain(tmp_path / "b.feather", theirs)
     shuffled = str(tmp_path / "c.feather")
