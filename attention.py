@@ -1,0 +1,799 @@
+"""The attention that is put into a model's layers: isolated encoding, and fusion for fused tokens.
+
+`FlexAttentionWrapper` hooks a function into every attention layer through transformers' attention
+interface. What that function does is decided by the wrapper's ``plan``: a plan receives one
+layer's queries, keys and values, keeps the keys and values it needs later, and returns the
+attention's output. A model is never given a cache of transformers: the plans are the cache.
+
+Legend: ``T`` packed tokens, ``R`` rows (decode streams), ``K`` partitions of a row, ``S`` queries
+of a row, ``H`` query heads, ``J`` key/value heads, ``G = H / J``, ``D`` head size, ``P`` prefix
+tokens, ``M`` tokens of the longest segment, ``F`` fused tokens so far.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from constants import UserError
+from segments import dense_mask, packed_segment_mask
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("flex", "sdpa", "eager")
+FUSIONS = ("mean", "joint")
+
+# What the layers of the supported architectures hand to an attention function beside the tensors.
+_HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer turns query-key products into scores."""
+
+    scaling: float
+    softcap: float | None = None
+    window: int | None = None  # positions seen back, the token itself included
+
+    def __call__(self, products: torch.Tensor) -> torch.Tensor:
+        scores = products * self.scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        return scores
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of one layer, kv heads first: [J, ..., tokens, D]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+# ---- plain math: every plan can be computed with this alone -------------------------------------
+
+
+def partial_scores(query: torch.Tensor, keys: torch.Tensor, scoring: Scoring) -> torch.Tensor:
+    """Scores of every query towards every key, one dense product a batch entry.
+
+    query [J, batch, queries, D], keys [J, batch, tokens, D] → [J, batch, queries, tokens].
+    """
+    return scoring(torch.matmul(query, keys.transpose(-1, -2)))
+
+
+def masked(scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a fused token's partitions are combined.
+
+    kind: ``mean`` of the partitions' attentions, or ``joint``: one softmax over all of them.
+    tau: the weight of partition i is ``u_i * exp(tau * lse_i)``, normalised (``mean`` only).
+    weights: ``u`` [K], non-negative, summing to one; None for equal ones.
+    """
+
+    kind: str = "mean"
+    tau: float = 0.0
+    weights: torch.Tensor | None = None
+
+    def __post_init__(self):
+        assert self.kind in FUSIONS, self.kind
+        assert self.kind == "mean" or self.tau == 0, "tau is a dial of the fusion 'mean'"
+
+    @classmethod
+    def of(cls, kind: str, tau: float, weights, device) -> Fusion:
+        """With weights as they are typed: any non-negative numbers, not all zero."""
+        if weights is None:
+            return cls(kind, tau)
+        u = torch.tensor(weights, dtype=torch.float32, device=device)
+        return cls(kind, tau, u / u.sum())
+
+
+def fuse_probabilities(
+    prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From scores towards the three kinds of keys to the probabilities their values are read with.
+
+    A value is a sum over its probabilities, so weighting the partitions' probabilities and adding
+    them up is the weighted mean of the partitions' attentions, with every value read once.
+
+    Args:
+        prefix: [J, R, K or 1, Q, P]; segments: [J, R, K, Q, M]; fused: [J, R, 1, Q, F]; masked.
+        fusion: how to combine.
+
+    Returns:
+        Probabilities [J, R, Q, P], [J, R, K, Q, M] and [J, R, Q, F]; over all keys they sum to 1.
+    """
+    K, M = segments.shape[2], segments.shape[4]
+    P, F = prefix.shape[-1], fused.shape[-1]
+    if fusion.kind == "joint":
+        assert prefix.shape[2] == 1, "the fusion 'joint' has one softmax: queries cannot be turned"
+        if fusion.weights is not None:
+            segments = segments + (K * fusion.weights).log()[:, None, None]
+        flat = segments.transpose(2, 3).flatten(3)  # [J, R, Q, K * M]
+        scores = torch.cat([prefix[:, :, 0], flat, fused[:, :, 0]], dim=-1)
+        probabilities = scores.softmax(-1, dtype=torch.float32)
+        p_prefix, p_flat, p_fused = probabilities.split([P, K * M, F], dim=-1)
+        return p_prefix, p_flat.unflatten(3, (K, M)).transpose(2, 3), p_fused
+
+    scores = torch.cat(
+        [
+            prefix.expand(-1, -1, K, -1, -1),
+            segments,
+            fused.expand(-1, -1, K, -1, -1),
+        ],
+        dim=-1,
+    ).float()  # [J, R, K, Q, P + M + F]
+    probabilities = scores.softmax(-1) * _partition_weights(scores, fusion)
+    p_prefix, p_segments, p_fused = probabilities.split([P, M, F], dim=-1)
+    return p_prefix.sum(2), p_segments, p_fused.sum(2)
+
+
+def _partition_weights(scores: torch.Tensor, fusion: Fusion) -> torch.Tensor | float:
+    """w_i of each partition: [J, R, K, Q, 1], or something that broadcasts to it."""
+    K = scores.shape[2]
+    log_u = None if fusion.weights is None else fusion.weights.log()[:, None, None]
+    if fusion.tau == 0:
+        return 1.0 / K if log_u is None else log_u.exp()
+    dial = fusion.tau * scores.logsumexp(-1, keepdim=True)
+    return (dial if log_u is None else dial + log_u).softmax(2)
+
+
+def _read(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(probabilities.to(values.dtype), values)
+
+
+# ---- plans --------------------------------------------------------------------------------------
+
+
+class MaskPlan:
+    """The whole sequence in one forward, under a mask: a ``mask_mod``, or plain causal attention.
+
+    Rows have no padding; a row's indices are its positions.
+    """
+
+    def __init__(self, mask_mod=None, *, backend: str, compiled: bool = True):
+        self.mask_mod = mask_mod or (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
+        self.backend = backend
+        self.compiled = compiled
+        self._masks = {}
+
+    def attend(self, layer, query, key, value, scoring):
+        S = query.shape[2]
+
+        def windowed(b, h, q_idx, kv_idx):
+            visible = self.mask_mod(b, h, q_idx, kv_idx)
+            return visible & (q_idx - kv_idx < scoring.window) if scoring.window else visible
+
+        cached = (S, scoring.window)
+        if cached not in self._masks:
+            self._masks[cached] = make_mask(windowed, S, S, query.device, self.backend)
+        return attend_under_mask(
+            query, key, value, self._masks[cached], scoring, self.backend, self.compiled
+        )
+
+
+class EncodePlan:
+    """Segments packed behind each other, each seeing the prefix and itself.
+
+    After the forward, ``layers[i]`` holds layer i's keys and values of the packed tokens,
+    [J, T, D].
+
+    Args:
+        lengths: the segments' lengths, in packed order; they sum to T less the padding.
+        segment_ids: [T], see `packed_segment_mask`.
+        position_ids: [T].
+        prefix: keys and values of each layer's prefix, [J, P, D], or an empty dict.
+        backend: ``flex`` packs under a block mask; ``sdpa`` and ``eager`` pad inside attention.
+    """
+
+    def __init__(self, lengths, segment_ids, position_ids, prefix, *, backend, compiled=True):
+        self.segment_ids = segment_ids
+        self.position_ids = position_ids
+        self.prefix = prefix
+        self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
+        self.backend = backend
+        self.compiled = compiled
+        self.layers: dict[int, KeyValues] = {}
+        self._masks = {}
+        self.gather, self.scatter = padding_indices(lengths, segment_ids.shape[0])
+        self.gather = self.gather.to(segment_ids.device)  # [rows, M]
+        self.scatter = self.scatter.to(segment_ids.device)  # [T]
+
+    def attend(self, layer, query, key, value, scoring):
+        own = KeyValues(key[0], value[0])
+        self.layers[layer] = own
+        if self.backend == "flex":
+            if self.prefix:
+                key = torch.cat([self.prefix[layer].keys, own.keys], dim=1)[None]
+                value = torch.cat([self.prefix[layer].values, own.values], dim=1)[None]
+            mask = self._mask(scoring.window, query.device)
+            return attend_under_mask(query, key, value, mask, scoring, "flex", self.compiled)
+
+        rows = self.gather.shape[0]
+        padded_query = query[0][:, self.gather].transpose(0, 1)  # [rows, H, M, D]
+        keys = own.keys[:, self.gather].transpose(0, 1)  # [rows, J, M, D]
+        values = own.values[:, self.gather].transpose(0, 1)
+        if self.prefix:
+            prefix = self.prefix[layer]
+            keys = torch.cat([prefix.keys.expand(rows, -1, -1, -1), keys], dim=2)
+            values = torch.cat([prefix.values.expand(rows, -1, -1, -1), values], dim=2)
+        mask = self._mask(scoring.window, query.device)
+        out = attend_under_mask(padded_query, keys, values, mask, scoring, self.backend)
+        return out.transpose(0, 1).flatten(1, 2)[:, self.scatter][None]  # [1, H, T, D]
+
+    def _mask(self, window, device):
+        if window not in self._masks:
+            P, T = self.prefix_length, self.segment_ids.shape[0]
+            if self.backend == "flex":
+                mask_mod = packed_segment_mask(self.segment_ids, self.position_ids, P, window)
+                self._masks[window] = make_mask(mask_mod, T, P + T, device, "flex")
+            else:
+                self._masks[window] = self._padded_mask(window)
+        return self._masks[window]
+
+    def _padded_mask(self, window):
+        """[rows or 1, 1, M, P + M]: the prefix and the row's own earlier tokens."""
+        P, M = self.prefix_length, self.gather.shape[1]
+        device = self.gather.device
+        causal = torch.ones(M, P + M, dtype=torch.bool, device=device).tril(P)
+        if window is None:
+            return causal[None, None]
+        q_position = self.position_ids[self.gather]  # [rows, M]
+        prefix_position = torch.arange(P, device=device).expand(q_position.shape[0], P)
+        kv_position = torch.cat([prefix_position, q_position], dim=1)
+        near = q_position[:, :, None] - kv_position[:, None, :] < window
+        return (causal & near)[:, None]
+
+
+def padding_indices(lengths, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Between packed and padded: ``gather`` [rows, M] into the packed, ``scatter`` [total] back.
+
+    Padding cells of ``gather`` point at some token of the row, padding tokens of the packed
+    sequence (behind the last segment) at some cell: neither is ever read as anything else.
+    """
+    sizes = torch.as_tensor(lengths)
+    M = int(sizes.max())
+    starts = sizes.cumsum(0) - sizes
+    within = torch.minimum(torch.arange(M)[None, :], sizes[:, None] - 1)
+    gather = starts[:, None] + within
+    scatter = torch.zeros(total, dtype=torch.long)
+    cells = torch.arange(len(lengths))[:, None] * M + torch.arange(M)[None, :]
+    valid = torch.arange(M)[None, :] < sizes[:, None]
+    scatter[gather[valid]] = cells[valid]
+    return gather, scatter
+
+
+class FusePlan:
+    """Fused tokens: each attends to the prefix, to every segment of its row and to earlier ones.
+
+    Holds all keys and values a row's fused tokens need; `append` tells it which slots the next
+    forward fills, `keep_rows` drops finished rows.
+
+    Args:
+        prefix: layer → [J, P, D], or empty.
+        segments: layer → [J, R, K, M, D], right-padded.
+        segment_mask: [R, K, M] bool, false on padding.
+        segment_positions: [R, K, M].
+        turns: [R, K] positions by which a query is turned back towards segment k; None for none.
+        rotary: how a layer's queries are turned; needed with ``turns``.
+        slots: room for fused tokens a row.
+        fusion: how the partitions are combined.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefix: dict[int, KeyValues],
+        segments: dict[int, KeyValues],
+        segment_mask: torch.Tensor,
+        segment_positions: torch.Tensor,
+        turns: torch.Tensor | None,
+        rotary: RotaryTurn | None,
+        slots: int,
+        fusion: Fusion,
+    ):
+        self.prefix = prefix
+        self.segments = segments
+        self.segment_mask = segment_mask
+        self.segment_positions = segment_positions
+        self.turns = turns
+        self.rotary = rotary
+        self.fusion = fusion
+        self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
+        R = segment_mask.shape[0]
+        device = segment_mask.device
+        self.own_mask = torch.zeros(R, slots, dtype=torch.bool, device=device)
+        self.own_positions = torch.zeros(R, slots, dtype=torch.long, device=device)
+        self.own = {layer: self._room(kv, R, slots) for layer, kv in segments.items()}
+        self.filled = 0
+        self.queries = 0
+        self._masks = {}
+
+    @staticmethod
+    def _room(kv, rows, slots):
+        J, D = kv.keys.shape[0], kv.keys.shape[-1]
+        return KeyValues(
+            kv.keys.new_zeros(J, rows, slots, D),
+            kv.values.new_zeros(J, rows, slots, kv.values.shape[-1]),
+        )
+
+    @property
+    def rows(self) -> int:
+        return self.segment_mask.shape[0]
+
+    def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """The next forward brings these tokens. positions, mask: [R, S]."""
+        self.filled += self.queries
+        self.queries = positions.shape[1]
+        end = self.filled + self.queries
+        assert end <= self.own_mask.shape[1], (end, self.own_mask.shape)
+        self.own_positions[:, self.filled : end] = positions
+        self.own_mask[:, self.filled : end] = mask
+        self._masks.clear()
+
+    def put(self, layers: dict[int, KeyValues], positions: torch.Tensor) -> None:
+        """Tokens every fused token sees, encoded elsewhere. layers: [J, R, S, D]."""
+        self.append(positions, torch.ones_like(positions, dtype=torch.bool))
+        end = self.filled + self.queries
+        for layer, kv in layers.items():
+            self.own[layer].keys[:, :, self.filled : end] = kv.keys
+            self.own[layer].values[:, :, self.filled : end] = kv.values
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Keep only these rows, in this order. rows: [R'] indices."""
+        for layers in (self.segments, self.own):
+            for layer, kv in layers.items():
+                layers[layer] = KeyValues(kv.keys[:, rows], kv.values[:, rows])
+        self.segment_mask = self.segment_mask[rows]
+        self.segment_positions = self.segment_positions[rows]
+        self.own_mask, self.own_positions = self.own_mask[rows], self.own_positions[rows]
+        if self.turns is not None:
+            self.turns = self.turns[rows]
+        self._masks.clear()
+
+    def attend(self, layer, query, key, value, scoring):
+        R, H, S, _ = query.shape
+        J = key.shape[1]
+        G, end = H // J, self.filled + S
+        assert self.queries == S, (self.queries, S)
+        self.own[layer].keys[:, :, self.filled : end] = key.transpose(0, 1)
+        self.own[layer].values[:, :, self.filled : end] = value.transpose(0, 1)
+        segments = self.segments[layer]
+
+        straight = query.unflatten(1, (J, G)).transpose(0, 1).flatten(2, 3)  # [J, R, G*S, D]
+        turned = straight[:, :, None]  # [J, R, 1 or K, G*S, D]
+        if self.turns is not None:
+            turned = self.rotary.turn(layer, turned, self.turns)
+
+        masks = self._visible(scoring.window, G)
+        to_segments = partial_scores(turned, segments.keys, scoring)
+        to_fused = partial_scores(straight, self.own[layer].keys[:, :, :end], scoring)
+        if self.prefix:
+            rows = turned.flatten(1, 3)  # [J, R*K*G*S, D]: one product for all rows
+            to_prefix = partial_scores(rows, self.prefix[layer].keys, scoring)
+            to_prefix = to_prefix.unflatten(1, turned.shape[1:4])
+        else:
+            to_prefix = to_segments[:, :, : turned.shape[2], :, :0]
+        p_prefix, p_segments, p_fused = fuse_probabilities(
+            masked(to_prefix, masks.prefix),
+            masked(to_segments, masks.segments),
+            masked(to_fused[:, :, None], masks.fused),
+            self.fusion,
+        )
+        segment_values = segments.values.flatten(2, 3)  # [J, R, K*M, D]
+        out = _read(p_segments.transpose(2, 3).flatten(3), segment_values)
+        out = out + _read(p_fused, self.own[layer].values[:, :, :end])
+        if self.prefix:
+            read = _read(p_prefix.flatten(1, 2), self.prefix[layer].values)
+            out = out + read.unflatten(1, (R, G * S))
+        return out.unflatten(2, (G, S)).transpose(0, 1).flatten(1, 2)  # [R, H, S, D]
+
+    def _visible(self, window, group):
+        if (window, group) not in self._masks:
+            self._masks[window, group] = self._build_masks(window, group)
+        return self._masks[window, group]
+
+    def _build_masks(self, window, group):
+        """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
+        S, end = self.queries, self.filled + self.queries
+        device = self.segment_mask.device
+        position = self.own_positions[:, self.filled : end]  # [R, S]
+        order = torch.arange(end, device=device)
+        causal = order[None, :] <= order[self.filled : end, None]  # [S, F]
+        fused = causal[None] & self.own_mask[:, None, :end]  # [R, S, F]
+        # A padding query sees itself, so that its softmax is not empty.
+        fused = fused | (order[None, :] == order[self.filled : end, None])[None]
+        segments = self.segment_mask[:, :, None, :].expand(-1, -1, S, -1)  # [R, K, S, M]
+        prefix = None
+        if window is not None:
+            turns = 0 if self.turns is None else self.turns[:, :, None]
+            towards = (position[:, None, :] - turns)[..., None]  # [R, K or 1, S, 1]
+            segments = segments & (towards - self.segment_positions[:, :, None, :] < window)
+            prefix_position = torch.arange(self.prefix_length, device=device)
+            prefix = spread_over_group(towards - prefix_position < window, group)[None]
+            distance = position[:, :, None] - self.own_positions[:, None, :end]
+            fused = fused & (distance < window)
+        return Visible(
+            prefix,
+            spread_over_group(segments, group)[None],
+            spread_over_group(fused[:, None], group)[None],
+        )
+
+
+@dataclass(frozen=True)
+class Visible:
+    """Which keys a fused token sees: bool masks over [J, R, K, G*S, keys]; None for all."""
+
+    prefix: torch.Tensor | None
+    segments: torch.Tensor
+    fused: torch.Tensor
+
+
+def spread_over_group(mask: torch.Tensor, group: int) -> torch.Tensor:
+    """[R, K, S, keys] → [R, K, G*S, keys]: the query heads of a kv head see the same."""
+    return mask.repeat(1, 1, group, 1) if mask.shape[2] > 1 else mask
+
+
+# ---- rotary positions ---------------------------------------------------------------------------
+
+
+class RotaryTurn:
+    """Turns rotated queries back by some positions, with the model's own cosines and sines.
+
+    tables: layer → (cos, sin), each [max turn + 1, rotated size], of the angles of positions
+        0, -1, -2, …; a layer without rotary positions is missing: its queries stay as they are.
+    interleaved: layer → whether neighbouring values form the rotated pairs (else the two halves).
+    """
+
+    def __init__(self, tables, interleaved):
+        self.tables = tables
+        self.interleaved = interleaved
+
+    def turn(self, layer: int, query: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """query [J, R, 1, Q, D], turns [R, K] → [J, R, K, Q, D]."""
+        if layer not in self.tables:
+            return query.expand(-1, -1, turns.shape[1], -1, -1)
+        cos, sin = (table[turns][None, :, :, None, :] for table in self.tables[layer])
+        return rotate(query, cos, sin, self.interleaved[layer])
+
+
+def rotate(query, cos, sin, interleaved: bool) -> torch.Tensor:
+    size = cos.shape[-1]
+    head, rest = query[..., :size].float(), query[..., size:]
+    if interleaved:
+        other = torch.stack([-head[..., 1::2], head[..., ::2]], dim=-1).flatten(-2)
+    else:
+        other = torch.cat([-head[..., size // 2 :], head[..., : size // 2]], dim=-1)
+    turned = (head * cos + other * sin).to(query.dtype)
+    rest = rest.expand(*turned.shape[:-1], -1)
+    return torch.cat([turned, rest], dim=-1)
+
+
+class _QueryPlan(MaskPlan):
+    """Causal attention that keeps every layer's queries."""
+
+    def __init__(self):
+        super().__init__(backend="eager")
+        self.queries = {}
+
+    def attend(self, layer, query, key, value, scoring):
+        self.queries[layer] = query
+        return super().attend(layer, query, key, value, scoring)
+
+
+@torch.inference_mode()
+def learn_rotary(wrapper: FlexAttentionWrapper, max_turn: int, last_position: int):
+    """Read off a patched model how its queries turn, and prove it on every layer.
+
+    A token alone in its sequence has the same hidden states wherever it stands, so its queries at
+    two positions differ by the rotation between them and by nothing else. The rotation is built
+    from the cosines and sines that the model hands to its own layers and must turn the query at
+    ``last_position`` into the one ``max_turn`` positions earlier.
+
+    Args:
+        wrapper: around a patched model.
+        max_turn: the largest turn that will be asked for, at least 1.
+        last_position: the largest position that will be fed.
+
+    Returns:
+        A `RotaryTurn`, or None where the model's positions cannot be turned (learned positions,
+        or a rotation of another kind).
+    """
+    with wrapper.planned(_QueryPlan()):
+        angles = _forward_with_angles(wrapper, [[last_position], [last_position - max_turn]])
+        queries = wrapper.plan.queries
+        if not angles:
+            return None
+    # The first token keeps length-dependent rotations at the scale of the run.
+    behind = [last_position, *(-turn for turn in range(max_turn + 1))]
+    with wrapper.planned(_QueryPlan()):
+        angles = _forward_with_angles(wrapper, [behind])
+
+    turn = RotaryTurn({}, {})
+    for layer, query in queries.items():
+        there, wanted = query[0, :, 0], query[1, :, 0]  # [H, D]
+        tolerance = 1e-4 if query.dtype == torch.float32 else 2e-2
+        close = lambda got: (got - wanted).abs().max() <= tolerance * wanted.abs().max()  # noqa: B023, E731
+        if close(there):
+            continue
+        if layer not in angles:
+            return None
+        cos, sin = (table[0, 1:].float() for table in angles[layer])
+        length = (cos.square() + sin.square()).sqrt()  # some models scale attention through these
+        tables = (cos / length, sin / length)
+        for interleaved in (False, True):
+            if close(rotate(there, tables[0][-1], tables[1][-1], interleaved)):
+                turn.tables[layer], turn.interleaved[layer] = tables, interleaved
+                break
+        else:
+            return None
+    return turn
+
+
+def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """One forward of token 0 at these positions; the (cos, sin) each attention layer was given."""
+    found = {}
+
+    def keep(module, args, kwargs):
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, tuple) and len(value) == 2 and torch.is_tensor(value[0]):
+                found[module.layer_idx] = value
+
+    hooks = [
+        module.register_forward_pre_hook(keep, with_kwargs=True)
+        for module, _ in wrapper.layers.values()
+    ]
+    try:
+        position_ids = torch.tensor(positions, device=wrapper.model.device)
+        ids = torch.zeros_like(position_ids)
+        wrapper.model.base_model(input_ids=ids, position_ids=position_ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+# ---- kernels ------------------------------------------------------------------------------------
+
+
+def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
+    """A `BlockMask` for flex, a dense [1, 1, q, kv] bool mask for the others."""
+    if backend != "flex":
+        return dense_mask(mask_mod, q_length, kv_length, device)[None, None]
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(mask_mod, None, None, q_length, kv_length, device=device)
+
+
+def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
+    """Attention under a mask. query [B, H, S, D], key and value [B, J, KV, D] → [B, H, S, D]."""
+    if backend == "flex":
+        return _flex(query, key, value, mask, scoring, compiled)
+    if backend == "sdpa":
+        assert scoring.softcap is None, "sdpa has no soft cap"
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scoring.scaling, enable_gqa=True
+        )
+    _, H, S, _ = query.shape
+    J = key.shape[1]
+    grouped = query.unflatten(1, (J, H // J)).flatten(2, 3)  # [B, J, G*S, D]
+    scores = partial_scores(grouped, key, scoring).unflatten(2, (H // J, S))
+    probabilities = masked(scores, mask[:, :, None]).softmax(-1, dtype=torch.float32)
+    return _read(probabilities.flatten(2, 3), value).unflatten(2, (H // J, S)).flatten(1, 2)
+
+
+def _flex(query, key, value, block_mask, scoring, compiled):
+    kernel = compiled_flex_attention() if compiled else _eager_flex()
+    lengths = (query.shape[2], key.shape[2])
+    assert block_mask.seq_lengths == lengths, (block_mask.seq_lengths, lengths)
+    return kernel(
+        query,
+        key,
+        value,
+        score_mod=None if scoring.softcap is None else soft_cap(scoring.softcap),
+        block_mask=block_mask,
+        scale=scoring.scaling,
+        enable_gqa=True,
+    )
+
+
+def _eager_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@lru_cache(maxsize=1)
+def compiled_flex_attention():
+    """FlexAttention compiled for static shapes: with dynamic ones its CPU code does not build."""
+    return torch.compile(_eager_flex(), dynamic=False, fullgraph=True)
+
+
+@lru_cache(maxsize=8)
+def soft_cap(cap: float):
+    def score_mod(score, b, h, q_idx, kv_idx):
+        return cap * torch.tanh(score / cap)
+
+    return score_mod
+
+
+# ---- the hook -----------------------------------------------------------------------------------
+
+
+class FlexAttentionWrapper:
+    """Puts our attention into every attention layer of a model, and takes it out again.
+
+    >>> with FlexAttentionWrapper(model).patch_model(mask_mod):
+    ...     model(input_ids)  # every layer attends under mask_mod
+
+    Args:
+        model: a causal language model of transformers.
+        backend: ``flex``, ``sdpa`` or ``eager``.
+        compiled: compile FlexAttention; eager FlexAttention is exact and slow.
+    """
+
+    _serial = itertools.count()
+
+    def __init__(self, model, backend: str = "sdpa", *, compiled: bool = True):
+        assert backend in BACKENDS, backend
+        self.model = model
+        self.backend = backend
+        self.compiled = compiled
+        self.plan = None
+        self.layers = {}  # index → (attention module, its scoring), as the last forwards met them
+        self._name = None
+        self._before = None
+
+    def patch_model(self, mask_mod=None) -> FlexAttentionWrapper:
+        """Every forward from now on attends under ``mask_mod`` (plain causal attention if None).
+
+        Raises:
+            UserError: the model's layers do not go through transformers' attention interface.
+        """
+        assert self._name is None, "the model is patched already"
+        self.plan = MaskPlan(mask_mod, backend=self.backend, compiled=self.compiled)
+        self._before = self.model.config._attn_implementation
+        self._name = f"self_ensemble_{next(self._serial)}"
+        ALL_ATTENTION_FUNCTIONS[self._name] = self._attention
+        ALL_MASK_ATTENTION_FUNCTIONS[self._name] = _no_mask
+        try:
+            self.model.set_attn_implementation(self._name)
+            if self.model.config._attn_implementation != self._name:
+                raise UserError(
+                    unsupported(self.model, "its layers do not use the attention interface")
+                )
+        except BaseException:
+            self.unpatch_model()
+            raise
+        return self
+
+    def unpatch_model(self) -> None:
+        """Put back what was there. Harmless on a model that is not patched."""
+        if self._name is None:
+            return
+        if self.model.config._attn_implementation == self._name:
+            self.model.set_attn_implementation(self._before)
+        del ALL_ATTENTION_FUNCTIONS[self._name]
+        del ALL_MASK_ATTENTION_FUNCTIONS[self._name]
+        self.plan, self._name, self._before = None, None, None
+
+    @contextmanager
+    def planned(self, plan):
+        """Within, every forward follows this plan."""
+        before, self.plan = self.plan, plan
+        try:
+            yield
+        finally:
+            self.plan = before
+
+    def __enter__(self) -> FlexAttentionWrapper:
+        return self if self._name else self.patch_model()
+
+    def __exit__(self, *exception) -> None:
+        self.unpatch_model()
+
+    def _attention(self, module, query, key, value, attention_mask=None, **options):
+        scoring = read_scoring(module, query, options)
+        if attention_mask is not None:
+            raise ValueError("a patched model takes its mask from the wrapper, not attention_mask")
+        self.layers[module.layer_idx] = (module, scoring)
+        out = self.plan.attend(module.layer_idx, query, key, value, scoring)
+        return out.transpose(1, 2), None  # [B, S, H, D]
+
+
+def read_scoring(module, query, options: dict) -> Scoring:
+    """What a layer says of its scores. Anything we would have to ignore is refused."""
+    scaling = options.pop("scaling", None)
+    softcap = options.pop("softcap", None)
+    window = options.pop("sliding_window", None)
+    for name, value in options.items():
+        if name not in _HARMLESS and value is not None and value is not False:
+            raise UserError(f"this model's attention uses {name!r}, which is not supported")
+    return Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, window)
+
+
+def _no_mask(*args, **kwargs):
+    """In transformers' mask interface: the plan brings the mask."""
+
+
+def unsupported(model, reason: str) -> str:
+    name = getattr(model.config, "model_type", type(model).__name__)
+    return f"the architecture {name!r} is not supported: {reason}"
+
+
+# ---- what a model and a machine can do ----------------------------------------------------------
+
+
+@torch.inference_mode()
+def check_architecture(wrapper: FlexAttentionWrapper) -> None:
+    """Run a patched model once and refuse what our attention would silently get wrong.
+
+    Raises:
+        UserError: with the reason.
+    """
+    model, config = wrapper.model, wrapper.model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(unsupported(model, "it is an encoder-decoder model"))
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi":
+        raise UserError(unsupported(model, "its positions are alibi biases on the attention"))
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        other = sorted(kinds - {"full_attention", "sliding_attention"})[0]
+        raise UserError(unsupported(model, f"it has layers of the kind {other!r}"))
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise UserError(unsupported(model, "its layers share keys and values"))
+    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    positions = torch.arange(3, device=model.device)[None]
+    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+    attending = len(wrapper.layers)
+    if attending != config.num_hidden_layers:
+        raise UserError(
+            unsupported(
+                model,
+                f"{attending} of its {config.num_hidden_layers} layers attend through the "
+                "attention interface; the others are state-space, linear or of their own making",
+            )
+        )
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        if (kind == "sliding_attention") != (wrapper.layers[layer][1].window is not None):
+            raise UserError(unsupported(model, f"layer {layer} does not pass on its window"))
+
+
+@torch.inference_mode()
+def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
+    """Why compiled FlexAttention cannot run for this model on its device; None if it can.
+
+    Compiles it for the model's heads and holds it against plain math.
+    """
+    model, config = wrapper.model, wrapper.model.config.get_text_config()
+    _, scoring = next(iter(wrapper.layers.values()))
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    segment_ids = torch.arange(256, device=model.device) // 100
+    mask_mod = packed_segment_mask(segment_ids, segment_ids, 0, None)
+    q, k, v = (
+        torch.randn(1, h, 256, size, device=model.device, dtype=model.dtype)
+        for h in (heads, kv_heads, kv_heads)
+    )
+    try:
+        mask = make_mask(mask_mod, 256, 256, model.device, "flex")
+        got = attend_under_mask(q, k, v, mask, scoring, "flex", wrapper.compiled)
+    except (RuntimeError, ImportError, OSError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    mask = make_mask(mask_mod, 256, 256, model.device, "eager")
+    difference = (got - attend_under_mask(q, k, v, mask, scoring, "eager")).abs().max().item()
+    if difference > (1e-4 if model.dtype == torch.float32 else 5e-2):
+        return f"its result is off by {difference:.3g}"
+    return None

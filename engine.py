@@ -1,0 +1,451 @@
+"""Load a model; encode isolated segments; decode with one KV loop. Token ids in, token ids out.
+
+A *stream* is one decoded row: a prefix shared by all, K segments, and fused tokens. Attention
+fusion has one stream a question with K = N; logit fusion has N streams a question with K = 1,
+whose logits a reduction turns into one token that all of them append. Both go through the loop in
+`Engine._decode`, the only one in the project.
+
+Legend: ``B`` questions of a batch, ``n`` streams of a question, ``R = B * n`` rows, ``K`` segments
+of a row, ``M`` the longest segment, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from attention import EncodePlan, FlexAttentionWrapper, FusePlan, Fusion, KeyValues, learn_rotary
+from constants import UserError
+from segments import Placement, SplitQuestion, place, place_question
+
+logger = logging.getLogger(__name__)
+
+# Tokens encoded in one forward, at most: more gains nothing.
+CPU_TOKENS_PER_BATCH = 4096
+GPU_TOKENS_PER_BATCH = 32768
+# FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of this.
+FLEX_BUCKET = 1024
+# Finished questions leave the batch once they are this share of it.
+COMPACT_SHARE = 0.25
+
+Combine = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One decoded row.
+
+    segments: K tuples of token ids. tail: the fused tokens it opens with; empty in the layout
+    ``concat``, where the first token is read off the last segment. separators: token ids that
+    belong to no segment and that every fused token sees.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    tail: tuple[int, ...]
+    separators: tuple[int, ...]
+    placement: Placement
+
+    @property
+    def encoded_tokens(self) -> int:
+        return sum(map(len, self.segments)) + len(self.separators)
+
+    @property
+    def last_position(self) -> int:
+        return self.placement.fused_start + len(self.tail)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one question got.
+
+    token_ids: what was generated, without an end-of-sequence token.
+    logprobs: natural log-probabilities of the answer's tokens, the stop token excluded.
+    truncated: the token limit came before a stop.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    truncated: bool
+
+
+@dataclass
+class Counts:
+    """What was computed, for the manifest."""
+
+    encoded_tokens: int = 0
+    decoded_tokens: int = 0  # of questions, however many streams each has
+    decode_forwards: int = 0
+    decode_rows: int = 0  # summed over the forwards
+    largest_batch: int = 0  # questions
+    out_of_memory: int = 0  # how often a batch was halved
+
+
+def attention_streams(question: SplitQuestion, prefix_length: int, positions: str) -> list[Stream]:
+    """One stream that sees every segment."""
+    placement = place_question(question, prefix_length, positions)
+    separators = tuple(token for _, token in question.separators)
+    return [Stream(question.segments, question.tail, separators, placement)]
+
+
+def logit_streams(question: SplitQuestion, prefix_length: int) -> list[Stream]:
+    """A stream a paraphrase, each as if it were alone."""
+    return [
+        Stream((segment,), question.tail, (), place([len(segment)], prefix_length, "left"))
+        for segment in question.segments
+    ]
+
+
+def only_stream(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The reduction of a question that has one stream: [B, 1, V] → [B, V]."""
+    assert logits.shape[1] == 1, logits.shape
+    return logits[:, 0]
+
+
+class StopRule:
+    """Stops a row at end-of-sequence, or at a newline after its first visible character.
+
+    Exact, by token id: what a token's text holds is tabled once for the whole vocabulary.
+    """
+
+    def __init__(
+        self, tokenizer, eos_ids: Sequence[int], vocabulary: int, device, *, disabled=False
+    ):
+        texts = tokenizer.batch_decode([[token] for token in range(vocabulary)])
+        table = lambda test: torch.tensor([test(text) for text in texts], device=device)  # noqa: E731
+        self.newline = table(lambda text: "\n" in text)
+        self.visible = table(lambda text: bool(text.strip()))
+        self.visible_first = table(lambda text: bool(text.split("\n")[0].strip()))
+        self.eos = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self.eos[list(eos_ids)] = True
+        self.visible &= ~self.eos
+        self.visible_first &= ~self.eos
+        if disabled:
+            self.newline.zero_()
+            self.eos.zero_()
+
+    def __call__(
+        self, tokens: torch.Tensor, seen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """tokens, seen (a visible character came before) [B] → (stop [B], seen [B])."""
+        newline = self.newline[tokens] & (seen | self.visible_first[tokens])
+        return newline | self.eos[tokens], seen | self.visible[tokens]
+
+
+class Engine:
+    """A patched model, its stop rule, and the run's prefix.
+
+    Args:
+        model: a causal language model, in eval mode on its device.
+        tokenizer: the model's own.
+        wrapper: a patched `FlexAttentionWrapper` around the model.
+        ignore_stops: generate to the token limit whatever comes (for benchmarks).
+    """
+
+    def __init__(self, model, tokenizer, wrapper: FlexAttentionWrapper, *, ignore_stops=False):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.wrapper = wrapper
+        self.device = model.device
+        self.config = model.config.get_text_config()
+        self.eos_ids = end_of_sequence_ids(model, tokenizer)
+        self.stop = StopRule(
+            tokenizer, self.eos_ids, self.config.vocab_size, self.device, disabled=ignore_stops
+        )
+        self.prefix_ids: tuple[int, ...] = ()
+        self.prefix: dict[int, KeyValues] = {}
+        self.rotary = None
+        self.counts = Counts()
+
+    @torch.inference_mode()
+    def set_prefix(self, prefix_ids: Sequence[int]) -> None:
+        """Encode what every prompt of the run begins with, once."""
+        self.prefix_ids, self.prefix = tuple(prefix_ids), {}
+        if self.prefix_ids:
+            ids = torch.tensor(self.prefix_ids, device=self.device)
+            self.prefix = self._encode([self.prefix_ids], torch.arange(len(ids)), {})[0].layers
+            self.counts.encoded_tokens += len(ids)
+
+    def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
+        """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
+        turns = [max(stream.placement.turns) for group in streams for stream in group]
+        if max(turns) == 0:
+            return True
+        last = max(stream.last_position for group in streams for stream in group) + max_new_tokens
+        self.rotary = learn_rotary(self.wrapper, max(turns), last)
+        return self.rotary is not None
+
+    def generate(
+        self,
+        questions: Sequence[Sequence[Stream]],
+        *,
+        fusion: Fusion,
+        combine: Combine,
+        max_new_tokens: int,
+        batch_size: int | None,
+        weights: torch.Tensor | None = None,
+    ) -> Iterator[list[tuple[int, Answer]]]:
+        """Answer questions batch by batch.
+
+        Args:
+            questions: each one's n streams; n, and the number K of segments, is the same for all.
+            fusion: how a stream's partitions are combined in the attention.
+            combine: (logits [B, n, V] float32, weights [B, n] or None) → [B, V].
+            max_new_tokens: the limit of generated tokens.
+            batch_size: questions a batch; None chooses one from the lengths and the device.
+            weights: of the streams, [number of questions, n], handed to ``combine``.
+
+        Yields:
+            Batches of (index into ``questions``, answer), shortest questions first.
+
+        Raises:
+            UserError: a question is longer than the model's context.
+        """
+        self._check_lengths(questions, max_new_tokens)
+        for batch in plan_batches(questions, batch_size, self._tokens_per_batch()):
+            yield self._answer_what_fits(
+                batch,
+                lambda part: self._answer(
+                    [questions[index] for index in part],
+                    fusion,
+                    combine,
+                    max_new_tokens,
+                    None if weights is None else weights[part].to(self.device),
+                ),
+            )
+
+    def _answer_what_fits(self, batch, answer) -> list[tuple[int, Answer]]:
+        """The batch, in as many parts as the memory asks for."""
+        parts, answered = [batch], []
+        while parts:
+            part = parts.pop(0)
+            try:
+                answers = answer(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise UserError(
+                        "out of memory with one question at a time: take fewer paraphrases or "
+                        "few-shot examples, or a smaller model"
+                    ) from None
+                if self.counts.out_of_memory == 0:
+                    logger.warning("out of memory with %d questions at a time: halved", len(part))
+                self.counts.out_of_memory += 1
+                torch.cuda.empty_cache()
+                half = len(part) // 2
+                parts[:0] = [part[:half], part[half:]]
+                continue
+            self.counts.largest_batch = max(self.counts.largest_batch, len(part))
+            answered += zip(part, answers, strict=True)
+        return answered
+
+    def _tokens_per_batch(self) -> int:
+        """How many packed tokens to encode at a time where no batch size is asked for."""
+        if self.device.type != "cuda":
+            return CPU_TOKENS_PER_BATCH
+        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        size = getattr(self.config, "head_dim", None) or (
+            self.config.hidden_size // self.config.num_attention_heads
+        )
+        # Keys and values of all layers, packed and laid out by row, and the widest activations.
+        values = 2 * 3 * self.config.num_hidden_layers * heads * size + 32 * self.config.hidden_size
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fitting = free // 2 // (values * self.model.dtype.itemsize)
+        return max(FLEX_BUCKET, min(GPU_TOKENS_PER_BATCH, fitting // FLEX_BUCKET * FLEX_BUCKET))
+
+    @torch.inference_mode()
+    def _answer(self, groups, fusion, combine, max_new_tokens, weights) -> list[Answer]:
+        """1. encode all segments, isolated; 2. lay them out by row; 3. decode."""
+        streams = [stream for group in groups for stream in group]
+        encoded, logits = self._encode_streams(streams)
+        plan = self._fuse_plan(streams, encoded, fusion, max_new_tokens)
+        with self.wrapper.planned(plan):
+            if logits is None:
+                logits = self._read_tails(streams, plan)
+            return self._decode(
+                streams, plan, logits, len(groups), combine, max_new_tokens, weights
+            )
+
+    def _encode_streams(self, streams):
+        """All segments, then all separators, packed; the first logits where there is no tail."""
+        segments, positions, ends = [], [], []
+        for stream in streams:
+            for segment, start in zip(stream.segments, stream.placement.starts, strict=True):
+                segments.append(segment)
+                positions.append(torch.arange(start, start + len(segment)))
+            ends.append(sum(map(len, segments[-len(stream.segments) :])))
+        for stream in streams:
+            segments.extend((token,) for token in stream.separators)
+            positions.append(torch.tensor(stream.placement.separators, dtype=torch.long))
+        last = None if streams[0].tail else torch.tensor(ends).cumsum(0) - 1
+        encoded, logits = self._encode(segments, torch.cat(positions), self.prefix, last)
+        self.counts.encoded_tokens += sum(map(len, segments))
+        return encoded, logits
+
+    def _encode(self, segments, position_ids, prefix, last=None):
+        """One packed forward. Returns its plan, and the logits at the indices ``last`` [R, V]."""
+        lengths = [len(segment) for segment in segments]
+        ids = torch.tensor([token for segment in segments for token in segment])
+        segment_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        if self.wrapper.backend == "flex":
+            ids, segment_ids, position_ids = pad_to_bucket(ids, segment_ids, position_ids)
+        ids, segment_ids, position_ids = (
+            tensor.to(self.device) for tensor in (ids, segment_ids, position_ids)
+        )
+        plan = EncodePlan(
+            lengths,
+            segment_ids,
+            position_ids,
+            prefix,
+            backend=self.wrapper.backend,
+            compiled=self.wrapper.compiled,
+        )
+        inputs = {"input_ids": ids[None], "position_ids": position_ids[None], "use_cache": False}
+        with self.wrapper.planned(plan):
+            if last is None:
+                self.model.base_model(**inputs)
+                return plan, None
+            logits = self.model(**inputs, logits_to_keep=last.to(self.device)).logits
+            return plan, logits[0].float()
+
+    def _fuse_plan(self, streams, encoded, fusion, max_new_tokens) -> FusePlan:
+        R, K = len(streams), len(streams[0].segments)
+        lengths = torch.tensor([len(segment) for s in streams for segment in s.segments])
+        M = int(lengths.max())
+        gather = encoded.gather[: R * K, :M]  # the separators' rows come behind
+        turns = torch.tensor([stream.placement.turns for stream in streams])
+        separators = len(streams[0].separators)
+        tail = max(len(stream.tail) for stream in streams)
+        plan = FusePlan(
+            prefix=self.prefix,
+            segments={
+                layer: KeyValues(
+                    kv.keys[:, gather].unflatten(1, (R, K)),
+                    kv.values[:, gather].unflatten(1, (R, K)),
+                )
+                for layer, kv in encoded.layers.items()
+            },
+            segment_mask=(torch.arange(M) < lengths[:, None]).view(R, K, M).to(self.device),
+            segment_positions=encoded.position_ids[gather].view(R, K, M),
+            turns=turns.to(self.device) if turns.any() else None,
+            rotary=self.rotary,
+            slots=separators + tail + max_new_tokens,
+            fusion=fusion,
+        )
+        if separators:
+            at = encoded.gather[R * K :, 0].view(R, separators)
+            plan.put(
+                {
+                    layer: KeyValues(kv.keys[:, at], kv.values[:, at])
+                    for layer, kv in encoded.layers.items()
+                },
+                encoded.position_ids[at],
+            )
+        return plan
+
+    def _read_tails(self, streams, plan) -> torch.Tensor:
+        """The first fused tokens, left-padded to the longest tail. Returns logits [R, V]."""
+        width = max(len(stream.tail) for stream in streams)
+        ids = torch.zeros(len(streams), width, dtype=torch.long)
+        for row, stream in enumerate(streams):
+            ids[row, width - len(stream.tail) :] = torch.tensor(stream.tail)
+        tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
+        starts = torch.tensor([stream.placement.fused_start for stream in streams])[:, None]
+        step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
+        positions = (starts + step).clamp(min=0).to(self.device)
+        plan.append(positions, (step >= 0).to(self.device))
+        return self._forward(ids.to(self.device), positions)
+
+    def _forward(self, ids, positions) -> torch.Tensor:
+        """One decode forward. ids, positions [R, S] → logits of the last token [R, V]."""
+        self.counts.decode_forwards += 1
+        self.counts.decode_rows += ids.shape[0]
+        output = self.model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1
+        )
+        return output.logits[:, -1].float()
+
+    def _decode(self, streams, plan, logits, B, combine, max_new_tokens, weights) -> list[Answer]:
+        """Greedy decoding, ties to the lowest id; each question stops on its own."""
+        n = len(streams) // B
+        positions = torch.tensor([s.last_position for s in streams], device=self.device)
+        seen = torch.zeros(B, dtype=torch.bool, device=self.device)
+        alive = list(range(B))  # the question at each place of the batch
+        tokens, logprobs, stopped = [[] for _ in alive], [[] for _ in alive], [False] * B
+        for step in range(max_new_tokens):
+            fused = combine(logits.unflatten(0, (-1, n)), weights)  # [B, V]
+            chosen = fused.argmax(-1)
+            logprob = fused.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+            stop, seen = self.stop(chosen, seen)
+            picked = zip(alive, chosen.tolist(), logprob.tolist(), stop.tolist(), strict=True)
+            for question, token, value, stops in picked:
+                if stopped[question]:
+                    continue
+                self.counts.decoded_tokens += 1
+                stopped[question] = stops
+                if token not in self.eos_ids:
+                    tokens[question].append(token)
+                if not stops:
+                    logprobs[question].append(value)
+            running = [place for place, question in enumerate(alive) if not stopped[question]]
+            if not running or step + 1 == max_new_tokens:
+                break
+            if len(alive) - len(running) >= COMPACT_SHARE * len(alive):
+                keep = torch.tensor(running, device=self.device)
+                rows = (keep[:, None] * n + torch.arange(n, device=self.device)).flatten()
+                plan.keep_rows(rows)
+                chosen, seen, positions = chosen[keep], seen[keep], positions[rows]
+                weights = None if weights is None else weights[keep]
+                alive = [alive[place] for place in running]
+            at = positions[:, None] + step  # [R, 1]
+            plan.append(at, torch.ones_like(at, dtype=torch.bool))
+            logits = self._forward(chosen.repeat_interleave(n)[:, None], at)
+        return [Answer(tuple(tokens[q]), tuple(logprobs[q]), not stopped[q]) for q in range(B)]
+
+    def _check_lengths(self, questions, max_new_tokens) -> None:
+        limit = getattr(self.config, "max_position_embeddings", None)
+        if limit is None or not questions:
+            return
+        longest = max(stream.last_position for group in questions for stream in group)
+        if longest + max_new_tokens > limit:
+            raise UserError(
+                f"the longest prompt needs {longest + max_new_tokens} positions with "
+                f"--max_new_tokens {max_new_tokens}, more than the model's {limit}: take fewer "
+                "few-shot examples, fewer tokens, or a model with a longer context"
+            )
+
+
+def end_of_sequence_ids(model, tokenizer) -> frozenset[int]:
+    ids = model.generation_config.eos_token_id
+    ids = ids if isinstance(ids, list) else [ids]
+    return frozenset(token for token in (*ids, tokenizer.eos_token_id) if token is not None)
+
+
+def plan_batches(questions, batch_size: int | None, tokens_per_batch: int) -> list[list[int]]:
+    """Indices of questions, batch by batch, shortest first: a function of data and settings."""
+    cost = [sum(stream.encoded_tokens for stream in group) for group in questions]
+    order = sorted(range(len(questions)), key=lambda index: (cost[index], index))
+    if batch_size is not None:
+        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    batches, tokens = [], tokens_per_batch
+    for index in order:
+        if tokens + cost[index] > tokens_per_batch:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(index)
+        tokens += cost[index]
+    return batches
+
+
+def pad_to_bucket(ids, segment_ids, position_ids):
+    """Padding tokens behind the packed ones, each a segment of its own that nobody reads."""
+    total = len(ids)
+    missing = -total % FLEX_BUCKET
+    alone = segment_ids[-1] + 1 + torch.arange(missing)
+    zeros = torch.zeros(missing, dtype=torch.long)
+    return (
+        torch.cat([ids, zeros]),
+        torch.cat([segment_ids, alone]),
+        torch.cat([position_ids, zeros]),
+    )

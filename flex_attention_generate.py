@@ -1,0 +1,168 @@
+"""Answer questions by fusing their paraphrases in the attention.
+
+All paraphrases of a question are encoded in one pass, each seeing the shared prompt and itself
+only. The answer's tokens attend to all of them: one decoded row does the work of N.
+
+    python flex_attention_generate.py
+    python flex_attention_generate.py --model llama3.2_3b --dataset questions.jsonl
+    python flex_attention_generate.py --layout concat --fusion joint --positions sequential
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from cli import Parser, add_common_arguments, run, weight_list
+from constants import SEPARATOR, UserError
+from results import attention_method_name
+
+LAYOUTS = ("shared", "concat")
+
+
+def flex_attention_generation(
+    engine,
+    template,
+    questions: Sequence[Sequence[str]],
+    *,
+    layout: str,
+    positions: str,
+    fusion,
+    max_new_tokens: int,
+    batch_size: int | None,
+) -> Iterator[list]:
+    """The whole method: split, encode once in isolation, fuse from the tail on, decode greedily.
+
+    Args:
+        engine: an `engine.Engine` around a patched model.
+        template: a `dataset.PromptTemplate`.
+        questions: the N paraphrases of each question; N is the same for all.
+        layout: ``shared`` (prefix once, N segments, tail) or ``concat`` (whole prompts joined).
+        positions: ``exact``, ``left``, ``right`` or ``sequential``; see `segments.place`.
+        fusion: an `attention.Fusion`.
+        max_new_tokens: the limit of generated tokens.
+        batch_size: questions a batch; None chooses.
+
+    Yields:
+        Batches of (index of the question, `engine.Answer`).
+
+    Raises:
+        UserError: the tokenizer, the model or the lengths do not allow it.
+    """
+    from engine import attention_streams, only_stream
+    from segments import concatenate_prompts, split_prompts
+
+    if layout == "shared":
+        prefix, split = split_prompts(engine.tokenizer, template, questions)
+    else:
+        prefix = ()
+        split = [
+            concatenate_prompts(engine.tokenizer, template, paraphrases, SEPARATOR)
+            for paraphrases in questions
+        ]
+    engine.set_prefix(prefix)
+    streams = [attention_streams(question, len(prefix), positions) for question in split]
+    if not engine.can_turn(streams, max_new_tokens):
+        raise UserError(
+            "--positions exact: this model's positions are not rotary, or turn in a way that is "
+            "not known here; use --positions left"
+        )
+    return engine.generate(
+        streams,
+        fusion=fusion,
+        combine=only_stream,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+
+
+def main(args) -> None:
+    from pipeline import Run, in_order, read_questions, result_row, set_up_logging
+
+    questions = read_questions(args)
+    count = len(questions.records[0].paraphrases)
+    if args.weights is not None and len(args.weights) != count:
+        raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
+
+    set_up_logging(args.verbose)
+    from attention import Fusion
+    from loading import find_model, loaded_engine
+
+    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    default_positions = "left" if args.fusion == "joint" else source.default_positions
+    defaults = {"layout": "shared", "positions": default_positions, "fusion": "mean"}
+    chosen = {
+        "layout": args.layout,
+        "positions": args.positions or default_positions,
+        "fusion": args.fusion,
+    }
+    settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
+    this = Run(args, questions, source, attention_method_name(chosen, defaults), settings)
+    if this.is_finished():
+        return
+
+    with loaded_engine(source, attention=args.attention) as engine:
+        begun = time.monotonic()
+        batches = flex_attention_generation(
+            engine,
+            this.template(engine.tokenizer),
+            [record.paraphrases for record in questions.records],
+            layout=args.layout,
+            positions=chosen["positions"],
+            fusion=Fusion.of(args.fusion, args.fusion_tau, args.weights, engine.device),
+            max_new_tokens=args.max_new_tokens,
+            batch_size=None if args.batch_size == "auto" else args.batch_size,
+        )
+        answers = in_order(batches, len(questions.records), "attention fusion")
+        rows = [
+            result_row(record, answer, engine.tokenizer)
+            for record, answer in zip(questions.records, answers, strict=True)
+        ]
+        this.write(rows, engine, time.monotonic() - begun)
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    parser = Parser(description=__doc__)
+    add_common_arguments(parser)
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="shared",
+        help="shared: the common prompt once, then the paraphrases; concat: whole prompts joined, "
+        "as first described (default: %(default)s)",
+    )
+    method.add_argument(
+        "--positions",
+        choices=("exact", "left", "right", "sequential"),
+        help="where the paraphrases stand (default: exact; left with joint fusion or where a "
+        "model's positions are learned)",
+    )
+    method.add_argument(
+        "--fusion",
+        choices=("mean", "joint"),
+        default="mean",
+        help="mean of the paraphrases' attentions, or one softmax over all (default: %(default)s)",
+    )
+    method.add_argument(
+        "--fusion_tau",
+        type=float,
+        default=0.0,
+        metavar="TAU",
+        help="mean fusion: weigh each paraphrase by its attention mass to this power "
+        "(default: %(default)s, equal weights)",
+    )
+    method.add_argument(
+        "--weights",
+        type=weight_list,
+        metavar="U,U,...",
+        help="a weight for each paraphrase (default: equal)",
+    )
+    args = parser.parse_args(argv)
+    if args.fusion == "joint" and args.fusion_tau != 0:
+        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
+    if args.fusion == "joint" and args.positions == "exact":
+        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
+    return args
+
+
+if __name__ == "__main__":
+    run(main, parse_args())

@@ -1,0 +1,262 @@
+"""Answer questions one paraphrase at a time, or by fusing the paraphrases' logits.
+
+    python generate.py                        average the logits of five paraphrases
+    python generate.py --method per_prompt    every paraphrase on its own
+    python generate.py --method origin        the original wording only
+
+Fused at every token: avg, max, prob_avg, weighted_avg, weighted_max. Fused once, by their answers:
+vote. Not fused: origin, per_prompt.
+"""
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from cli import Parser, add_common_arguments, positive_int, run
+from constants import UserError
+
+# The reductions: logits [B, N, V] float32, weights [B, N] → scores [B, V], whose log-softmax is
+# the fused distribution.
+
+
+def average_logits(logits, weights):
+    """Mean of the logits: up to a constant the mean log-probability, a product of experts."""
+    return logits.mean(1)
+
+
+def highest_probability(logits, weights):
+    """The probability of each token where it is highest."""
+    return logits.log_softmax(-1).amax(1)
+
+
+def average_probabilities(logits, weights):
+    """Mean of the probabilities: a mixture of experts."""
+    return logits.log_softmax(-1).logsumexp(1)
+
+
+def weighted_average_logits(logits, weights):
+    """Logits weighted by each paraphrase's confidence."""
+    share = weights / weights.sum(-1, keepdim=True)
+    return (logits * share[:, :, None]).sum(1)
+
+
+def most_confident(logits, weights):
+    """The most confident paraphrase's logits; ties to the earlier paraphrase."""
+    best = weights.argmax(-1)
+    return logits[best.new_tensor(range(len(best))), best]
+
+
+REDUCTIONS = {
+    "avg": average_logits,
+    "max": highest_probability,
+    "prob_avg": average_probabilities,
+    "weighted_avg": weighted_average_logits,
+    "weighted_max": most_confident,
+}
+WEIGHTED = ("weighted_avg", "weighted_max")
+METHODS = ("origin", "per_prompt", *REDUCTIONS, "vote")
+
+
+def confidence(answer) -> float:
+    """exp of the mean log-probability of an answer's tokens; 0 for an empty answer."""
+    if not answer.logprobs:
+        return 0.0
+    return math.exp(sum(answer.logprobs) / len(answer.logprobs))
+
+
+def majority(predictions: Sequence[str], normalize) -> int:
+    """Which paraphrase answered what most of them did; ties to the earlier one.
+
+    Answers are compared normalised; an empty one has no vote unless all are empty.
+    """
+    answers = [normalize(prediction) for prediction in predictions]
+    votes = Counter(answer for answer in answers if answer) or Counter(answers)
+    most = max(votes.values())
+    return next(i for i, answer in enumerate(answers) if votes[answer] == most)
+
+
+def split_and_set_prefix(engine, template, records):
+    """The questions as streams, one a paraphrase; the prompts' common prefix is encoded."""
+    from engine import logit_streams
+    from segments import split_prompts
+
+    prefix, split = split_prompts(
+        engine.tokenizer, template, [record.paraphrases for record in records]
+    )
+    engine.set_prefix(prefix)
+    return [logit_streams(question, len(prefix)) for question in split]
+
+
+def answer_each(engine, streams, *, max_new_tokens, batch_size) -> list[list]:
+    """Every paraphrase's own greedy answer: [questions][N] of `engine.Answer`."""
+    from attention import Fusion
+    from engine import only_stream
+    from pipeline import in_order
+
+    count = len(streams[0])
+    alone = [[stream] for group in streams for stream in group]
+    batches = engine.generate(
+        alone,
+        fusion=Fusion(),
+        combine=only_stream,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size and batch_size * count,
+    )
+    answers = in_order(batches, len(alone), "each paraphrase")
+    return [answers[at : at + count] for at in range(0, len(answers), count)]
+
+
+def answer_fused(engine, streams, method, weights, *, max_new_tokens, batch_size) -> list:
+    """One answer a question, its paraphrases' logits reduced at every token."""
+    from attention import Fusion
+    from pipeline import in_order
+
+    batches = engine.generate(
+        streams,
+        fusion=Fusion(),
+        combine=REDUCTIONS[method],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        weights=weights,
+    )
+    return in_order(batches, len(streams), method)
+
+
+def read_confidences(args, records):
+    """The column --confidence of the dataset's file: a list of N numbers a question, [Q, N]."""
+    import torch
+
+    from results import read_results
+
+    if args.dataset == "demo":
+        raise UserError("--confidence: the demo has no such column; give a file with --dataset")
+    table = read_results(args.dataset)
+    if args.confidence not in table:
+        raise UserError(
+            f"--confidence: {args.dataset} has no column {args.confidence!r}; "
+            f"it has {', '.join(table.columns)}"
+        )
+    chosen = args.indexs or range(args.num_paraphrases)
+    rows = []
+    for record, given in zip(records, table[args.confidence], strict=False):
+        if not isinstance(given, list) or len(given) <= max(chosen):
+            raise UserError(
+                f"--confidence: {args.confidence} of question {record.uuid} is no list of "
+                f"{max(chosen) + 1} or more numbers: {str(given)[:80]}"
+            )
+        row = [given[index] for index in chosen]
+        if not all(isinstance(u, int | float) and 0 <= u < math.inf for u in row) or not any(row):
+            raise UserError(
+                f"--confidence: {args.confidence} of question {record.uuid} must hold numbers of "
+                f"0 or more, not all 0: {row}"
+            )
+        rows.append(row)
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def own_confidences(each):
+    """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
+    import torch
+
+    weights = torch.tensor([[confidence(answer) for answer in answers] for answers in each])
+    return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))
+
+
+def make_rows(args, engine, streams, records) -> list[dict]:
+    """Answer by the method asked for, and make the table's rows."""
+    from pipeline import result_row
+    from score import normalize_answer
+
+    settings = {
+        "max_new_tokens": args.max_new_tokens,
+        "batch_size": None if args.batch_size == "auto" else args.batch_size,
+    }
+    tokenizer = engine.tokenizer
+    if args.method in REDUCTIONS:
+        weights = None
+        if args.method in WEIGHTED:
+            weights = (
+                read_confidences(args, records)
+                if args.confidence
+                else own_confidences(answer_each(engine, streams, **settings))
+            )
+        answers = answer_fused(engine, streams, args.method, weights, **settings)
+        return [result_row(r, a, tokenizer) for r, a in zip(records, answers, strict=True)]
+
+    each = answer_each(engine, streams, **settings)
+    if args.method == "origin":
+        return [result_row(r, a[0], tokenizer) for r, a in zip(records, each, strict=True)]
+    rows = [
+        [
+            result_row(record, answer, tokenizer, paraphrase=paraphrase)
+            for paraphrase, answer in zip(record.paraphrases, answers, strict=True)
+        ]
+        for record, answers in zip(records, each, strict=True)
+    ]
+    if args.method == "per_prompt":
+        return [row for group in rows for row in group]
+    voted = [
+        group[majority([row["prediction"] for row in group], normalize_answer)] for group in rows
+    ]
+    return [{name: row[name] for name in row if name != "paraphrase"} for row in voted]
+
+
+def main(args) -> None:
+    from pipeline import Run, read_questions, set_up_logging
+
+    questions = read_questions(args, original=args.method == "origin")
+    set_up_logging(args.verbose)
+    from loading import find_model, loaded_engine
+
+    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    settings = {"name": args.method}
+    if args.method in WEIGHTED:
+        settings["confidence"] = args.confidence or "own answer"
+    this = Run(args, questions, source, args.method, settings)
+    if this.is_finished():
+        return
+
+    with loaded_engine(source, attention=args.attention) as engine:
+        begun = time.monotonic()
+        template = this.template(engine.tokenizer)
+        streams = split_and_set_prefix(engine, template, questions.records)
+        rows = make_rows(args, engine, streams, questions.records)
+        this.write(rows, engine, time.monotonic() - begun)
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    parser = Parser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--num_ensemble",
+        dest="num_paraphrases",
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="another name of --num_paraphrases",
+    )
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        choices=METHODS,
+        default="avg",
+        help="how the paraphrases are fused (default: %(default)s)",
+    )
+    method.add_argument(
+        "--confidence",
+        metavar="COLUMN",
+        help="weighted methods: a column of the dataset with a number for each paraphrase, instead "
+        "of the confidence of its own answer",
+    )
+    args = parser.parse_args(argv)
+    if args.confidence and args.method not in WEIGHTED:
+        parser.error(f"--confidence: --method {args.method} uses no weights")
+    if args.indexs and args.method == "origin":
+        parser.error("--indexs: --method origin asks the original wording only")
+    return args
+
+
+if __name__ == "__main__":
+    run(main, parse_args())

@@ -1,0 +1,242 @@
+"""The run that both generating scripts share: read the questions, answer them, write the table."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from dataset import (
+    Dataset,
+    PromptTemplate,
+    Record,
+    chat_prompt_template,
+    choose_template,
+    load_dataset,
+    select_paraphrases,
+)
+from results import (
+    check_finished,
+    check_writable,
+    result_file,
+    result_stem,
+    run_name,
+    write_results,
+)
+
+if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
+    from engine import Answer, Engine
+
+PLAIN_PROGRESS_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run asks: the dataset, its records with the paraphrases chosen, and the prompt."""
+
+    dataset: Dataset
+    records: list[Record]
+    template: PromptTemplate
+
+
+def read_questions(args, *, original: bool = False) -> Questions:
+    """The questions of a command line.
+
+    ``original`` takes one wording each: the column `question`, else paraphrase 0.
+    """
+    dataset = load_dataset(args.dataset, max_samples=args.max_samples)
+    template = choose_template(
+        dataset,
+        instruction=args.instruction,
+        few_shot_file=args.few_shot,
+        num_few_shot=args.num_few_shot,
+    )
+    if original:
+        records = [
+            replace(record, paraphrases=(record.question or record.paraphrases[0],))
+            for record in dataset.records
+        ]
+    else:
+        records = select_paraphrases(
+            dataset.records, num_paraphrases=args.num_paraphrases, indexs=args.indexs
+        )
+    return Questions(dataset, records, template)
+
+
+class Run:
+    """One run of a generating script, from its command line to its three files.
+
+    Args:
+        args: of the command line, see `cli.add_common_arguments`.
+        questions: from `read_questions`.
+        source: a `loading.ModelSource`.
+        method: what names the file, see `results.run_name`.
+        settings: of the method, part of the run's identity; JSON types.
+    """
+
+    def __init__(self, args, questions: Questions, source, method: str, settings: dict[str, Any]):
+        self.args = args
+        self.questions = questions
+        self.source = source
+        count = len(questions.records[0].paraphrases)
+        self.stem = result_stem(
+            args.output_dir,
+            questions.dataset.name,
+            source.name,
+            run_name(method, num_paraphrases=count, indexs=args.indexs),
+            indexs=args.indexs,
+        )
+        self.identity = {
+            "data": questions.dataset.fingerprint,
+            "model": {"name": source.name, "fingerprint": source.fingerprint},
+            "prompt": {
+                "head": questions.template.head,
+                "tail": questions.template.tail,
+                "chat_template": args.chat_template,
+            },
+            "paraphrases": list(args.indexs) if args.indexs else count,
+            "method": settings,
+            "dtype": str(source.dtype).removeprefix("torch."),
+            "max_new_tokens": args.max_new_tokens,
+        }
+
+    def is_finished(self) -> bool:
+        """Whether the file is there already; says so. Checks early that it can be written."""
+        finished = check_finished(
+            self.stem,
+            self.identity,
+            num_questions=len(self.questions.records),
+            overwrite=self.args.overwrite,
+        )
+        if finished:
+            path = result_file(self.stem, ".feather")
+            say(f"{path} is finished already; --overwrite makes it again")
+        else:
+            check_writable(self.stem)
+        return finished
+
+    def template(self, tokenizer) -> PromptTemplate:
+        if self.args.chat_template:
+            return chat_prompt_template(tokenizer, self.questions.template)
+        return self.questions.template
+
+    def write(self, rows: list[dict], engine: Engine, seconds: float, **extra) -> None:
+        """Write the table and its manifest, and say what was done."""
+        import pandas as pd
+
+        count = len(self.questions.records)
+        manifest = {
+            "identity": self.identity,
+            "num_questions": count,
+            "dataset": self.questions.dataset.name,
+            "device": describe_device(self.source.device),
+            "attention": {
+                "asked": self.args.attention,
+                "encode": engine.wrapper.backend,
+                "decode": "split softmax over prefix, segments and fused tokens",
+            },
+            "batch_size": self.args.batch_size,
+            "counts": asdict(engine.counts),
+            "seconds": round(seconds, 3),
+            "versions": versions(),
+            **extra,
+        }
+        write_results(self.stem, pd.DataFrame(rows), manifest)
+        say(f"wrote {result_file(self.stem, '.feather')} (.csv and .json beside it)")
+        say(
+            f"{count} questions in {seconds:.1f} s, {count / seconds:.1f} questions/s; "
+            f"{engine.counts.encoded_tokens:,} tokens encoded, "
+            f"{engine.counts.decoded_tokens:,} decoded in {engine.counts.decode_rows:,} rows"
+        )
+
+
+def result_row(record: Record, answer: Answer, tokenizer, **columns) -> dict:
+    """One row of the result table."""
+    generation = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+    row = {
+        "uuid": record.uuid,
+        "paraphrases": list(record.paraphrases),
+        **columns,
+        "answers": list(record.answers),
+        "prediction": first_line(generation),
+        "generation": generation,
+        "logprob": sum(answer.logprobs),
+        "truncated": answer.truncated,
+    }
+    if record.relation is not None:
+        row["relation"] = record.relation
+    return row
+
+
+def first_line(generation: str) -> str:
+    """The prediction: the first line that holds anything."""
+    return (generation.strip().splitlines() or [""])[0].strip()
+
+
+def in_order(batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str) -> list:
+    """Collect batches of (index, answer) with progress on stderr; answers come back in order."""
+    answers: list = [None] * total
+    with progress(total, what) as advance:
+        for batch in batches:
+            for index, answer in batch:
+                answers[index] = answer
+            advance(len(batch))
+    return answers
+
+
+@contextmanager
+def progress(total: int, what: str):
+    """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, unit=" questions", delay=2, smoothing=0.1) as bar:
+            yield bar.update
+        return
+    done, begun = 0, time.monotonic()
+    told = begun
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        now = time.monotonic()
+        if now - told >= PLAIN_PROGRESS_SECONDS and done < total:
+            told = now
+            rate = done / (now - begun)
+            say(
+                f"{what}: {done} of {total} questions, {rate:.1f} questions/s, "
+                f"{(total - done) / rate:.0f} s left"
+            )
+
+    yield advance
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Our warnings as plain lines; the libraries' bars and remarks only with --verbose."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    if not verbose:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def describe_device(device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
