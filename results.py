@@ -333,11 +333,12 @@ def _result_table(frame: "DataFrame") -> "pyarrow.Table":
 
 
 def _feather_bytes(table: "pyarrow.Table") -> bytes:
+    import pyarrow as pa
     from pyarrow import feather
 
-    buffer = io.BytesIO()
-    feather.write_feather(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    sink = pa.BufferOutputStream()
+    feather.write_feather(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def _csv_bytes(table: "pyarrow.Table") -> bytes:
@@ -379,13 +380,13 @@ def read_results(path: str | Path) -> "DataFrame":
         ".csv": _read_csv,
         ".jsonl": _read_jsonl,
     }
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         known = ", ".join(readers)
         raise UserError(f"cannot read {path}: its suffix is none of {known}")
     import pyarrow as pa
 
     try:
-        columns = readers[path.suffix](path)
+        columns = readers[path.suffix.lower()](path)
     except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
     if not columns:
@@ -396,9 +397,12 @@ def read_results(path: str | Path) -> "DataFrame":
 def _read_arrow(path: Path) -> dict[str, list]:
     from pyarrow import feather, parquet
 
-    with open(path, "rb") as handle:
-        read = parquet.read_table if path.suffix == ".parquet" else feather.read_table
-        return read(handle).to_pydict()
+    # A path and one thread: given a Python file, Arrow's threads outlive the call and now and then
+    # abort the whole process at its exit (apache/arrow issues 34314 and 50482).
+    if path.suffix.lower() == ".parquet":
+        with parquet.ParquetFile(str(path)) as file:
+            return file.read(use_threads=False).to_pydict()
+    return feather.read_table(str(path), use_threads=False).to_pydict()
 
 
 def _read_csv(path: Path) -> dict[str, list]:
