@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+from answers import normalize_answer
 from cli import Parser, add_common_arguments, positive_int, run
 from constants import UserError
 
@@ -66,12 +67,12 @@ def confidence(answer) -> float:
     return math.exp(sum(answer.logprobs) / len(answer.logprobs))
 
 
-def majority(predictions: Sequence[str], normalize) -> int:
+def majority(predictions: Sequence[str]) -> int:
     """Which paraphrase answered what most of them did; ties to the earlier one.
 
     Answers are compared normalised; an empty one has no vote unless all are empty.
     """
-    answers = [normalize(prediction) for prediction in predictions]
+    answers = [normalize_answer(prediction) for prediction in predictions]
     votes = Counter(answer for answer in answers if answer) or Counter(answers)
     most = max(votes.values())
     return next(i for i, answer in enumerate(answers) if votes[answer] == most)
@@ -167,7 +168,6 @@ def own_confidences(each):
 def make_rows(args, engine, streams, records) -> list[dict]:
     """Answer by the method asked for, and make the table's rows."""
     from pipeline import result_row
-    from score import normalize_answer
 
     settings = {
         "max_new_tokens": args.max_new_tokens,
@@ -197,9 +197,7 @@ def make_rows(args, engine, streams, records) -> list[dict]:
     ]
     if args.method == "per_prompt":
         return [row for group in rows for row in group]
-    voted = [
-        group[majority([row["prediction"] for row in group], normalize_answer)] for group in rows
-    ]
+    voted = [group[majority([row["prediction"] for row in group])] for group in rows]
     return [{name: row[name] for name in row if name != "paraphrase"} for row in voted]
 
 

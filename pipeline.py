@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from answers import first_line
 from dataset import (
     Dataset,
     PromptTemplate,
@@ -172,11 +173,6 @@ def result_row(record: Record, answer: Answer, tokenizer, **columns) -> dict:
     if record.relation is not None:
         row["relation"] = record.relation
     return row
-
-
-def first_line(generation: str) -> str:
-    """The prediction: the first line that holds anything."""
-    return (generation.strip().splitlines() or [""])[0].strip()
 
 
 def in_order(batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str) -> list:

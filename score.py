@@ -12,8 +12,6 @@ how often they agree. No model is loaded.
 import argparse
 import json
 import os
-import re
-import string
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+from answers import is_right, normalize_answer
 from cli import Parser, run
 from constants import UserError
 from results import read_results
@@ -33,25 +32,7 @@ Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 RESAMPLES = 10_000
 SEED = 0
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 LABEL_WIDTH = 40  # leaves the widest table, an interval of [-100.00, +100.00], in 100 columns
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces: as SQuAD v1.1 evaluates.
-
-    Rajpurkar et al. 2016, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", the
-    official evaluation script; the steps are taken in its order.
-    """
-    text = text.lower().translate(WITHOUT_PUNCTUATION)
-    return " ".join(ARTICLES.sub(" ", text).split())
-
-
-def is_right(prediction: str, answers: Sequence[str]) -> bool:
-    """Exact match: normalised, the prediction is one of the answers. Nothing is never right."""
-    normalized = normalize_answer(prediction)
-    return bool(normalized) and any(normalized == normalize_answer(answer) for answer in answers)
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:

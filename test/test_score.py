@@ -13,6 +13,7 @@ import pytest
 from scipy import optimize, stats
 
 import score
+from answers import normalize_answer
 from constants import UserError
 from score import (
     Z,
@@ -23,7 +24,6 @@ from score import (
     main,
     make_report,
     mcnemar_p,
-    normalize_answer,
     pair_agreement,
     parse_args,
     render_report,

@@ -1,0 +1,525 @@
+"""The fast engine against plain oracles and stock transformers, for every architecture."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from oracle import joint_oracle, mean_oracle
+from tiny import ARCHITECTURES, ROTARY, VOCABULARY, TinyTokenizer, tiny_model
+from transformers import DynamicCache
+
+from attention import EncodePlan, FlexAttentionWrapper, FusePlan, Fusion, KeyValues, MaskPlan
+from engine import Engine, attention_streams, logit_streams, only_stream
+from segments import SplitQuestion
+
+STEPS = 6
+TOLERANCE = 1e-4
+
+
+def ids(*shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, VOCABULARY, shape, generator=generator).tolist()
+
+
+PREFIX = tuple(ids(9, seed=0))
+TAIL = tuple(ids(3, seed=1))
+LENGTHS = {5: (6, 1, 11, 4, 16), 10: (6, 1, 11, 4, 16, 2, 7, 9, 3, 12)}
+
+
+def question(N=5, seed=2, lengths=None, tail=TAIL):
+    lengths = lengths or LENGTHS[N]
+    return SplitQuestion(
+        tuple(tuple(ids(n, seed=seed * 100 + i)) for i, n in enumerate(lengths)), tail
+    )
+
+
+class Recorder:
+    """A reduction that keeps the logits it is given."""
+
+    def __init__(self, reduction=only_stream):
+        self.reduction = reduction
+        self.logits = []
+
+    def __call__(self, logits, weights):
+        fused = self.reduction(logits, weights)
+        self.logits.append(fused)
+        return fused
+
+
+def make_engine(wrapper, prefix=PREFIX):
+    engine = Engine(wrapper.model, TinyTokenizer(), wrapper, ignore_stops=True)
+    engine.set_prefix(prefix)
+    return engine
+
+
+def answer(engine, streams, fusion=None, combine=only_stream, batch_size=None, steps=STEPS):
+    """(token ids of each question, in order)."""
+    assert engine.can_turn(streams, steps)
+    batches = engine.generate(
+        streams,
+        fusion=fusion or Fusion(),
+        combine=combine,
+        max_new_tokens=steps,
+        batch_size=batch_size,
+    )
+    found = {index: answer.token_ids for batch in batches for index, answer in batch}
+    return [found[index] for index in range(len(streams))]
+
+
+def fused_logits(model, q, positions, fusion=None, backend="sdpa", prefix=PREFIX, steps=STEPS):
+    """The engine's tokens, and its logits at each step [steps, V]."""
+    backend = "eager" if backend == "sdpa" and capped(model) else backend
+    with FlexAttentionWrapper(model, backend, compiled=False) as wrapper:
+        engine = make_engine(wrapper, prefix)
+        recorder = Recorder()
+        streams = [attention_streams(q, len(prefix), positions)]
+        [tokens] = answer(engine, streams, fusion, recorder, steps=steps)
+    return tokens, torch.cat(recorder.logits)
+
+
+def capped(model):
+    return getattr(model.config, "attn_logit_softcapping", None) is not None
+
+
+def oracle_logits(oracle, model, q, tokens, *settings, prefix=PREFIX, **more):
+    """The oracle's logits for the tokens after the tail and after each generated token."""
+    fused = [*q.tail, *tokens[:-1]]
+    return oracle(model, prefix, q.segments, fused, *settings, **more)[len(q.tail) - 1 :]
+
+
+def distance(a, b):
+    return (a - b).abs().max().item()
+
+
+# ---- isolation ------------------------------------------------------------------------------
+
+
+def encode_packed(wrapper, prefix, segments, backend):
+    """Hidden states [T, hidden] and the plan of one packed forward, under `left`."""
+    engine = make_engine(wrapper, prefix)
+    wrapper.backend = backend
+    lengths = [len(s) for s in segments]
+    positions = torch.cat([torch.arange(len(prefix), len(prefix) + n) for n in lengths])
+    plan = EncodePlan(
+        lengths,
+        torch.arange(len(segments)).repeat_interleave(torch.tensor(lengths)),
+        positions,
+        engine.prefix,
+        backend=backend,
+        compiled=False,
+    )
+    tokens = torch.tensor([t for s in segments for t in s])
+    with wrapper.planned(plan), torch.no_grad():
+        hidden = wrapper.model.base_model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False
+        ).last_hidden_state[0]
+    return hidden, plan
+
+
+def stock(model, tokens):
+    """Hidden states and (keys, values) of each layer of a stock forward."""
+    cache = DynamicCache()
+    with torch.no_grad():
+        hidden = model.base_model(
+            input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True
+        ).last_hidden_state[0]
+    return hidden, [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+
+def isolation_error(model, q, backend, prefix=PREFIX):
+    """Largest difference of hidden states, keys and values from stock `prefix + segment`."""
+    with FlexAttentionWrapper(model, backend, compiled=False) as wrapper:
+        hidden, plan = encode_packed(wrapper, prefix, q.segments, backend)
+    worst, at = 0.0, 0
+    for segment in q.segments:
+        expected, layers = stock(model, [*prefix, *segment])
+        own = slice(at, at + len(segment))
+        worst = max(worst, distance(hidden[own], expected[len(prefix) :]))
+        for index, (keys, values) in enumerate(layers):
+            kv = plan.layers[index]
+            worst = max(worst, distance(kv.keys[:, own], keys[:, len(prefix) :]))
+            worst = max(worst, distance(kv.values[:, own], values[:, len(prefix) :]))
+        at += len(segment)
+    return worst
+
+
+@pytest.mark.parametrize("N", LENGTHS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_segments_equal_a_stock_forward_alone(name, N):
+    model = tiny_model(name)
+    for backend in ("flex", "sdpa", "eager"):
+        if backend == "sdpa" and capped(model):
+            continue
+        assert isolation_error(model, question(N), backend) <= TOLERANCE, backend
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_segments_without_a_prefix_equal_a_stock_forward_alone(name):
+    assert isolation_error(tiny_model(name), question(), "eager", prefix=()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_leaked_key_is_noticed(name, monkeypatch):
+    """Negative control: one token of the first segment is shown to the others."""
+    model = tiny_model(name)
+    intact = EncodePlan._padded_mask
+
+    def leaking(plan, window):
+        plan.gather[-1, 0] = plan.gather[0, 0]
+        return intact(plan, window)
+
+    monkeypatch.setattr(EncodePlan, "_padded_mask", leaking)
+    assert isolation_error(model, question(), "eager") >= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("phi3", {"sliding_window": None}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+        ("gemma2", {"layer_types": ["full_attention"] * 4}),
+        ("gemma3", {"layer_types": ["full_attention"] * 4}),
+        ("gemma3", {"layer_types": ["sliding_attention"] * 4}),
+        ("gpt_neox", {"rotary_pct": 1.0}),
+    ],
+)
+def test_each_architectures_feature_bites(name, without):
+    """Negative control: with the feature removed the fused logits move."""
+    q = question()
+    model, plainer = tiny_model(name), tiny_model(name, **without)
+    tokens, logits = fused_logits(model, q, "left")
+    plain = oracle_logits(mean_oracle, plainer, q, tokens, "left")
+    assert distance(logits, plain) >= 1e-2
+
+
+# ---- fusion ---------------------------------------------------------------------------------
+
+
+# Learned positions cannot be exact: test_learned_positions_cannot_be_exact.
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        (name, positions)
+        for name in ARCHITECTURES
+        for positions in ("exact", "left", "right", "sequential")
+        if name in ROTARY or positions != "exact"
+    ],
+)
+def test_mean_equals_averaging_the_attention_of_stock_prompts(name, positions):
+    model, q = tiny_model(name), question()
+    tokens, logits = fused_logits(model, q, positions)
+    assert distance(logits, oracle_logits(mean_oracle, model, q, tokens, positions)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("positions", ["left", "right", "sequential"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_joint_equals_one_softmax_under_a_dense_mask(name, positions):
+    model, q = tiny_model(name), question()
+    tokens, logits = fused_logits(model, q, positions, Fusion("joint"))
+    assert distance(logits, oracle_logits(joint_oracle, model, q, tokens, positions)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("positions", ["exact", "left"])
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("weights", [None, (3.0, 0.0, 1.0, 1.0, 0.5)])
+def test_the_dial_and_the_weights(positions, tau, weights):
+    model, q = tiny_model("gemma3"), question()
+    tokens, logits = fused_logits(model, q, positions, Fusion.of("mean", tau, weights, "cpu"))
+    expected = oracle_logits(mean_oracle, model, q, tokens, positions, tau=tau, weights=weights)
+    assert distance(logits, expected) <= TOLERANCE
+
+
+def test_weights_of_joint_fusion_bias_the_scores():
+    model, q, weights = tiny_model("llama"), question(), (3.0, 0.0, 1.0, 1.0, 0.5)
+    tokens, logits = fused_logits(model, q, "left", Fusion.of("joint", 0.0, weights, "cpu"))
+    expected = oracle_logits(joint_oracle, model, q, tokens, "left", weights=weights)
+    assert distance(logits, expected) <= TOLERANCE
+
+
+def test_tau_one_is_joint_with_the_segments_scores_lowered():
+    """One softmax whose segment scores are lowered by log N, computed apart."""
+    model, q = tiny_model("llama"), question()
+    torch.manual_seed(0)
+    scores = torch.randn(2, 3, 5, 4, 7), torch.randn(2, 3, 1, 4, 9), torch.randn(2, 3, 1, 4, 2)
+    segments, prefix, fused = scores
+    from attention import fuse_probabilities
+
+    dialled = fuse_probabilities(prefix, segments, fused, Fusion("mean", tau=1.0))
+    lowered = fuse_probabilities(prefix, segments - torch.tensor(5.0).log(), fused, Fusion("joint"))
+    for got, expected in zip(dialled, lowered, strict=True):
+        assert distance(got, expected) <= 1e-6
+    tokens, logits = fused_logits(model, q, "left", Fusion("mean", tau=1.0))
+    assert len(tokens) == len(logits) == STEPS
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_flex_sdpa_and_plain_math_agree(name):
+    model, q = tiny_model(name), question(10)
+    found = {b: fused_logits(model, q, "left", backend=b) for b in ("flex", "sdpa", "eager")}
+    for backend in ("flex", "sdpa"):
+        assert found[backend][0] == found["eager"][0]
+        assert distance(found[backend][1], found["eager"][1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, ()], ids=["prefix", "no prefix"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_paraphrase_equals_generate(name, prefix):
+    model, q = tiny_model(name), question(lengths=(12,))
+    prompt = torch.tensor([[*prefix, *q.segments[0], *q.tail]])
+    expected = model.generate(
+        prompt, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, eos_token_id=None
+    )[0, prompt.shape[1] :].tolist()
+    for positions in ("exact", "left", "right"):
+        assert list(fused_logits(model, q, positions, prefix=prefix)[0]) == expected
+    with FlexAttentionWrapper(model, "eager") as wrapper:
+        engine = make_engine(wrapper, prefix)
+        [tokens] = answer(engine, [logit_streams(q, len(prefix))])
+    assert list(tokens) == expected
+
+
+@pytest.mark.parametrize("positions", ["exact", "left", "right"])
+@pytest.mark.parametrize("name", ROTARY)
+def test_five_copies_equal_the_paraphrase_alone(name, positions):
+    model, one = tiny_model(name), question(lengths=(8,))
+    five = replace(one, segments=one.segments * 5)
+    alone, copies = (fused_logits(model, q, positions) for q in (one, five))
+    assert alone[0] == copies[0]
+    assert distance(alone[1], copies[1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("positions", "fusion"),
+    [
+        ("exact", "mean"),
+        ("left", "mean"),
+        ("right", "mean"),
+        ("left", "joint"),
+        ("right", "joint"),
+    ],
+)
+@pytest.mark.parametrize("name", ROTARY)
+def test_the_order_of_paraphrases_does_not_matter(name, positions, fusion):
+    model, q = tiny_model(name), question()
+    permuted = replace(q, segments=tuple(q.segments[i] for i in (3, 0, 4, 2, 1)))
+    a, b = (fused_logits(model, x, positions, Fusion(fusion)) for x in (q, permuted))
+    assert a[0] == b[0]
+    assert distance(a[1], b[1]) <= TOLERANCE
+
+
+def test_sequential_positions_do_depend_on_the_order():
+    model, q = tiny_model("llama"), question()
+    permuted = replace(q, segments=q.segments[::-1])
+    a, b = (fused_logits(model, x, "sequential", steps=1)[1] for x in (q, permuted))
+    assert distance(a, b) >= 1e-2
+
+
+def test_learned_positions_cannot_be_exact():
+    with FlexAttentionWrapper(tiny_model("gpt2"), "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        assert not engine.can_turn([attention_streams(question(), len(PREFIX), "exact")], STEPS)
+
+
+# ---- batches --------------------------------------------------------------------------------
+
+MIXED_TAILS = [TAIL, TAIL[-1:], TAIL[1:], TAIL, TAIL[-1:], TAIL, TAIL[1:]]
+QUESTIONS = [
+    question(seed=seed, lengths=lengths, tail=tail)
+    for seed, (lengths, tail) in enumerate(
+        zip(
+            [
+                (6, 1, 11, 4, 16),
+                (3, 3, 3, 3, 3),
+                (1, 1, 1, 1, 2),
+                (20, 5, 9, 1, 7),
+                (2, 9, 9, 9, 9),
+                (5, 6, 7, 8, 9),
+                (14, 13, 12, 11, 10),
+            ],
+            MIXED_TAILS,
+            strict=True,
+        )
+    )
+]
+
+
+@pytest.mark.parametrize("fusion", ["mean", "joint"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_batched_equals_one_by_one(name, fusion):
+    model = tiny_model(name)
+    positions = "exact" if name in ROTARY and fusion == "mean" else "left"
+    streams = [attention_streams(q, len(PREFIX), positions) for q in QUESTIONS]
+    with FlexAttentionWrapper(model, "eager") as wrapper:
+        engine = make_engine(wrapper)
+        alone = answer(engine, streams, Fusion(fusion), batch_size=1)
+        assert answer(engine, streams, Fusion(fusion), batch_size=3) == alone
+        assert answer(engine, streams, Fusion(fusion)) == alone
+        assert answer(engine, streams[::-1], Fusion(fusion))[::-1] == alone
+
+
+def test_logit_fusion_batched_equals_one_by_one():
+    streams = [logit_streams(q, len(PREFIX)) for q in QUESTIONS]
+    mean = lambda logits, weights: logits.mean(1)  # noqa: E731
+    with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        alone = answer(engine, streams, combine=mean, batch_size=1)
+        assert answer(engine, streams, combine=mean) == alone
+
+
+def test_logit_fusion_reduces_the_logits_of_stock_prompts():
+    model, q = tiny_model("qwen3"), question()
+    recorder = Recorder(lambda logits, weights: logits.mean(1))
+    with FlexAttentionWrapper(model, "sdpa") as wrapper:
+        [tokens] = answer(make_engine(wrapper), [logit_streams(q, len(PREFIX))], combine=recorder)
+    for step, logits in enumerate(recorder.logits):
+        with torch.no_grad():
+            separate = [
+                model(torch.tensor([[*PREFIX, *s, *q.tail, *tokens[:step]]])).logits[0, -1]
+                for s in q.segments
+            ]
+        assert distance(logits[0], torch.stack(separate).mean(0)) <= TOLERANCE
+
+
+def test_decode_forwards_carry_questions_not_paraphrases():
+    """One row a question for attention fusion, N for logit fusion."""
+    rows = []
+    model = tiny_model("llama")
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    with FlexAttentionWrapper(model, "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        answer(engine, [attention_streams(q, len(PREFIX), "exact") for q in QUESTIONS])
+        width = max(map(len, MIXED_TAILS))
+        assert rows == [(7, width)] + [(7, 1)] * (STEPS - 1)
+        assert engine.counts.decode_rows == 7 * STEPS
+        rows.clear()
+        mean = lambda logits, weights: logits.mean(1)  # noqa: E731
+        answer(engine, [logit_streams(q, len(PREFIX)) for q in QUESTIONS], combine=mean)
+        assert rows == [(35, width)] + [(35, 1)] * (STEPS - 1)
+
+
+def test_a_finished_question_leaves_and_changes_nobody():
+    """Each question stops after a number of tokens of its own; the others go on as before."""
+    streams = [attention_streams(q, len(PREFIX), "exact") for q in QUESTIONS]
+    with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        endless = answer(engine, streams, steps=8)
+        stops = {tokens[1 + index % 4] for index, tokens in enumerate(endless)}
+        engine.eos_ids = frozenset(stops)
+        engine.stop.eos[list(stops)] = True
+        engine.counts = type(engine.counts)()
+        stopped = answer(engine, streams, steps=8)
+        for full, cut in zip(endless, stopped, strict=True):
+            first = min((full.index(s) for s in stops if s in full), default=len(full))
+            assert cut == full[:first]
+        assert engine.counts.decode_rows < 7 * engine.counts.decode_forwards
+
+
+def test_an_out_of_memory_batch_is_halved_and_nothing_is_lost(monkeypatch, caplog):
+    streams = [attention_streams(q, len(PREFIX), "left") for q in QUESTIONS]
+    with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        expected = answer(engine, streams)
+        intact = engine._encode_streams
+
+        def small_memory(streams):
+            if len(streams) > 2:
+                raise torch.OutOfMemoryError("injected")
+            return intact(streams)
+
+        monkeypatch.setattr(engine, "_encode_streams", small_memory)
+        assert answer(engine, streams) == expected
+    assert [r.message for r in caplog.records] == [
+        "out of memory with 7 questions at a time: halved"
+    ]
+
+
+# ---- the split form -------------------------------------------------------------------------
+
+
+def test_split_form_equals_the_repeated_query_form():
+    """One layer's fused attention against: repeat the query N times, mask row i to partition i."""
+    torch.manual_seed(3)
+    J, G, D, P, M, K, R, S = 2, 3, 8, 4, 6, 5, 2, 3
+    lengths = torch.tensor([[6, 1, 3, 6, 2], [2, 2, 5, 1, 4]])
+    prefix = KeyValues(torch.randn(J, P, D), torch.randn(J, P, D))
+    segments = KeyValues(torch.randn(J, R, K, M, D), torch.randn(J, R, K, M, D))
+    real = torch.arange(M) < lengths[:, :, None]
+    plan = FusePlan(
+        prefix={0: prefix},
+        segments={0: segments},
+        segment_mask=real,
+        segment_positions=P + torch.arange(M).expand(R, K, M),
+        turns=None,
+        rotary=None,
+        slots=S,
+        fusion=Fusion(),
+    )
+    positions = (P + M + torch.arange(S)).expand(R, S)
+    plan.append(positions, torch.ones(R, S, dtype=torch.bool))
+    q, k, v = torch.randn(R, J * G, S, D), torch.randn(R, J, S, D), torch.randn(R, J, S, D)
+    from attention import Scoring
+
+    got = plan.attend(0, q, k, v, Scoring(D**-0.5))
+    for r in range(R):
+        for h in range(J * G):
+            j = h // G
+            for s in range(S):
+                outs = []
+                for i in range(K):
+                    n = lengths[r, i]
+                    keys = torch.cat([prefix.keys[j], segments.keys[j, r, i, :n], k[r, j, : s + 1]])
+                    values = torch.cat(
+                        [prefix.values[j], segments.values[j, r, i, :n], v[r, j, : s + 1]]
+                    )
+                    outs.append((keys @ q[r, h, s] * D**-0.5).softmax(0) @ values)
+                assert distance(got[r, h, s], torch.stack(outs).mean(0)) <= 1e-5
+
+
+# ---- the hook -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_patching_leaves_no_trace(name):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = tiny_model(name)
+    names = set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)
+    sequence = torch.tensor([[*PREFIX, *TAIL]])
+    with torch.no_grad():
+        before = model(sequence).logits
+        with FlexAttentionWrapper(model, "eager") as wrapper:
+            assert len(wrapper.layers) == 0
+            patched = model(sequence, use_cache=False).logits
+            assert len(wrapper.layers) == model.config.num_hidden_layers
+        assert distance(before, patched) <= TOLERANCE
+        with pytest.raises(ZeroDivisionError), FlexAttentionWrapper(model, "eager"):
+            raise ZeroDivisionError
+        assert model.config._attn_implementation == "eager"
+        assert torch.equal(before, model(sequence).logits)
+    assert (set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)) == names
+    FlexAttentionWrapper(model).unpatch_model()
+
+
+def test_a_mask_mod_reaches_every_layer():
+    from segments import create_segment_isolation_mask
+
+    model = tiny_model("llama")
+    sequence = torch.tensor([ids(12, seed=9)])
+    mask_mod = create_segment_isolation_mask([(0, 5), (5, 10)], 10)
+    with torch.no_grad():
+        alone = model(sequence[:, :5]).logits
+        for backend in ("flex", "sdpa", "eager"):
+            wrapper = FlexAttentionWrapper(model, backend, compiled=False).patch_model(mask_mod)
+            assert isinstance(wrapper.plan, MaskPlan)
+            logits = model(sequence, use_cache=False).logits
+            changed = sequence.clone()
+            changed[0, 2] += 1
+            moved = (model(changed, use_cache=False).logits - logits).abs().amax(-1)[0]
+            wrapper.unpatch_model()
+            assert distance(logits[:, :5], alone) <= TOLERANCE
+            assert moved[5:10].max() == 0, "the second segment does not see the first"
+            assert moved[10:].min() > 0, "fused tokens do"
