@@ -164,9 +164,13 @@ class Engine:
         """Encode what every prompt of the run begins with, once."""
         self.prefix_ids, self.prefix = tuple(prefix_ids), {}
         if self.prefix_ids:
-            ids = torch.tensor(self.prefix_ids, device=self.device)
-            self.prefix = self._encode([self.prefix_ids], torch.arange(len(ids)), {})[0].layers
-            self.counts.encoded_tokens += len(ids)
+            P = len(self.prefix_ids)
+            plan, _ = self._encode([self.prefix_ids], torch.arange(P), {})
+            self.prefix = {
+                layer: KeyValues(kv.keys[:, :P], kv.values[:, :P])  # without a bucket's padding
+                for layer, kv in plan.layers.items()
+            }
+            self.counts.encoded_tokens += P
 
     def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
         """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
