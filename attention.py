@@ -697,6 +697,16 @@ class FlexAttentionWrapper:
         finally:
             self.plan = before
 
+    @contextmanager
+    def taken_out(self):
+        """Within, the model is as it was before it was patched."""
+        own = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self._before)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(own)
+
     def __enter__(self) -> FlexAttentionWrapper:
         return self if self._name else self.patch_model()
 

@@ -10,6 +10,7 @@ only. The answer's tokens attend to all of them: one decoded row does the work o
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from cli import Parser, add_common_arguments, run, weight_list
 from constants import SEPARATOR, UserError
@@ -74,7 +75,8 @@ def flex_attention_generation(
     )
 
 
-def main(args) -> None:
+def main(args) -> Path:
+    """Run a command line. Returns the result's path without its suffix."""
     from pipeline import Run, in_order, read_questions, result_row, set_up_logging
 
     questions = read_questions(args)
@@ -97,7 +99,7 @@ def main(args) -> None:
     settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
     this = Run(args, questions, source, attention_method_name(chosen, defaults), settings)
     if this.is_finished():
-        return
+        return this.stem
 
     with loaded_engine(source, attention=args.attention) as engine:
         begun = time.monotonic()
@@ -117,6 +119,7 @@ def main(args) -> None:
             for record, answer in zip(questions.records, answers, strict=True)
         ]
         this.write(rows, engine, time.monotonic() - begun)
+    return this.stem
 
 
 def parse_args(argv: Sequence[str] | None = None):

@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from answers import normalize_answer
 from cli import Parser, add_common_arguments, positive_int, run
@@ -201,7 +202,8 @@ def make_rows(args, engine, streams, records) -> list[dict]:
     return [{name: row[name] for name in row if name != "paraphrase"} for row in voted]
 
 
-def main(args) -> None:
+def main(args) -> Path:
+    """Run a command line. Returns the result's path without its suffix."""
     from pipeline import Run, read_questions, set_up_logging
 
     questions = read_questions(args, original=args.method == "origin")
@@ -214,7 +216,7 @@ def main(args) -> None:
         settings["confidence"] = args.confidence or "own answer"
     this = Run(args, questions, source, args.method, settings)
     if this.is_finished():
-        return
+        return this.stem
 
     with loaded_engine(source, attention=args.attention) as engine:
         begun = time.monotonic()
@@ -222,6 +224,7 @@ def main(args) -> None:
         streams = split_and_set_prefix(engine, template, questions.records)
         rows = make_rows(args, engine, streams, questions.records)
         this.write(rows, engine, time.monotonic() - begun)
+    return this.stem
 
 
 def parse_args(argv: Sequence[str] | None = None):

@@ -66,10 +66,19 @@ def answer(engine, streams, fusion=None, combine=only_stream, batch_size=None, s
     return [found[index] for index in range(len(streams))]
 
 
-def fused_logits(model, q, positions, fusion=None, backend="sdpa", prefix=PREFIX, steps=STEPS):
+def fused_logits(
+    model,
+    q,
+    positions,
+    fusion=None,
+    backend="sdpa",
+    prefix=PREFIX,
+    steps=STEPS,
+    compiled=False,
+):
     """The engine's tokens, and its logits at each step [steps, V]."""
     backend = "eager" if backend == "sdpa" and capped(model) else backend
-    with FlexAttentionWrapper(model, backend, compiled=False) as wrapper:
+    with FlexAttentionWrapper(model, backend, compiled=compiled) as wrapper:
         engine = make_engine(wrapper, prefix)
         recorder = Recorder()
         streams = [attention_streams(q, len(prefix), positions)]

@@ -1,0 +1,163 @@
+"""Questions a second of both fusions against stock `model.generate`, in one process.
+
+    python benchmark/throughput.py
+    python benchmark/throughput.py --model MODEL --dataset FILE --few_shot FILE --instruction TEXT
+
+Stock generation answers every paraphrase's prompt: left-padded batches of prompts sorted by length,
+sdpa, a KV cache, the same number format and the same stop; the best of several batch sizes counts.
+Tokenising counts on all sides. Ours runs before and after each stock run, so that a machine whose
+speed drifts shows in both; medians and their ratios are printed.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cli import Parser, add_common_arguments, index_list, run
+
+
+def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> list[list[tuple]]:
+    """Greedy answers of stock `generate()` to every paraphrase, by question; token ids."""
+    import torch
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    tokenizer, model = engine.tokenizer, engine.model
+
+    class Stop(StoppingCriteria):
+        """The engine's rule, for each row of a batch."""
+
+        def __init__(self, rows):
+            self.seen = torch.zeros(rows, dtype=torch.bool, device=model.device)
+
+        def __call__(self, ids, scores, **kwargs):
+            stop, self.seen = engine.stop(ids[:, -1], self.seen)
+            return stop
+
+    prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
+    encoded = tokenizer(prompts, add_special_tokens=template.add_special_tokens)["input_ids"]
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    pad = next(iter(engine.eos_ids))
+    answers = [()] * len(encoded)
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        width = max(len(encoded[index]) for index in batch)
+        ids = torch.tensor([[pad] * (width - len(encoded[i])) + encoded[i] for i in batch])
+        mask = torch.tensor(
+            [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch]
+        )
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.long().to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([Stop(len(batch))]),
+        )
+        for index, row in zip(batch, out[:, width:].tolist(), strict=True):
+            answers[index] = tuple(row)
+    count = len(questions[0])
+    return [answers[i : i + count] for i in range(0, len(answers), count)]
+
+
+def main(args) -> None:
+    import torch
+
+    from attention import Fusion
+    from flex_attention_generate import flex_attention_generation
+    from generate import REDUCTIONS, split_and_set_prefix
+    from loading import find_model, loaded_engine
+    from pipeline import read_questions, say, set_up_logging
+
+    set_up_logging(args.verbose)
+    data = read_questions(args)
+    questions = [record.paraphrases for record in data.records]
+    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    batch_size = None if args.batch_size == "auto" else args.batch_size
+
+    with loaded_engine(source, attention=args.attention) as engine:
+
+        def attention_fusion():
+            return list(
+                flex_attention_generation(
+                    engine,
+                    data.template,
+                    questions,
+                    layout="shared",
+                    positions=source.default_positions,
+                    fusion=Fusion(),
+                    max_new_tokens=args.max_new_tokens,
+                    batch_size=batch_size,
+                )
+            )
+
+        def logit_average():
+            streams = split_and_set_prefix(engine, data.template, data.records)
+            return list(
+                engine.generate(
+                    streams,
+                    fusion=Fusion(),
+                    combine=REDUCTIONS["avg"],
+                    max_new_tokens=args.max_new_tokens,
+                    batch_size=batch_size,
+                )
+            )
+
+        ours = {"attention fusion": attention_fusion, "avg": logit_average}
+        seconds: dict[str, list[float]] = {name: [] for name in ours}
+
+        def measure(name, work):
+            begun = time.perf_counter()
+            work()
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.setdefault(name, []).append(time.perf_counter() - begun)
+            say(f"{name}: {len(questions) / seconds[name][-1]:.1f} questions/s")
+
+        def measure_ours():
+            for name, work in ours.items():
+                measure(name, work)
+
+        for work in ours.values():
+            work()  # warm up
+        measure_ours()
+        for size in args.stock_batches:
+            with engine.wrapper.taken_out():
+                measure(
+                    f"generate(), batches of {size} prompts",
+                    lambda size=size: stock_answers(
+                        engine, data.template, questions, size, args.max_new_tokens
+                    ),
+                )
+            measure_ours()
+
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    best = min(time_ for name, time_ in medians.items() if name not in ours)
+    print(f"{len(questions)} questions, {len(questions[0])} paraphrases, {args.model}")
+    print(f"{'':36} questions/s   slowest..fastest   times the best generate()")
+    for name, median in medians.items():
+        rates = [len(questions) / value for value in seconds[name]]
+        print(
+            f"{name:36} {len(questions) / median:11.1f}   {min(rates):7.1f} .. {max(rates):7.1f}"
+            f"   {best / median:6.2f}"
+        )
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    parser = Parser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--stock_batches",
+        type=index_list,
+        default=(32, 64, 128, 256),
+        metavar="N,N,...",
+        help="batch sizes of stock generation, in prompts (default: 32,64,128,256)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run(main, parse_args())
