@@ -25,6 +25,7 @@ WIDER = {"head_dim": 16, "hidden_size": 64}
 @pytest.fixture
 def flex_calls(monkeypatch):
     """How often compiled FlexAttention ran."""
+    torch._dynamo.reset()
     calls = []
     kernel = attention.compiled_flex_attention()
 
