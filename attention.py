@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("flex", "sdpa", "eager")
 FUSIONS = ("mean", "joint")
+# Two segments of this many tokens show whether a model works under our attention.
+PROBE_TOKENS = 8
 
 # What the layers of the supported architectures hand to an attention function beside the tensors.
 _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
@@ -95,8 +97,8 @@ class Fusion:
         """With weights as they are typed: any non-negative numbers, not all zero."""
         if weights is None:
             return cls(kind, tau)
-        u = torch.tensor(weights, dtype=torch.float32, device=device)
-        return cls(kind, tau, u / u.sum())
+        u = torch.tensor(weights, dtype=torch.float64) / max(weights)  # a sum could overflow
+        return cls(kind, tau, (u / u.sum()).float().to(device))
 
 
 def fuse_probabilities(
@@ -616,7 +618,12 @@ def _eager_flex():
 
 @lru_cache(maxsize=1)
 def compiled_flex_attention():
-    """FlexAttention compiled for static shapes: with dynamic ones its CPU code does not build."""
+    """FlexAttention compiled for static shapes: with dynamic ones its CPU code does not build.
+
+    A run compiles once a packed length and window. Past the limit of recompilations torch would
+    go over to the unfused kernel in silence; ``fullgraph`` makes that an error.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(_eager_flex(), dynamic=False, fullgraph=True)
 
 
@@ -650,6 +657,7 @@ class FlexAttentionWrapper:
         self.model = model
         self.backend = backend
         self.compiled = compiled
+        self.fallback = None  # why ``auto`` did not take FlexAttention where it tried to
         self.plan = None
         self.layers = {}  # index → (attention module, its scoring), as the last forwards met them
         self._name = None
@@ -671,7 +679,7 @@ class FlexAttentionWrapper:
             self.model.set_attn_implementation(self._name)
             if self.model.config._attn_implementation != self._name:
                 raise UserError(
-                    unsupported(self.model, "its layers do not use the attention interface")
+                    unsupported(self.model.config, "its layers do not use the attention interface")
                 )
         except BaseException:
             self.unpatch_model()
@@ -719,7 +727,7 @@ class FlexAttentionWrapper:
             raise ValueError("a patched model takes its mask from the wrapper, not attention_mask")
         self.layers[module.layer_idx] = (module, scoring)
         out = self.plan.attend(module.layer_idx, query, key, value, scoring)
-        return out.transpose(1, 2), None  # [B, S, H, D]
+        return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]; some layers view it
 
 
 def read_scoring(module, query, options: dict) -> Scoring:
@@ -737,47 +745,111 @@ def _no_mask(*args, **kwargs):
     """In transformers' mask interface: the plan brings the mask."""
 
 
-def unsupported(model, reason: str) -> str:
-    name = getattr(model.config, "model_type", type(model).__name__)
-    return f"the architecture {name!r} is not supported: {reason}"
+def unsupported(config, reason: str) -> str:
+    return f"the architecture {config.model_type!r} is not supported: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 # ---- what a model and a machine can do ----------------------------------------------------------
+
+
+def check_config(config) -> None:
+    """Refuse, before any weights are loaded, what the configuration already shows cannot work.
+
+    Raises:
+        UserError: with the reason.
+    """
+    text_config = config.get_text_config()
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(unsupported(config, "it is an encoder-decoder model"))
+    if (
+        getattr(text_config, "alibi", False)
+        or getattr(text_config, "position_embedding_type", "") == "alibi"
+    ):
+        raise UserError(unsupported(config, "its positions are alibi biases on the attention"))
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        other = sorted(kinds - {"full_attention", "sliding_attention"})[0]
+        raise UserError(unsupported(config, f"it has layers of the kind {other!r}"))
+    if getattr(text_config, "num_kv_shared_layers", 0):
+        raise UserError(unsupported(config, "its layers share keys and values"))
+
+
+class _ProbePlan(EncodePlan):
+    """Remembers which layers attended, in order."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.attended = []
+
+    def attend(self, layer, query, key, value, scoring):
+        self.attended.append(layer)
+        return super().attend(layer, query, key, value, scoring)
 
 
 @torch.inference_mode()
 def check_architecture(wrapper: FlexAttentionWrapper) -> None:
     """Run a patched model once and refuse what our attention would silently get wrong.
 
+    Two segments packed into one sequence must come out as the model's own attention has each of
+    them alone: with layers that look ahead, or carry a state from token to token, they do not.
+
     Raises:
         UserError: with the reason.
     """
     model, config = wrapper.model, wrapper.model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(unsupported(model, "it is an encoder-decoder model"))
-    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi":
-        raise UserError(unsupported(model, "its positions are alibi biases on the attention"))
-    if not kinds <= {"full_attention", "sliding_attention"}:
-        other = sorted(kinds - {"full_attention", "sliding_attention"})[0]
-        raise UserError(unsupported(model, f"it has layers of the kind {other!r}"))
-    if getattr(config, "num_kv_shared_layers", 0):
-        raise UserError(unsupported(model, "its layers share keys and values"))
-    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-    positions = torch.arange(3, device=model.device)[None]
-    model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
-    attending = len(wrapper.layers)
-    if attending != config.num_hidden_layers:
+    check_config(model.config)
+    n = PROBE_TOKENS
+    ids = torch.arange(2 * n, device=model.device) % config.vocab_size
+    positions = torch.arange(n, device=model.device).repeat(2)
+    plan = _ProbePlan(
+        [n, n], torch.arange(2).repeat_interleave(n).to(ids), positions, {}, backend="eager"
+    )
+    # Whatever a foreign architecture raises, it is one that does not work here.
+    try:
+        with wrapper.taken_out():
+            model.set_attn_implementation("eager")
+            alone = model(
+                input_ids=ids.view(2, n), position_ids=positions.view(2, n), use_cache=False
+            ).logits
+        with wrapper.planned(plan):
+            packed = model(
+                input_ids=ids[None], position_ids=positions[None], use_cache=False
+            ).logits
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of memory with {2 * n} tokens: {_reason(error)}") from error
+    except Exception as error:
+        raise UserError(unsupported(model.config, _reason(error))) from error
+    count = config.num_hidden_layers
+    if sorted(plan.attended) != list(range(count)):
         raise UserError(
             unsupported(
-                model,
-                f"{attending} of its {config.num_hidden_layers} layers attend through the "
-                "attention interface; the others are state-space, linear or of their own making",
+                model.config,
+                f"it attends {len(plan.attended)} times through the attention interface where its "
+                f"{count} layers should once each: they are state-space, linear or of their own "
+                "making",
             )
         )
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         if (kind == "sliding_attention") != (wrapper.layers[layer][1].window is not None):
-            raise UserError(unsupported(model, f"layer {layer} does not pass on its window"))
+            reason = f"layer {layer} does not pass on its window"
+            raise UserError(unsupported(model.config, reason))
+    alone, packed = alone.flatten(0, 1).float(), packed[0].float()
+    difference = ((packed - alone).norm() / alone.norm()).item()
+    if difference > (1e-3 if model.dtype == torch.float32 else 2e-2):
+        raise UserError(
+            unsupported(
+                model.config,
+                f"packed with others, a segment's logits move by {difference:.1%}: its layers look "
+                "ahead, or tokens meet in it outside the attention",
+            )
+        )
 
 
 @torch.inference_mode()
@@ -800,8 +872,8 @@ def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
     try:
         mask = make_mask(mask_mod, 256, 256, model.device, "flex")
         got = attend_under_mask(q, k, v, mask, scoring, "flex", wrapper.compiled)
-    except (RuntimeError, ImportError, OSError) as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    except Exception as error:  # the compiler's own faults come in every kind
+        return _reason(error)
     mask = make_mask(mask_mod, 256, 256, model.device, "eager")
     difference = (got - attend_under_mask(q, k, v, mask, scoring, "eager")).abs().max().item()
     if difference > (1e-4 if model.dtype == torch.float32 else 5e-2):

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from attention import FlexAttentionWrapper, check_architecture, flex_problem
+from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
 from constants import UserError, resolve_model
 from engine import Engine
 
@@ -22,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # How much of a weights file goes into its fingerprint: this many blocks of this many bytes.
 SAMPLED_BLOCKS, BLOCK_BYTES = 64, 65536
+# How much of a library's error message is shown.
+SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,22 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
         UserError: no such model, device or dtype, or one that needs code of its own.
     """
     path = resolve_model(name)
+    is_folder = Path(path).is_dir()
+    if is_folder and not (Path(path) / "config.json").is_file():
+        raise UserError(f"--model: the folder {path} holds no config.json")
+    if is_folder and revision is not None:
+        raise UserError(f"--revision {revision}: {path} is a folder, which has one state only")
+    # Whatever a damaged or foreign file makes the library raise is about that file.
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--model: cannot load {name}: {_first_line(error)}") from error
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--model: {name} brings Python code of its own, which is never run; take a model "
+                "whose architecture is part of transformers"
+            ) from error
+        raise UserError(f"--model: cannot load {name}: {_reason(error)}") from error
+    check_config(config)
     where = choose_device(device)
     return ModelSource(
         name=name,
@@ -84,14 +97,16 @@ def loaded_engine(source: ModelSource, *, attention: str, ignore_stops=False) ->
     """
     tokenizer, model = load_tokenizer(source), load_weights(source)
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    # Not its length: a token added behind the vocabulary, such as Gemma 3's for pictures, is no
+    # harm to prompts without it.
+    if tokenizer.vocab_size > rows:
         raise UserError(
-            f"--model: the tokenizer of {source.name} has {len(tokenizer)} tokens and its model "
-            f"{rows}: they do not belong together"
+            f"--model: the tokenizer of {source.name} has {tokenizer.vocab_size} tokens and its "
+            f"model {rows}: they do not belong together"
         )
     with FlexAttentionWrapper(model, "eager") as wrapper:
         check_architecture(wrapper)
-        wrapper.backend = choose_backend(attention, wrapper)
+        wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
         yield Engine(model, tokenizer, wrapper, ignore_stops=ignore_stops)
 
 
@@ -100,14 +115,23 @@ def load_tokenizer(source: ModelSource):
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        folder = Path(source.path)
+        if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+            raise UserError(f"--model: the folder {folder} holds no tokenizer.json") from error
         raise UserError(
-            f"--model: cannot load the tokenizer of {source.name}: {_first_line(error)}"
+            f"--model: cannot load the tokenizer of {source.name}: {_reason(error)}"
         ) from error
 
 
 def load_weights(source: ModelSource):
     """The model in eval mode on its device, from safetensors, every weight accounted for."""
+    folder = Path(source.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"--model: the folder {folder} holds no .safetensors weights; pickled ones are not "
+            "loaded, since loading them can run any code"
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -115,19 +139,39 @@ def load_weights(source: ModelSource):
             dtype=source.dtype,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         raise UserError(
-            f"--model: cannot load the weights of {source.name}: {_first_line(error)}"
+            f"--model: cannot load the weights of {source.name}: {_reason(error)}"
         ) from error
-    lacking = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"--model: the weights of {source.name} do not fit its configuration: {key} is "
+            f"{list(found)} and should be {list(wanted)}"
+        )
+    lacking = sorted(report["missing_keys"])
     if lacking:
         raise UserError(
             f"--model: the weights of {source.name} lack {len(lacking)} tensors that its "
             f"configuration asks for, such as {lacking[0]}"
         )
-    return model.eval().to(source.device)
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "the weights of %s hold %d tensors that its architecture does not use, such as %s",
+            source.name,
+            len(unused),
+            unused[0],
+        )
+    try:
+        return model.eval().to(source.device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--model: {source.name} does not fit into the memory of {source.device}: "
+            f"{_reason(error)}"
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -151,40 +195,50 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> str:
+def prefers_flex(device: torch.device) -> bool:
+    """What auto tries first. On a CPU sdpa is as fast at these lengths and starts at once."""
+    return device.type != "cpu"
+
+
+def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> tuple[str, str | None]:
     """What encodes: as asked, or under auto the best that this device and model can do.
 
-    Auto takes sdpa on a CPU, where at these lengths it is as fast as compiled FlexAttention and
-    starts at once, and plain math where a soft cap rules sdpa out.
+    Returns:
+        The backend, and why auto did not take FlexAttention where it tried to.
+
+    Raises:
+        UserError: what was asked for is not to be had.
     """
     capped = any(scoring.softcap is not None for _, scoring in wrapper.layers.values())
-    device = wrapper.model.device
+    without_flex = "eager" if capped else "sdpa"
     if asked == "sdpa" and capped:
         raise UserError(
             "--attention sdpa: this model caps its attention scores, which sdpa cannot do; "
             "use --attention eager or flex"
         )
     if asked in ("sdpa", "eager"):
-        return asked
-    if asked == "auto" and device.type == "cpu":
-        return "eager" if capped else "sdpa"
+        return asked, None
+    if asked == "auto" and not prefers_flex(wrapper.model.device):
+        return without_flex, None
     problem = flex_problem(wrapper)
     if problem is None:
-        return "flex"
+        return "flex", None
     if asked == "flex":
         raise UserError(f"--attention flex: FlexAttention does not run here: {problem}")
-    fallback = "eager" if capped else "sdpa"
     logger.warning(
-        "FlexAttention does not run here (%s): the same mask runs through %s", problem, fallback
+        "FlexAttention does not run here (%s): the same mask runs through %s",
+        problem,
+        without_flex,
     )
-    return fallback
+    return without_flex, problem
 
 
 def folder_fingerprint(folder: Path) -> str:
     """sha256 over a model folder: small files whole, of large ones evenly spaced blocks."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".safetensors", ".model", ".txt", ".jinja"):
+        known = path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja")
+        if not (known and path.is_file()):
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
@@ -198,5 +252,12 @@ def folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: Exception) -> str:
+    """A library's message as one line that can be read; its kind where the text alone says little.
+
+    A KeyError's text is the key.
+    """
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
