@@ -12,7 +12,7 @@ of a row, ``M`` the longest segment, ``V`` vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ class Answer:
     """What one question got.
 
     token_ids: what was generated, without an end-of-sequence token.
-    logprobs: natural log-probabilities of the answer's tokens, the stop token excluded.
+    logprobs: natural log-probabilities of the answer's tokens; of a stop token where its text
+        before the newline is part of the answer.
     truncated: the token limit came before a stop.
     """
 
@@ -107,31 +108,44 @@ def only_stream(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Ten
 class StopRule:
     """Stops a row at end-of-sequence, or at a newline after its first visible character.
 
-    Exact, by token id: what a token's text holds is tabled once for the whole vocabulary.
+    Exact, by token id: what a token's text holds is tabled once for the whole vocabulary. Special
+    tokens have no text, as in the generation that is shown.
     """
 
     def __init__(
         self, tokenizer, eos_ids: Sequence[int], vocabulary: int, device, *, disabled=False
     ):
-        texts = tokenizer.batch_decode([[token] for token in range(vocabulary)])
+        texts = tokenizer.batch_decode(
+            [[token] for token in range(vocabulary)], skip_special_tokens=True
+        )
         table = lambda test: torch.tensor([test(text) for text in texts], device=device)  # noqa: E731
-        self.newline = table(lambda text: "\n" in text)
         self.visible = table(lambda text: bool(text.strip()))
-        self.visible_first = table(lambda text: bool(text.split("\n")[0].strip()))
+        self.newline = table(lambda text: "\n" in text)
+        self.newline_after_visible = table(lambda text: "\n" in text.lstrip())
+        self.visible_before_newline = table(lambda text: bool(text.split("\n")[0].strip()))
         self.eos = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self.eos[list(eos_ids)] = True
-        self.visible &= ~self.eos
-        self.visible_first &= ~self.eos
         if disabled:
-            self.newline.zero_()
-            self.eos.zero_()
+            for stopping in (self.newline, self.newline_after_visible, self.eos):
+                stopping.zero_()
 
     def __call__(
         self, tokens: torch.Tensor, seen: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """tokens, seen (a visible character came before) [B] → (stop [B], seen [B])."""
-        newline = self.newline[tokens] & (seen | self.visible_first[tokens])
-        return newline | self.eos[tokens], seen | self.visible[tokens]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What chosen tokens mean for their rows.
+
+        Args:
+            tokens: [B].
+            seen: whether a visible character came before, [B].
+
+        Returns:
+            Whether the row stops, whether the token has text of the answer or comes before it, and
+            the new ``seen``; [B] each.
+        """
+        eos = self.eos[tokens]
+        line_ends = torch.where(seen, self.newline[tokens], self.newline_after_visible[tokens])
+        only_ends = line_ends & seen & ~self.visible_before_newline[tokens]
+        return eos | line_ends, ~(eos | only_ends), seen | self.visible[tokens]
 
 
 class Engine:
@@ -150,9 +164,10 @@ class Engine:
         self.wrapper = wrapper
         self.device = model.device
         self.config = model.config.get_text_config()
-        self.eos_ids = end_of_sequence_ids(model, tokenizer)
+        vocabulary = self.config.vocab_size
+        self.eos_ids = end_of_sequence_ids(model, tokenizer, vocabulary)
         self.stop = StopRule(
-            tokenizer, self.eos_ids, self.config.vocab_size, self.device, disabled=ignore_stops
+            tokenizer, self.eos_ids, vocabulary, self.device, disabled=ignore_stops
         )
         self.prefix_ids: tuple[int, ...] = ()
         self.prefix: dict[int, KeyValues] = {}
@@ -162,6 +177,7 @@ class Engine:
     @torch.inference_mode()
     def set_prefix(self, prefix_ids: Sequence[int]) -> None:
         """Encode what every prompt of the run begins with, once."""
+        self._check_tokens(prefix_ids)
         self.prefix_ids, self.prefix = tuple(prefix_ids), {}
         if self.prefix_ids:
             P = len(self.prefix_ids)
@@ -205,9 +221,13 @@ class Engine:
             Batches of (index into ``questions``, answer), shortest questions first.
 
         Raises:
-            UserError: a question is longer than the model's context.
+            UserError: a question is longer than the model's context, or has a token that the
+                model does not know.
         """
         self._check_lengths(questions, max_new_tokens)
+        streams = (stream for group in questions for stream in group)
+        parts = (part for s in streams for part in (*s.segments, s.tail, s.separators))
+        self._check_tokens(token for part in parts for token in part)
         for batch in plan_batches(questions, batch_size, self._tokens_per_batch()):
             yield self._answer_what_fits(
                 batch,
@@ -381,16 +401,17 @@ class Engine:
             fused = combine(logits.unflatten(0, (-1, n)), weights)  # [B, V]
             chosen = fused.argmax(-1)
             logprob = fused.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
-            stop, seen = self.stop(chosen, seen)
-            picked = zip(alive, chosen.tolist(), logprob.tolist(), stop.tolist(), strict=True)
-            for question, token, value, stops in picked:
+            stop, answers, seen = self.stop(chosen, seen)
+            columns = (chosen, logprob, stop, answers)
+            picked = zip(alive, *(column.tolist() for column in columns), strict=True)
+            for question, token, value, stops, is_answer in picked:
                 if stopped[question]:
                     continue
                 self.counts.decoded_tokens += 1
                 stopped[question] = stops
                 if token not in self.eos_ids:
                     tokens[question].append(token)
-                if not stops:
+                if is_answer:
                     logprobs[question].append(value)
             running = [place for place, question in enumerate(alive) if not stopped[question]]
             if not running or step + 1 == max_new_tokens:
@@ -419,11 +440,25 @@ class Engine:
                 "few-shot examples, fewer tokens, or a model with a longer context"
             )
 
+    def _check_tokens(self, tokens: Iterable[int]) -> None:
+        highest = max(tokens, default=0)
+        if highest >= self.config.vocab_size:
+            raise UserError(
+                f"the prompts hold the token {self.tokenizer.decode([highest])!r} ({highest}), "
+                f"beyond the model's vocabulary of {self.config.vocab_size}: its tokenizer was "
+                "extended and the model was not"
+            )
 
-def end_of_sequence_ids(model, tokenizer) -> frozenset[int]:
+
+def end_of_sequence_ids(model, tokenizer, vocabulary: int) -> frozenset[int]:
+    """Of the model and of the tokenizer. An id beyond the vocabulary cannot come."""
     ids = model.generation_config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
-    return frozenset(token for token in (*ids, tokenizer.eos_token_id) if token is not None)
+    return frozenset(
+        token
+        for token in (*ids, tokenizer.eos_token_id)
+        if token is not None and 0 <= token < vocabulary
+    )
 
 
 def plan_batches(questions, batch_size: int | None, tokens_per_batch: int) -> list[list[int]]:

@@ -60,5 +60,5 @@ class TinyTokenizer:
 
     eos_token_id = 1
 
-    def batch_decode(self, rows):
+    def batch_decode(self, rows, **_):
         return [f"t{row[0]} " for row in rows]
