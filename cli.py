@@ -11,6 +11,7 @@ is imported here, so that --help answers at once; `main` imports what it needs.
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -213,6 +214,16 @@ def index_list(text: str) -> tuple[int, ...]:
     return indexs
 
 
+def finite_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
 def float_list(text: str) -> tuple[float, ...]:
     """`1,0.5` -> (1.0, 0.5); finite numbers."""
     try:
@@ -242,17 +253,25 @@ def _digits(text: str) -> int | None:
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """`main(args)`, where a mistake of the user's becomes one line and exit status 2.
 
-    Ctrl-C becomes one line and status 130, as shells have it. Anything else is a fault of the
-    program's and keeps its traceback.
+    Ctrl-C becomes one line and status 130, and a reader of the output that went away (`| head`)
+    silence and status 141, as shells have it. Anything else is a fault of the program's and keeps
+    its traceback.
     """
     try:
         main(args)
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        # What is still buffered would fail again when Python closes its streams.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(141)
 
 
 def _one_line(text: str) -> str:

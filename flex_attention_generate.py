@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cli import Parser, add_common_arguments, run, weight_list
+from cli import Parser, add_common_arguments, finite_float, run, weight_list
 from constants import SEPARATOR, UserError
 from results import attention_method_name
 
@@ -147,7 +147,7 @@ def parse_args(argv: Sequence[str] | None = None):
     )
     method.add_argument(
         "--fusion_tau",
-        type=float,
+        type=finite_float,
         default=0.0,
         metavar="TAU",
         help="mean fusion: weigh each paraphrase by its attention mass to this power "
