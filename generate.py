@@ -9,6 +9,7 @@ vote. Not fused: origin, per_prompt.
 """
 
 import argparse
+import json
 import math
 import time
 from collections import Counter
@@ -106,7 +107,7 @@ def answer_each(engine, streams, *, max_new_tokens, batch_size) -> list[list]:
         max_new_tokens=max_new_tokens,
         batch_size=batch_size and batch_size * count,
     )
-    answers = in_order(batches, len(alone), "each paraphrase")
+    answers = in_order(batches, len(alone), "each paraphrase", unit="prompts")
     return [answers[at : at + count] for at in range(0, len(answers), count)]
 
 
@@ -126,11 +127,13 @@ def answer_fused(engine, streams, method, weights, *, max_new_tokens, batch_size
     return in_order(batches, len(streams), method)
 
 
-def read_confidences(args, records):
-    """The column --confidence of the dataset's file: a list of N numbers a question, [Q, N]."""
-    import torch
+def read_confidences(args, records) -> tuple[list[list[float]], str]:
+    """The column --confidence of the dataset's file: N numbers a question, and its fingerprint.
 
-    from results import read_results
+    Raises:
+        UserError: no such column, or not a list of enough usable numbers for every question.
+    """
+    from results import fingerprint, read_results
 
     if args.dataset == "demo":
         raise UserError("--confidence: the demo has no such column; give a file with --dataset")
@@ -140,22 +143,29 @@ def read_confidences(args, records):
             f"--confidence: {args.dataset} has no column {args.confidence!r}; "
             f"it has {', '.join(table.columns)}"
         )
+    column = table[args.confidence].tolist()
     chosen = args.indexs or range(args.num_paraphrases)
     rows = []
-    for record, given in zip(records, table[args.confidence], strict=False):
+    for record, cell in zip(records, column, strict=False):  # --max_samples takes the first ones
+        where = f"--confidence: {args.confidence} of question {record.uuid}"
+        given = _json_list(cell) if isinstance(cell, str) else cell
         if not isinstance(given, list) or len(given) <= max(chosen):
             raise UserError(
-                f"--confidence: {args.confidence} of question {record.uuid} is no list of "
-                f"{max(chosen) + 1} or more numbers: {str(given)[:80]}"
+                f"{where} is no list of {max(chosen) + 1} or more numbers: {str(cell)[:80]}"
             )
         row = [given[index] for index in chosen]
         if not all(isinstance(u, int | float) and 0 <= u < math.inf for u in row) or not any(row):
-            raise UserError(
-                f"--confidence: {args.confidence} of question {record.uuid} must hold numbers of "
-                f"0 or more, not all 0: {row}"
-            )
-        rows.append(row)
-    return torch.tensor(rows, dtype=torch.float32)
+            raise UserError(f"{where} must hold numbers of 0 or more, not all 0: {row}")
+        rows.append([u / max(row) for u in row])  # only their ratios count, and float32 is small
+    return rows, fingerprint([str(cell) for cell in column])
+
+
+def _json_list(cell: str):
+    """A list as a CSV has it; None for anything else."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return None
 
 
 def own_confidences(each):
@@ -166,8 +176,13 @@ def own_confidences(each):
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))
 
 
-def make_rows(args, engine, streams, records) -> list[dict]:
-    """Answer by the method asked for, and make the table's rows."""
+def make_rows(args, engine, streams, records, confidences=None) -> list[dict]:
+    """Answer by the method asked for, and make the table's rows.
+
+    confidences: from `read_confidences`; None takes those of the paraphrases' own answers.
+    """
+    import torch
+
     from pipeline import result_row
 
     settings = {
@@ -179,9 +194,9 @@ def make_rows(args, engine, streams, records) -> list[dict]:
         weights = None
         if args.method in WEIGHTED:
             weights = (
-                read_confidences(args, records)
-                if args.confidence
-                else own_confidences(answer_each(engine, streams, **settings))
+                own_confidences(answer_each(engine, streams, **settings))
+                if confidences is None
+                else torch.tensor(confidences, dtype=torch.float32)
             )
         answers = answer_fused(engine, streams, args.method, weights, **settings)
         return [result_row(r, a, tokenizer) for r, a in zip(records, answers, strict=True)]
@@ -207,13 +222,18 @@ def main(args) -> Path:
     from pipeline import Run, read_questions, set_up_logging
 
     questions = read_questions(args, original=args.method == "origin")
+    settings = {"name": args.method}
+    confidences = None
+    if args.confidence is not None:
+        confidences, content = read_confidences(args, questions.records)
+        settings["confidence"] = {"column": args.confidence, "fingerprint": content}
+    elif args.method in WEIGHTED:
+        settings["confidence"] = "own answer"
+
     set_up_logging(args.verbose)
     from loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    settings = {"name": args.method}
-    if args.method in WEIGHTED:
-        settings["confidence"] = args.confidence or "own answer"
     this = Run(args, questions, source, args.method, settings)
     if this.is_finished():
         return this.stem
@@ -222,7 +242,7 @@ def main(args) -> Path:
         begun = time.monotonic()
         template = this.template(engine.tokenizer)
         streams = split_and_set_prefix(engine, template, questions.records)
-        rows = make_rows(args, engine, streams, questions.records)
+        rows = make_rows(args, engine, streams, questions.records, confidences)
         this.write(rows, engine, time.monotonic() - begun)
     return this.stem
 
@@ -252,7 +272,7 @@ def parse_args(argv: Sequence[str] | None = None):
         "of the confidence of its own answer",
     )
     args = parser.parse_args(argv)
-    if args.confidence and args.method not in WEIGHTED:
+    if args.confidence is not None and args.method not in WEIGHTED:
         parser.error(f"--confidence: --method {args.method} uses no weights")
     if args.indexs and args.method == "origin":
         parser.error("--indexs: --method origin asks the original wording only")

@@ -95,7 +95,8 @@ class Run:
         )
         self.identity = {
             "data": questions.dataset.fingerprint,
-            "model": {"name": source.name, "fingerprint": source.fingerprint},
+            # Not its name: a folder has as many names as there are paths to it.
+            "model": source.fingerprint,
             "prompt": {
                 "head": questions.template.head,
                 "tail": questions.template.tail,
@@ -136,10 +137,12 @@ class Run:
             "identity": self.identity,
             "num_questions": count,
             "dataset": self.questions.dataset.name,
+            "model": {"name": self.source.name, "revision": self.source.revision},
             "device": describe_device(self.source.device),
             "attention": {
                 "asked": self.args.attention,
                 "encode": engine.wrapper.backend,
+                "fallback": engine.wrapper.fallback,
                 "decode": "split softmax over prefix, segments and fused tokens",
             },
             "batch_size": self.args.batch_size,
@@ -175,10 +178,12 @@ def result_row(record: Record, answer: Answer, tokenizer, **columns) -> dict:
     return row
 
 
-def in_order(batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str) -> list:
+def in_order(
+    batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str, *, unit: str = "questions"
+) -> list:
     """Collect batches of (index, answer) with progress on stderr; answers come back in order."""
     answers: list = [None] * total
-    with progress(total, what) as advance:
+    with progress(total, what, unit) as advance:
         for batch in batches:
             for index, answer in batch:
                 answers[index] = answer
@@ -187,12 +192,12 @@ def in_order(batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str
 
 
 @contextmanager
-def progress(total: int, what: str):
+def progress(total: int, what: str, unit: str):
     """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, unit=" questions", delay=2, smoothing=0.1) as bar:
+        with tqdm(total=total, desc=what, unit=f" {unit}", delay=2, smoothing=0.1) as bar:
             yield bar.update
         return
     done, begun = 0, time.monotonic()
@@ -206,7 +211,7 @@ def progress(total: int, what: str):
             told = now
             rate = done / (now - begun)
             say(
-                f"{what}: {done} of {total} questions, {rate:.1f} questions/s, "
+                f"{what}: {done} of {total} {unit}, {rate:.1f} {unit}/s, "
                 f"{(total - done) / rate:.0f} s left"
             )
 
