@@ -1,0 +1,18 @@
+"""What all tests share: no network, one thread, and a small model in a folder."""
+
+import os
+
+# Read when huggingface_hub is imported. A test that is to reach a hub is run with it set to 0.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from small import SmallModel
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A random Llama with its tokenizer, and a file of questions. Nobody writes there."""
+    return SmallModel.saved(tmp_path_factory.mktemp("small"))
