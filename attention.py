@@ -722,7 +722,7 @@ class FlexAttentionWrapper:
         self.unpatch_model()
 
     def _attention(self, module, query, key, value, attention_mask=None, **options):
-        scoring = read_scoring(module, query, options)
+        scoring = read_scoring(self.model.config, query, options)
         if attention_mask is not None:
             raise ValueError("a patched model takes its mask from the wrapper, not attention_mask")
         self.layers[module.layer_idx] = (module, scoring)
@@ -730,14 +730,14 @@ class FlexAttentionWrapper:
         return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]; some layers view it
 
 
-def read_scoring(module, query, options: dict) -> Scoring:
+def read_scoring(config, query, options: dict) -> Scoring:
     """What a layer says of its scores. Anything we would have to ignore is refused."""
     scaling = options.pop("scaling", None)
     softcap = options.pop("softcap", None)
     window = options.pop("sliding_window", None)
     for name, value in options.items():
         if name not in _HARMLESS and value is not None and value is not False:
-            raise UserError(f"this model's attention uses {name!r}, which is not supported")
+            raise UserError(unsupported(config, f"its attention uses {name!r}"))
     return Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, window)
 
 

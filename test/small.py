@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import cli
+
 INSTRUCTION = "Say what is asked."
 TEXTS = [
     INSTRUCTION,
@@ -145,3 +147,12 @@ def stock_answer(small, prompts, fuse, *, limit: int, special_tokens: bool = Tru
         if not stopped or text.split("\n")[0].strip() != before.strip():
             logprobs.append(float(scores[token]))
     return StockAnswer(tuple(tokens), tuple(logprobs), not stopped, text)
+
+
+def run_script(script, *argv) -> int:
+    """A script's command line, as its __main__ runs it, in this process. Its exit status."""
+    try:
+        cli.run(script.main, script.parse_args([str(arg) for arg in argv]))
+    except SystemExit as end:
+        return end.code
+    return 0
