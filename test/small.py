@@ -127,24 +127,33 @@ class StockAnswer:
 
 
 @torch.no_grad()
-def stock_answer(small, prompts, fuse, *, limit: int, special_tokens: bool = True) -> StockAnswer:
+def stock_answer(
+    small, prompts, fuse, *, limit: int, special_tokens: bool = True, logits_after=None
+) -> StockAnswer:
     """Greedy decoding of all prompts side by side; ``fuse`` makes one distribution of theirs.
 
-    fuse: log-probabilities [N, V] float64 → scores [V], proportional to probabilities when exp'd.
+    fuse: log-probabilities [N, V] float64 → scores [V], whose log-softmax is the distribution.
+    logits_after: the tokens generated so far → logits [V], in place of prompts and ``fuse``.
     """
     model, tokenizer = small.model, small.tokenizer
     encoded = [tokenizer(p, add_special_tokens=special_tokens)["input_ids"] for p in prompts]
+
+    def scores_after(tokens):
+        if logits_after is not None:
+            return logits_after(tokens).double()
+        logits = [model(torch.tensor([ids + tokens])).logits[0, -1] for ids in encoded]
+        return fuse(torch.stack(logits).double().log_softmax(-1))
+
     tokens, logprobs, stopped, text = [], [], False, ""
     while len(tokens) < limit and not stopped:
-        logits = [model(torch.tensor([ids + tokens])).logits[0, -1] for ids in encoded]
-        scores = fuse(torch.stack(logits).double().log_softmax(-1)).log_softmax(-1)
+        scores = scores_after(tokens).log_softmax(-1)
         token = int((scores == scores.max()).nonzero()[0])
         if token == tokenizer.eos_token_id:
             return StockAnswer(tuple(tokens), tuple(logprobs), False, text)
         before, text = text, tokenizer.decode([*tokens, token], skip_special_tokens=True)
         tokens.append(token)
         stopped = "\n" in text.lstrip()
-        if not stopped or text.split("\n")[0].strip() != before.strip():
+        if not stopped or text.lstrip().split("\n")[0].strip() != before.strip():
             logprobs.append(float(scores[token]))
     return StockAnswer(tuple(tokens), tuple(logprobs), not stopped, text)
 
