@@ -12,6 +12,12 @@ from small import SmallModel
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """Only the tests marked gpu see a GPU: the others mean the CPU where they say auto."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A random Llama with its tokenizer, and a file of questions. Nobody writes there."""

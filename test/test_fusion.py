@@ -426,6 +426,34 @@ def test_a_finished_question_leaves_and_changes_nobody():
         assert engine.counts.decode_rows < 7 * engine.counts.decode_forwards
 
 
+def test_weights_follow_their_questions_when_others_leave():
+    """Question q listens to its stream q mod 5 alone, and stops after a number of tokens."""
+    streams = [logit_streams(q, len(PREFIX)) for q in QUESTIONS]
+    chosen = torch.eye(5)[torch.arange(len(QUESTIONS)) % 5]
+
+    def listen(logits, weights):
+        return (logits * weights[:, :, None]).sum(1)
+
+    def run(streams, weights, **settings):
+        batches = engine.generate(
+            streams, fusion=Fusion(), combine=listen, max_new_tokens=8, weights=weights, **settings
+        )
+        found = {index: answer.token_ids for batch in batches for index, answer in batch}
+        return [found[index] for index in range(len(streams))]
+
+    with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
+        engine = make_engine(wrapper)
+        endless = run(streams, chosen, batch_size=7)
+        stops = {tokens[1 + index % 4] for index, tokens in enumerate(endless)}
+        engine.eos_ids = frozenset(stops)
+        engine.stop.eos[list(stops)] = True
+        alone = [
+            run([stream], chosen[i : i + 1], batch_size=1)[0] for i, stream in enumerate(streams)
+        ]
+        assert run(streams, chosen, batch_size=7) == alone
+        assert len({len(tokens) for tokens in alone}) > 1
+
+
 def test_an_out_of_memory_batch_is_halved_and_nothing_is_lost(monkeypatch, caplog):
     streams = [attention_streams(q, len(PREFIX), "left") for q in QUESTIONS]
     with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
