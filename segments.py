@@ -6,9 +6,11 @@ Legend: ``N`` paraphrases of a question, ``P`` tokens of the prefix, ``n_i`` tok
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from functools import cache
+from itertools import accumulate, takewhile
 
 import torch
 
@@ -32,6 +34,8 @@ _OPENINGS = (
     "'s",
     "<x>",
     "$1",
+    " x",
+    "\nx",
 )
 
 
@@ -98,8 +102,8 @@ def place(lengths: Sequence[int], prefix_length: int, positions: str) -> Placeme
 def place_question(question: SplitQuestion, prefix_length: int, positions: str) -> Placement:
     """`place` for a question that may have separators.
 
-    Under ``sequential`` every token of the layout ``concat`` stands where the joined text has it;
-    otherwise the separators stand between the segments and the fused tokens.
+    Under ``sequential`` every token of the layout ``concat`` stands where the joined text has it,
+    behind the prefix; otherwise the separators stand between the segments and the fused tokens.
     """
     placement = place(question.lengths, prefix_length, positions)
     count = len(question.separators)
@@ -110,11 +114,11 @@ def place_question(question: SplitQuestion, prefix_length: int, positions: str) 
         return replace(
             placement, fused_start=first + count, separators=tuple(range(first, first + count))
         )
-    taken = [index for index, _ in question.separators]
-    total = sum(question.lengths) + count
-    free = sorted(set(range(total)) - set(taken))
-    starts = tuple(free[start] for start in placement.starts)
-    return Placement(starts, total, placement.turns, tuple(taken))
+    taken = [prefix_length + index for index, _ in question.separators]
+    end = placement.fused_start + count
+    free = sorted(set(range(prefix_length, end)) - set(taken))
+    starts = tuple(free[start - prefix_length] for start in placement.starts)
+    return Placement(starts, end, placement.turns, tuple(taken))
 
 
 def split_prompts(
@@ -135,35 +139,30 @@ def split_prompts(
         The prefix's token ids and one `SplitQuestion` per question, in the order given.
 
     Raises:
-        UserError: the tokenizer gives no offsets, or it merges the template's text with a
-            paraphrase so that no fixed prefix or no tail is left.
+        UserError: the tokenizer gives no offsets, or puts a token behind every text, or merges the
+            template's text with a paraphrase so that no fixed prefix or no tail is left.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            "this tokenizer gives no character offsets, so prompts cannot be cut; "
-            "use a model with a fast tokenizer (tokenizer.json)"
-        )
     prefix = _template_prefix(tokenizer, template)
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
-    encoded = iter(_encode_with_offsets(tokenizer, prompts, template.add_special_tokens))
+    encoded = iter(_encode(tokenizer, prompts, template.add_special_tokens))
     split = []
     for paraphrases in questions:
         bodies, tails = [], []
         for paraphrase in paraphrases:
-            ids, offsets = next(encoded)
-            if tuple(ids[: len(prefix)]) != prefix:
+            prompt = next(encoded)
+            if tuple(prompt.ids[: len(prefix)]) != prefix:
                 raise UserError(
-                    f"the tokenizer merges the prompt's opening with {paraphrase!r}: "
-                    "end the instruction with a line break, or take the paraphrase out"
+                    f"the tokenizer merges the text before the paraphrase {paraphrase!r} with its "
+                    "first characters: let it begin with a letter or take it out"
                 )
-            tail_at = _first_token_from(offsets, len(template.head) + len(paraphrase))
-            bodies.append(ids[len(prefix) :])
-            tails.append(ids[max(tail_at, len(prefix) + 1) :])
+            tail_at = prompt.first_from(len(template.head) + len(paraphrase))
+            bodies.append(prompt.ids[len(prefix) :])
+            tails.append(prompt.ids[max(tail_at, len(prefix) + 1) :])
         tail = _common_suffix(tails)
         if not tail:
             raise UserError(
                 f"the prompts of {paraphrases[0]!r} share no last token after the paraphrase: "
-                "the tokenizer merges the answer cue with it; use another template"
+                "the tokenizer merges the answer cue with it; take the question out"
             )
         segments = tuple(tuple(body[: -len(tail)]) for body in bodies)
         split.append(SplitQuestion(segments, tail))
@@ -191,17 +190,12 @@ def concatenate_paraphrases_with_positions(
 
     Returns:
         The joined text, N half-open token ranges ``(start, end)``, and the number of tokens.
+
+    Raises:
+        UserError: the tokenizer gives no offsets, or puts a token behind every text, or merges a
+            prompt whole with the one before it.
     """
-    text = separator.join(prompts)
-    ids, offsets = _encode_with_offsets(tokenizer, [text], add_special_tokens)[0]
-    positions = []
-    begin = 0
-    for prompt in prompts:
-        end = begin + len(prompt)
-        start_token = next(i for i, (_, stop) in enumerate(offsets) if stop > begin)
-        end_token = _first_token_from(offsets, end)
-        positions.append((start_token if positions else 0, end_token))
-        begin = end + len(separator)
+    text, positions, ids = _join(prompts, tokenizer, separator, add_special_tokens)
     return text, positions, len(ids)
 
 
@@ -210,13 +204,9 @@ def concatenate_prompts(
 ) -> SplitQuestion:
     """The layout ``concat``: whole prompts as segments, separators apart, no prefix and no tail."""
     prompts = [template.render(paraphrase) for paraphrase in paraphrases]
-    special = template.add_special_tokens
-    text, positions, total = concatenate_paraphrases_with_positions(
-        prompts, tokenizer, separator, add_special_tokens=special
-    )
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+    _, positions, ids = _join(prompts, tokenizer, separator, template.add_special_tokens)
     owned = {index for start, end in positions for index in range(start, end)}
-    separators = tuple((index, ids[index]) for index in range(total) if index not in owned)
+    separators = tuple((index, token) for index, token in enumerate(ids) if index not in owned)
     return SplitQuestion(tuple(tuple(ids[start:end]) for start, end in positions), (), separators)
 
 
@@ -315,42 +305,111 @@ def dense_mask(mask_mod: Callable, q_length: int, kv_length: int, device="cpu") 
     return mask_mod(zero, zero, q_idx, kv_idx).expand(q_length, kv_length)
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A text's token ids and which of its characters each token holds.
+
+    ``offsets`` are the tokenizer's. Those of byte-level tokenizers may leave a token's outer spaces
+    out (``trim_offsets``): a character that is in no offset is a token's where the token's own text
+    begins or ends with as many spaces; otherwise the tokenizer dropped it.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # (0, 0) of a special token put in front
+    num_characters: int
+    piece: Callable[[int], str]  # the text of a token id
+
+    def start(self, index: int) -> int:
+        """The first character that the token holds."""
+        start = self.offsets[index][0]
+        reached = self.offsets[index - 1][1] if index > 0 else 0
+        if start > reached:
+            piece = self.piece(self.ids[index])
+            start = max(reached, start - (len(piece) - len(piece.lstrip(" "))))
+        return start
+
+    def stop(self, index: int) -> int:
+        """The character behind the last one that the token holds."""
+        stop = self.offsets[index][1]
+        following = self.start(index + 1) if index + 1 < len(self.ids) else self.num_characters
+        if stop < following:
+            piece = self.piece(self.ids[index])
+            stop = min(following, stop + (len(piece) - len(piece.rstrip(" "))))
+        return stop
+
+    def first_beyond(self, character: int) -> int:
+        """The first token that holds a character from this one on."""
+        return bisect_right(range(len(self.ids)), character, key=self.stop)
+
+    def first_from(self, character: int) -> int:
+        """The first token that holds nothing before this character."""
+        return bisect_left(range(len(self.ids)), character, key=self.start)
+
+
+def _encode(tokenizer, texts, add_special_tokens) -> list[_Encoded]:
+    """Raises UserError where a text cannot be cut, or cannot be continued."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "this tokenizer gives no character offsets, so prompts cannot be cut; "
+            "use a model with a fast tokenizer (tokenizer.json)"
+        )
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    piece = cache(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False))
+    added = encoded["special_tokens_mask"][0]
+    if added[-1:] == [1] and 0 in added:
+        raise UserError(
+            f"this tokenizer puts {piece(encoded['input_ids'][0][-1])} behind every prompt, where "
+            "the answer is to begin: switch that off (add_eos_token in tokenizer_config.json)"
+        )
+    columns = (texts, encoded["input_ids"], encoded["offset_mapping"])
+    return [
+        _Encoded(ids, offsets, len(text), piece)
+        for text, ids, offsets in zip(*columns, strict=True)
+    ]
+
+
 def _template_prefix(tokenizer, template) -> tuple[int, ...]:
     """The tokens before the paraphrase that come out the same whatever the paraphrase."""
     prompts = [template.render(opening) for opening in _OPENINGS]
-    encoded = _encode_with_offsets(tokenizer, prompts, template.add_special_tokens)
-    heads = []
-    for ids, offsets in encoded:
-        ends = [i for i, (_, stop) in enumerate(offsets) if stop > len(template.head)]
-        heads.append(ids[: ends[0]])
-    shared = []
-    for tokens in zip(*heads, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return tuple(shared)
+    heads = [
+        encoded.ids[: encoded.first_beyond(len(template.head))]
+        for encoded in _encode(tokenizer, prompts, template.add_special_tokens)
+    ]
+    return _common_prefix(heads)
 
 
-def _encode_with_offsets(tokenizer, texts, add_special_tokens):
-    """(ids, offsets) of each text. A special token's offset is empty: (0, 0)."""
-    encoded = tokenizer(
-        list(texts), add_special_tokens=add_special_tokens, return_offsets_mapping=True
-    )
-    return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+def _join(prompts, tokenizer, separator, add_special_tokens):
+    """(text, ranges, ids) of `concatenate_paraphrases_with_positions`."""
+    assert all(prompts), prompts
+    text = separator.join(prompts)
+    [encoded] = _encode(tokenizer, [text], add_special_tokens)
+    positions = []
+    begin = taken = 0
+    for prompt in prompts:
+        # A token that holds characters of two prompts is the earlier one's.
+        first = max(taken, encoded.first_beyond(begin)) if positions else 0
+        taken = encoded.first_from(begin + len(prompt))
+        if first >= taken:
+            raise UserError(
+                f"the tokenizer leaves no token to the prompt {prompt!r} alone: "
+                "use the layout 'shared'"
+            )
+        positions.append((first, taken))
+        begin += len(prompt) + len(separator)
+    return text, positions, encoded.ids
 
 
-def _first_token_from(offsets, character: int) -> int:
-    """The index of the first of the trailing tokens that begin at or after a character."""
-    first = len(offsets)
-    while first > 0 and offsets[first - 1][0] >= character:
-        first -= 1
-    return first
+def _common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    columns = zip(*sequences, strict=False)
+    return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _common_suffix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    shared = []
-    for tokens in zip(*(reversed(sequence) for sequence in sequences), strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return tuple(reversed(shared))
+    return _common_prefix([sequence[::-1] for sequence in sequences])[::-1]
