@@ -293,6 +293,8 @@ class Engine:
 
     def _encode_streams(self, streams):
         """All segments, then all separators, packed; the first logits where there is no tail."""
+        counts = {len(stream.separators) for stream in streams}
+        assert len(counts) == 1, counts
         segments, positions, ends = [], [], []
         for stream in streams:
             for segment, start in zip(stream.segments, stream.placement.starts, strict=True):
