@@ -42,19 +42,16 @@ TEMPLATE = prompt_template(INSTRUCTION, [])
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run left: its exit status, its stderr, its table and its manifest."""
+    """What a run left: its exit status, its stderr, its table and its manifest.
+
+    Read at once, since another run may write the same files.
+    """
 
     code: int
     err: str
-    stem: Path | None
-
-    @property
-    def rows(self) -> list[dict]:
-        return read_results(f"{self.stem}.feather").to_dict("records")
-
-    @property
-    def manifest(self) -> dict:
-        return read_manifest(self.stem)
+    stem: Path | None = None
+    rows: list[dict] | None = None
+    manifest: dict | None = None
 
     @property
     def generations(self) -> list[str]:
@@ -76,7 +73,10 @@ def run(small, tmp_path, capsys):
         out, err = capsys.readouterr()
         assert out == ""
         found = re.search(r"(?:^wrote |^)(\S+)\.feather", err, re.MULTILINE)
-        return Ran(code, err, Path(found[1]) if found and code == 0 else None)
+        if code != 0:
+            return Ran(code, err)
+        table = read_results(f"{found[1]}.feather")
+        return Ran(code, err, Path(found[1]), table.to_dict("records"), read_manifest(found[1]))
 
     return run
 
