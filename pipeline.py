@@ -239,5 +239,11 @@ def describe_device(device) -> str:
 
 
 def versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "tokenizers", "numpy", "pandas", "pyarrow")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    import torch
+
+    packages = ("transformers", "tokenizers", "numpy", "pandas", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # says what CUDA it was built for, too
+        **{name: version(name) for name in packages},
+    }

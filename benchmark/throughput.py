@@ -34,7 +34,7 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
             self.seen = torch.zeros(rows, dtype=torch.bool, device=model.device)
 
         def __call__(self, ids, scores, **kwargs):
-            stop, self.seen = engine.stop(ids[:, -1], self.seen)
+            stop, _, self.seen = engine.stop(ids[:, -1], self.seen)
             return stop
 
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]

@@ -219,7 +219,7 @@ UNFIT = {
     "minimax": ({"num_local_experts": 2}, "'linear_attention'"),
     "recurrent_gemma": (
         {"lru_width": 32, "attention_window_size": 16},
-        "'linear_attention'",
+        "linear",  # by its layers' kind, or before transformers names that by their count
     ),
     "rwkv": ({"attention_hidden_size": 32}, "attention interface"),
     "llama4_text": ({"num_local_experts": 2, "intermediate_size_mlp": 48}, "'chunked_attention'"),

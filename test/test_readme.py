@@ -1,0 +1,86 @@
+"""What the documentation tells a user to type is typed here, in a copy of the project.
+
+Commands that generate are given fewer questions, and a model and a file where they name ones that
+only the user has; the rest of the line is run as it stands. Installing is what .ci/run does.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", "demo/README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+
+# Installing, the tests themselves, minutes of training, a GPU: run elsewhere or by hand.
+ELSEWHERE = ("python -m pytest", "python demo/train.py")
+GENERATING = ("generate.py", "flex_attention_generate.py", "quality.py", "throughput.py")
+THEIRS = {
+    "meta-llama/Llama-3.2-3B": str(ROOT / "demo" / "model"),
+    "questions.jsonl": "questions.jsonl",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command): the lines of its shell blocks, then what its text tells to run."""
+    found = []
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
+        lines = [line.strip() for block in blocks for line in block.splitlines()]
+        lines += re.findall(r"`(python [^`…]+\.py\b[^`…]*)`", text)
+        lines = [re.sub(r"^pip install -r \S+ && ", "", line) for line in lines]
+        found += [(page, line) for line in lines if line and not line.startswith(ELSEWHERE)]
+    return list(dict.fromkeys(found))
+
+
+def runnable(line: str) -> str:
+    for name, ours in THEIRS.items():
+        line = line.replace(name, ours)
+    words = line.split()
+    if words[0] == "python" and Path(words[1]).name in GENERATING:
+        line += " --max_samples 3"
+    if Path(words[1]).name == "throughput.py":
+        line += " --stock_batches 32"
+    return re.sub(r"^python ", f"{sys.executable} ", line)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project, with a file of a user's own questions."""
+    folder = tmp_path_factory.mktemp("checkout") / "project"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "results"))
+    lines = [
+        f'{{"question": "Capital of {x}?", "paraphrases": {["%s%d" % (x, i) for i in range(5)]}, '
+        f'"answers": ["{x}"]}}'.replace("'", '"')
+        for x in ("A", "B", "C")
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+# In the order of the page: later commands score what earlier ones wrote.
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_command(page, line, checkout):
+    done = subprocess.run(
+        ["bash", "-c", runnable(line)], cwd=checkout, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_readme_has_no_gap_left():
+    assert not re.search(r"@[A-Z_]+@", (ROOT / "README.md").read_text())
+
+
+def test_the_readme_names_what_is_pinned():
+    text = (ROOT / "README.md").read_text()
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if "==" in line:
+                package, pin = line.split("==")
+                row = next(row for row in text.splitlines() if re.match(rf"\|.*\b{package}\b", row))
+                assert pin in row, line
