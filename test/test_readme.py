@@ -4,6 +4,7 @@ Commands that generate are given fewer questions, and a model and a file where t
 only the user has; the rest of the line is run as it stands. Installing is what .ci/run does.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -53,12 +54,15 @@ def checkout(tmp_path_factory):
     """A copy of the project, with a file of a user's own questions."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "results"))
-    lines = [
-        f'{{"question": "Capital of {x}?", "paraphrases": {["%s%d" % (x, i) for i in range(5)]}, '
-        f'"answers": ["{x}"]}}'.replace("'", '"')
-        for x in ("A", "B", "C")
+    rows = [
+        {
+            "question": f"Capital of {place}?",
+            "paraphrases": [f"Name {place}'s capital, wording {i}." for i in range(5)],
+            "answers": [place],
+        }
+        for place in ("Mali", "Peru", "Laos")
     ]
-    (folder / "questions.jsonl").write_text("\n".join(lines))
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
