@@ -171,6 +171,29 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     running.add_argument("--overwrite", action="store_true", help="make finished results again")
     running.add_argument("--verbose", action="store_true", help="say more while running")
 
+    lemmas = parser.add_argument_group("lemmas")
+    lemmas.add_argument(
+        "--lemmaize",
+        "--lemmatize",
+        action="store_true",
+        help="add the lemmas of predictions and answers to the finished result of this command "
+        "line; no language model is loaded",
+    )
+    lemmas.add_argument(
+        "--spacy_model",
+        metavar="NAME|FOLDER",
+        help="what lemmatises: a spaCy pipeline, or lookup for a table of words "
+        "(default: en_core_web_lg where it is installed, else lookup)",
+    )
+
+
+def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where shared flags do not go together."""
+    if args.spacy_model is not None and not args.lemmaize:
+        parser.error("--spacy_model: only --lemmaize uses it")
+    if args.lemmaize and args.overwrite:
+        parser.error("--overwrite makes a result again, --lemmaize adds to a finished one")
+
 
 # Types: each raises with a sentence that shows the text as it was typed.
 

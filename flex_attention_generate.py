@@ -12,7 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cli import Parser, add_common_arguments, finite_float, run, weight_list
+from cli import (
+    Parser,
+    add_common_arguments,
+    check_common_arguments,
+    finite_float,
+    run,
+    weight_list,
+)
 from constants import SEPARATOR, UserError
 from results import attention_method_name
 
@@ -75,14 +82,42 @@ def flex_attention_generation(
     )
 
 
+def names_without_a_model(args) -> tuple[list[str], dict]:
+    """What may name the result, and its method's settings, as far as the command line tells.
+
+    A file's name leaves out the positions that are its model's default: exact or left.
+    """
+    chosen = {"layout": args.layout, "fusion": args.fusion}
+    if args.positions:
+        chosen["positions"] = args.positions
+    settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
+    names = [
+        attention_method_name(
+            {"positions": default, **chosen},
+            {"layout": "shared", "positions": default, "fusion": "mean"},
+        )
+        for default in (("left",) if args.fusion == "joint" else ("exact", "left"))
+    ]
+    return list(dict.fromkeys(names)), settings
+
+
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import Run, in_order, read_questions, result_row, set_up_logging
+    from pipeline import (
+        Run,
+        in_order,
+        lemmatize_finished,
+        read_questions,
+        result_row,
+        set_up_logging,
+    )
 
     questions = read_questions(args)
     count = len(questions.records[0].paraphrases)
     if args.weights is not None and len(args.weights) != count:
         raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
+    if args.lemmaize:
+        return lemmatize_finished(args, questions, *names_without_a_model(args))
 
     set_up_logging(args.verbose)
     from attention import Fusion
@@ -160,6 +195,7 @@ def parse_args(argv: Sequence[str] | None = None):
         help="a weight for each paraphrase (default: equal)",
     )
     args = parser.parse_args(argv)
+    check_common_arguments(parser, args)
     if args.fusion == "joint" and args.fusion_tau != 0:
         parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
     if args.fusion == "joint" and args.positions == "exact":

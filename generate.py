@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from answers import normalize_answer
-from cli import Parser, add_common_arguments, positive_int, run
+from cli import Parser, add_common_arguments, check_common_arguments, positive_int, run
 from constants import UserError
 
 # The reductions: logits [B, N, V] float32, weights [B, N] → scores [B, V], whose log-softmax is
@@ -219,7 +219,7 @@ def make_rows(args, engine, streams, records, confidences=None) -> list[dict]:
 
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import Run, read_questions, set_up_logging
+    from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
 
     questions = read_questions(args, original=args.method == "origin")
     settings = {"name": args.method}
@@ -229,6 +229,8 @@ def main(args) -> Path:
         settings["confidence"] = {"column": args.confidence, "fingerprint": content}
     elif args.method in WEIGHTED:
         settings["confidence"] = "own answer"
+    if args.lemmaize:
+        return lemmatize_finished(args, questions, [args.method], settings)
 
     set_up_logging(args.verbose)
     from loading import find_model, loaded_engine
@@ -272,6 +274,7 @@ def parse_args(argv: Sequence[str] | None = None):
         "of the confidence of its own answer",
     )
     args = parser.parse_args(argv)
+    check_common_arguments(parser, args)
     if args.confidence is not None and args.method not in WEIGHTED:
         parser.error(f"--confidence: --method {args.method} uses no weights")
     if args.indexs and args.method == "origin":

@@ -10,7 +10,9 @@ leaves words it does not hold, names among them, as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -38,7 +40,9 @@ def init_spacy(model: str | None = None) -> Language:
         UserError: spaCy, the model or the table is not installed, or the model gives no lemmas.
     """
     try:
-        import spacy
+        # A model of the user's choice may be a transformer.
+        with torch_left_alone() if model in (None, PREFERRED_MODEL, LOOKUP) else nullcontext():
+            import spacy
     except ImportError as error:
         raise UserError(f"lemmas need spaCy: {error}; pip install -r requirements.txt") from error
 
@@ -68,6 +72,22 @@ def init_spacy(model: str | None = None) -> Language:
     return nlp
 
 
+@contextmanager
+def torch_left_alone() -> Iterator[None]:
+    """spaCy imports torch where it is installed: seconds, and memory, that lemmas have no use for.
+
+    Inside, whatever tries to import torch finds it not installed, unless it is imported already.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 def lemmatizer_of(nlp: Language) -> dict[str, str]:
     """What lemmatises, for a manifest: the model and the versions that its lemmas depend on."""
     versions = {"spacy": version("spacy")}
@@ -93,7 +113,12 @@ def lemmaize_predicts(predict: str | None, nlp: Language | None = None) -> list[
 
     nlp: from `init_spacy`; None takes its default.
     """
-    return lemmas_of([predict or ""], nlp or init_spacy())[0]
+    return lemmas_of([_text(predict)], nlp or init_spacy())[0]
+
+
+def _text(cell: object) -> str:
+    # A prediction that is missing is None, or NaN where pandas read it.
+    return cell if isinstance(cell, str) else ""
 
 
 def lemmaize_chunk(
@@ -108,7 +133,7 @@ def lemmaize_chunk(
     Returns:
         The columns `predict_lemma`, a list a row, and `answer_lemmas`, a list of lists a row.
     """
-    predictions = [predict or "" for predict in chunk["prediction"]]
+    predictions = [_text(predict) for predict in chunk["prediction"]]
     answers = [list(row) for row in chunk["answers"]]
     flat = [answer for row in answers for answer in row]
     lemmas = iter(lemmas_of([*predictions, *flat], nlp or init_spacy()))

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from answers import first_line
+from constants import UserError
 from dataset import (
     Dataset,
     PromptTemplate,
@@ -23,8 +25,11 @@ from dataset import (
     select_paraphrases,
 )
 from results import (
+    REQUIRED_COLUMNS,
     check_finished,
     check_writable,
+    read_manifest,
+    read_results,
     result_file,
     result_stem,
     run_name,
@@ -97,11 +102,7 @@ class Run:
             "data": questions.dataset.fingerprint,
             # Not its name: a folder has as many names as there are paths to it.
             "model": source.fingerprint,
-            "prompt": {
-                "head": questions.template.head,
-                "tail": questions.template.tail,
-                "chat_template": args.chat_template,
-            },
+            "prompt": prompt_identity(args, questions),
             "paraphrases": list(args.indexs) if args.indexs else count,
             "method": settings,
             "dtype": str(source.dtype).removeprefix("torch."),
@@ -158,6 +159,94 @@ class Run:
             f"{engine.counts.encoded_tokens:,} tokens encoded, "
             f"{engine.counts.decoded_tokens:,} decoded in {engine.counts.decode_rows:,} rows"
         )
+
+
+def lemmatize_finished(
+    args, questions: Questions, methods: Sequence[str], settings: dict[str, Any]
+) -> Path:
+    """Add lemmas to the finished result of a command line. No model is loaded, nor even torch.
+
+    Args:
+        args, questions: as of `Run`.
+        methods: what may name the file.
+        settings: of the method, as far as they are known without the model.
+
+    Returns:
+        The result's path without its suffix.
+
+    Raises:
+        UserError: there is no finished result, it belongs to another run, or nothing lemmatises.
+    """
+    from lemmatize import append_lemmas, init_spacy, lemmaize_chunk, lemmatizer_of
+
+    count = len(questions.records[0].paraphrases)
+    stems = [
+        result_stem(
+            args.output_dir,
+            questions.dataset.name,
+            args.model,
+            run_name(method, num_paraphrases=count, indexs=args.indexs),
+            indexs=args.indexs,
+        )
+        for method in methods
+    ]
+    stem, manifest = _finished_result(stems, settings)
+    there = manifest["identity"]
+    known = {
+        "data": questions.dataset.fingerprint,
+        "prompt": prompt_identity(args, questions),
+        "paraphrases": list(args.indexs) if args.indexs else count,
+        "method": _method_settings(manifest) | settings,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    if args.dtype != "auto":
+        known["dtype"] = args.dtype
+    check_finished(stem, there | known, num_questions=0, overwrite=False)
+
+    frame = read_results(result_file(stem, ".feather"))
+    missing = [f"`{name}`" for name in REQUIRED_COLUMNS if name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{result_file(stem, '.feather')} lacks the column {' and '.join(missing)}; "
+            "--overwrite without --lemmaize makes it again"
+        )
+    nlp = init_spacy(args.spacy_model)
+    frame = append_lemmas(frame, [lemmaize_chunk(frame, nlp)])
+    manifest["lemmatizer"] = lemmatizer_of(nlp)
+    write_results(stem, frame, manifest, same_answers=True)
+    say(
+        f"added predict_lemma and answer_lemmas to {result_file(stem, '.feather')} "
+        f"({len(frame)} rows, {manifest['lemmatizer']['model']})"
+    )
+    return stem
+
+
+def _finished_result(stems: Sequence[Path], settings: dict[str, Any]) -> tuple[Path, dict]:
+    for stem in stems:
+        manifest = read_manifest(stem)
+        if manifest is None or not result_file(stem, ".feather").exists():
+            continue
+        positions = _method_settings(manifest).get("positions")
+        if settings.get("positions", positions) == positions:
+            return stem, manifest
+    raise UserError(
+        f"--lemmaize: {result_file(stems[0], '.feather')} is not there or not finished; "
+        "run without --lemmaize first"
+    )
+
+
+def _method_settings(manifest: dict) -> dict[str, Any]:
+    settings = manifest["identity"].get("method")
+    return settings if isinstance(settings, dict) else {}
+
+
+def prompt_identity(args, questions: Questions) -> dict[str, Any]:
+    template = questions.template
+    return {
+        "head": template.head,
+        "tail": template.tail,
+        "chat_template": args.chat_template,
+    }
 
 
 def result_row(record: Record, answer: Answer, tokenizer, **columns) -> dict:

@@ -214,13 +214,22 @@ def _canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def write_results(stem: str | Path, frame: "DataFrame", manifest: Mapping[str, Any]) -> None:
+def write_results(
+    stem: str | Path,
+    frame: "DataFrame",
+    manifest: Mapping[str, Any],
+    *,
+    same_answers: bool = False,
+) -> None:
     """Writes the three files of a result, whole or not at all.
 
     Args:
         stem: from `result_stem`; its folder is made.
         frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
         manifest: with `identity` and `num_questions`; JSON types.
+        same_answers: the finished result there only gets further columns. Any mix of its old and
+            new files is a finished result too, so the manifest stays while the others change: a
+            crash must not cost the answers.
 
     Raises:
         UserError: the disk is full, a folder cannot be written and the like. No temporary file
@@ -236,7 +245,7 @@ def write_results(stem: str | Path, frame: "DataFrame", manifest: Mapping[str, A
         result_file(stem, ".csv"): _csv_bytes(table),
         result_file(stem, ".json"): _manifest_bytes(manifest),
     }
-    _replace_files(contents, seal=result_file(stem, ".json"))
+    _replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
 
 
 def check_writable(stem: str | Path) -> None:
@@ -254,12 +263,12 @@ def check_writable(stem: str | Path) -> None:
         raise UserError(f"cannot write to {trial.parent}: {_reason(error)}") from None
 
 
-def _replace_files(contents: Mapping[Path, bytes], *, seal: Path) -> None:
+def _replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
     """Puts all files in place of what is there, with `seal` away while the others change.
 
     Every byte is on the disk under a temporary name before the first file is touched: what commonly
     fails, fails there and leaves the old files alone. A crash between the renames leaves each file
-    old or new, and no seal.
+    old or new, and no seal; with `keep_seal` the old one stays until the new one takes its place.
     """
     folder = seal.parent
     temporary = {path: _temporary_path(path) for path in contents}
@@ -268,9 +277,10 @@ def _replace_files(contents: Mapping[Path, bytes], *, seal: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
             _write_synced(temporary[path], content)
-        path = seal
-        seal.unlink(missing_ok=True)
-        _sync_folder(folder)
+        if not keep_seal:
+            path = seal
+            seal.unlink(missing_ok=True)
+            _sync_folder(folder)
         for path in contents:
             if path != seal:
                 os.replace(temporary[path], path)

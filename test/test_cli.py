@@ -30,6 +30,8 @@ DEFAULTS = {
     "output_dir": Path("results"),
     "overwrite": False,
     "verbose": False,
+    "lemmaize": False,
+    "spacy_model": None,
 }
 SCRIPT = """
 import sys
@@ -90,6 +92,8 @@ GIVEN = {
     "output_dir": ("out-1", Path("out-1")),
     "overwrite": (None, True),
     "verbose": (None, True),
+    "lemmaize": (None, True),
+    "spacy_model": ("lookup", "lookup"),
 }
 
 
