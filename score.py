@@ -1,111 +1,39 @@
-"""Scores predictions: exact match with intervals, and the paired comparison with a baseline.
+"""Scores predictions: several matchers with intervals, and the paired comparison with a baseline.
 
     python score.py results/demo/demo/*.feather
     python score.py results/demo/demo/*.feather --baseline results/demo/demo/avg-5.feather
+    python score.py results/demo/demo/*.feather --plot methods.png --html methods.html
 
 A file is .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`; comparing
-needs `uuid` too. A file of the method per_prompt (a row a paraphrase, with a column `paraphrase`)
-also gets the accuracy of each paraphrase, the share of questions that any of them got right, and
-how often they agree. No model is loaded.
+needs `uuid` too. Lemmas are matched where the columns `predict_lemma` and `answer_lemmas` are, or
+with --lemmas recompute. A file of the method per_prompt (a row a paraphrase, with a column
+`paraphrase`) also gets the accuracy of each paraphrase, the share of questions that any of them got
+right, and how often they agree. No language model is loaded.
 """
 
 import argparse
 import json
 import os
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from answers import is_right, normalize_answer
+from answers import normalize_answer
 from cli import Parser, run
 from constants import UserError
-from results import read_results
+from intervals import (
+    bootstrap_interval,
+    cluster_bootstrap_interval,
+    holm,
+    mcnemar_p,
+    tango_interval,
+    wilson_interval,
+)
+from judged import MATCHERS, Scored, load_scored
+from tables import render_csv, render_report
 
-if TYPE_CHECKING:  # numpy, pandas and scipy come after parsing: --help stays quick
+if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
     import numpy as np
-
-CONFIDENCE = 0.95
-Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-RESAMPLES = 10_000
-SEED = 0
-
-LABEL_WIDTH = 40  # leaves the widest table, an interval of [-100.00, +100.00], in 100 columns
-
-
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """95% score interval of a proportion, right of n (Wilson 1927)."""
-    assert 0 <= right <= n and n > 0, (right, n)
-    share = right / n
-    centre = share + Z**2 / (2 * n)
-    margin = Z * (share * (1 - share) / n + Z**2 / (4 * n**2)) ** 0.5
-    low, high = ((centre + side) / (1 + Z**2 / n) for side in (-margin, margin))
-    return (0.0 if right == 0 else low, 1.0 if right == n else high)
-
-
-def tango_interval(won: int, lost: int, n: int) -> tuple[float, float]:
-    """95% score interval of the difference of two paired proportions, (won - lost) / n.
-
-    It holds the differences that the score test does not refuse. At a difference of 0 that test is
-    McNemar's without correction, so interval and p value tell one story, and the interval has a
-    width where the files never differ. Tango 1998, "Equivalence test and confidence interval for
-    the difference in proportions for the paired-sample design", Statistics in Medicine 17, 891-908.
-
-    Args:
-        won: pairs that only the first of the two got right.
-        lost: pairs that only the second got right.
-        n: all pairs.
-    """
-    from scipy.optimize import brentq
-
-    assert won >= 0 and lost >= 0 and n >= max(1, won + lost), (won, lost, n)
-
-    def excess(delta: float, side: int) -> float:
-        # Zero where the observed difference lies Z standard deviations above (side +1) or below
-        # (-1) delta. `share` is the most likely probability of a loss, given delta.
-        b = (2 * n - won + lost) * delta - won - lost
-        c = -lost * delta * (1 - delta)
-        share = ((max(b * b - 8 * n * c, 0.0)) ** 0.5 - b) / (4 * n)
-        variance = max(n * (2 * share + delta * (1 - delta)), 0.0)
-        return won - lost - n * delta - side * Z * variance**0.5
-
-    observed = (won - lost) / n
-    # Where the files never (or always) differ, the observed difference is a second root, of width
-    # zero: a step away from it leaves only the limit.
-    step = 1e-9
-    low = -1.0 if lost == n else brentq(excess, -1.0, observed - step, args=(1,))
-    high = 1.0 if won == n else brentq(excess, observed + step, 1.0, args=(-1,))
-    return low, high
-
-
-def mcnemar_p(won: int, lost: int) -> float:
-    """Exact two-sided McNemar test: the pairs that differ fall either way like a fair coin."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
-
-
-def bootstrap_interval(values: "np.ndarray", *, resamples: int, seed: int) -> tuple[float, float]:
-    """95% percentile interval of a mean, one value a question, resampling the questions.
-
-    Answers to wordings of one question go together, so what is drawn is whole questions: 5
-    paraphrases that always agree are worth one (Efron and Tibshirani 1993, chapter 8).
-
-    Args:
-        values: [Q], such as the share of a question's paraphrases that were right.
-    """
-    import numpy as np
-
-    # A resample is told by how often it has each distinct value: a multinomial draw.
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(
-        len(values), counts / len(values), size=resamples
-    )  # [resamples, distinct]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(draws @ distinct / len(values), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def pair_agreement(predictions: Sequence[str]) -> float:
@@ -115,107 +43,21 @@ def pair_agreement(predictions: Sequence[str]) -> float:
     return equal / (n * (n - 1))
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A file's predictions, judged: Q questions, N paraphrases (1 where a row is a question)."""
-
-    path: str
-    per_prompt: bool
-    uuids: list[str] | None  # [Q]
-    right: "np.ndarray"  # [Q, N] bool
-    predictions: list[list[str]]  # [Q][N], normalised
-
-
-def load_scored(path: str) -> Scored:
-    """Reads and judges a file; raises UserError with the path and the offending value."""
-    import numpy as np
-
-    frame = read_results(path)
-    missing = [f"`{name}`" for name in ("prediction", "answers") if name not in frame.columns]
-    if missing:
-        found = ", ".join(map(str, frame.columns))
-        raise UserError(f"{path} lacks the column {' and '.join(missing)}; it has {found}")
-    if frame.empty:
-        raise UserError(f"{path} has no rows")
-    uuids = _uuids(frame["uuid"].tolist(), path) if "uuid" in frame.columns else None
-    predictions = [_prediction(cell, f"{path}, row {i}") for i, cell in _rows(frame["prediction"])]
-    answers = [_answers(cell, f"{path}, row {i}") for i, cell in _rows(frame["answers"])]
-    right = [is_right(p, a) for p, a in zip(predictions, answers, strict=True)]
-
-    # A column `paraphrase` in a file without uuids says nothing about which rows belong together.
-    per_prompt = uuids is not None and "paraphrase" in frame.columns
-    rows = _rows_of_questions(uuids, path, per_prompt=per_prompt) if uuids else _each(right)
-    return Scored(
-        path=path,
-        per_prompt=per_prompt,
-        uuids=list(dict.fromkeys(uuids)) if uuids else None,
-        right=np.array([[right[i] for i in group] for group in rows]),
-        predictions=[[normalize_answer(predictions[i]) for i in group] for group in rows],
-    )
-
-
-def _rows(column) -> list[tuple[int, Any]]:
-    return list(enumerate(column.tolist(), 1))
-
-
-def _each(values: Sequence) -> list[list[int]]:
-    return [[i] for i in range(len(values))]
-
-
-def _uuids(cells: Sequence[Any], path: str) -> list[str]:
-    for i, cell in enumerate(cells, 1):
-        if cell is None or cell != cell or cell == "":  # NaN differs from itself
-            raise UserError(f"{path}, row {i}: no uuid")
-    return [str(cell) for cell in cells]
-
-
-def _prediction(cell: Any, where: str) -> str:
-    if cell is None or cell != cell:
-        return ""
-    if not isinstance(cell, str):
-        raise UserError(f"{where}: prediction is not a text: {cell!r}")
-    return cell
-
-
-def _answers(cell: Any, where: str) -> list[str]:
-    answers = [cell] if isinstance(cell, str) else cell
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise UserError(f"{where}: answers is not a list of texts: {cell!r}")
-    if not answers:
-        raise UserError(f"{where}: no answers")
-    return answers
-
-
-def _rows_of_questions(uuids: Sequence[str], path: str, *, per_prompt: bool) -> list[list[int]]:
-    """[Q][N] row numbers: the rows of a question are its paraphrases in the order of the file."""
-    rows: dict[str, list[int]] = {}
-    for i, uuid in enumerate(uuids):
-        rows.setdefault(uuid, []).append(i)
-    first, expected = next(iter(rows.items()))
-    for uuid, group in rows.items():
-        if not per_prompt and len(group) > 1:
-            numbers = f"{group[0] + 1} and {group[1] + 1}"
-            raise UserError(f"{path}: uuid {uuid} stands twice, in rows {numbers}")
-        if len(group) != len(expected):
-            raise UserError(
-                f"{path}: uuid {uuid} has {len(group)} rows, {first} has {len(expected)}"
-            )
-    return list(rows.values())
-
-
 def summarize(scored: Scored) -> dict[str, Any]:
     """A file's figures; shares are between 0 and 1. Of several paraphrases it is the mean."""
     num_questions, num_paraphrases = scored.right.shape
     summary = {"file": scored.path, "questions": num_questions, "paraphrases": num_paraphrases}
+    summary |= {"prompts": scored.num_prompts, "match": scored.match}
     if num_paraphrases == 1:
         summary |= _share(scored.right[:, 0])
     else:
         shares = scored.right.mean(axis=1)  # [Q]
         summary |= {
             "right": None,
-            "exact_match": float(shares.mean()),
-            "interval": bootstrap_interval(shares, resamples=RESAMPLES, seed=SEED),
+            "accuracy": float(shares.mean()),
+            "interval": bootstrap_interval(shares),
         }
+    summary |= {"scores": _scores(scored), "counts": _counts(scored)}
     return summary | {"per_prompt": _per_prompt(scored) if scored.per_prompt else None}
 
 
@@ -224,16 +66,34 @@ def _share(right: "np.ndarray") -> dict[str, Any]:
     count = int(right.sum())
     return {
         "right": count,
-        "exact_match": count / len(right),
+        "accuracy": count / len(right),
         "interval": wilson_interval(count, len(right)),
+    }
+
+
+def _scores(scored: Scored) -> dict[str, float | None]:
+    """The mean by each matcher; None by those of lemmas where there are none."""
+    means = {name: float(each.mean()) for name, each in scored.matches.items()}
+    return {name: means.get(name) for name in (*MATCHERS, "f1")}
+
+
+def _counts(scored: Scored) -> dict[str, int | None]:
+    """How many predictions may hang on the matcher."""
+    matches, truncated = scored.matches, scored.truncated
+    surplus = matches["two_way"] & ~matches["one_way"] if "two_way" in matches else None
+    return {
+        "empty": sum(not p.strip() for group in scored.predictions for p in group),
+        "truncated": None if truncated is None else int(truncated.sum()),
+        "only_two_way": None if surplus is None else int(surplus.sum()),
     }
 
 
 def _per_prompt(scored: Scored) -> dict[str, Any]:
     num_questions, num_paraphrases = scored.right.shape
     several = num_paraphrases > 1
-    alike = sum(len(set(predictions)) == 1 for predictions in scored.predictions)
-    pairs = sum(map(pair_agreement, scored.predictions)) if several else None
+    predictions = [list(map(normalize_answer, group)) for group in scored.predictions]
+    alike = sum(len(set(group)) == 1 for group in predictions)
+    pairs = sum(map(pair_agreement, predictions)) if several else None
     return {
         "each": [_share(scored.right[:, n]) for n in range(num_paraphrases)],
         "any": _share(scored.right.any(axis=1)),
@@ -246,7 +106,9 @@ def compare(scored: Scored, baseline: Scored) -> dict[str, Any]:
     """The paired difference `scored` minus `baseline` over the questions that both have.
 
     Of a per_prompt baseline the first paraphrase counts; of a per_prompt file the mean over its
-    paraphrases, question by question.
+    paraphrases, question by question. `by_match` holds the same difference by every matcher that
+    both files have, `bootstrap` its interval over resampled questions, `relation_bootstrap` that
+    over resampled relations (None where rows carry none, or one only).
 
     Raises:
         UserError: a file has no uuids, or they have none in common.
@@ -259,17 +121,39 @@ def compare(scored: Scored, baseline: Scored) -> dict[str, Any]:
     if not pairs:
         raise UserError(f"{scored.path} and the baseline {baseline.path} share no uuid")
     here, there = map(list, zip(*pairs, strict=True))
+    by_match = {
+        name: _difference(scored.matches[name][here], baseline.matches[name][there, 0])
+        for name in MATCHERS
+        if name in scored.matches and name in baseline.matches
+    }
     right, reference = scored.right[here], baseline.right[there, 0]  # [pairs, N], [pairs]
+    differences = right.mean(axis=1) - reference
+    relations = [scored.relations[i] for i in here] if scored.relations else None
     return {
         "pairs": len(pairs),
         "only_in_file": len(scored.uuids) - len(pairs),
         "only_in_baseline": len(baseline.uuids) - len(pairs),
-        **(_binary_difference if right.shape[1] == 1 else _mean_difference)(right, reference),
+        **by_match[scored.match],
+        "bootstrap": bootstrap_interval(differences),
+        "relations": len(set(relations)) if relations else None,
+        "relation_bootstrap": (
+            cluster_bootstrap_interval(differences, relations) if relations else None
+        ),
+        "by_match": by_match,
     }
 
 
-def _binary_difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str, Any]:
-    """right: [pairs, 1], reference: [pairs]"""
+def _difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str, Any]:
+    """right: [pairs, N], reference: [pairs]"""
+    if right.shape[1] > 1:
+        differences = right.mean(axis=1) - reference
+        return {
+            "won": None,
+            "lost": None,
+            "difference": float(differences.mean()),
+            "interval": bootstrap_interval(differences),
+            "mcnemar_p": None,  # a test of pairs, and a mean over paraphrases makes no pairs
+        }
     won = int((right[:, 0] & ~reference).sum())
     lost = int((~right[:, 0] & reference).sum())
     return {
@@ -281,42 +165,84 @@ def _binary_difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str
     }
 
 
-def _mean_difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str, Any]:
-    """right: [pairs, N], reference: [pairs]"""
-    differences = right.mean(axis=1) - reference
-    return {
-        "won": None,
-        "lost": None,
-        "difference": float(differences.mean()),
-        "interval": bootstrap_interval(differences, resamples=RESAMPLES, seed=SEED),
-        "mcnemar_p": None,  # a test of pairs, and a mean over paraphrases makes no pairs
-    }
+def make_report(
+    paths: Sequence[str], baseline_path: str | None, *, by: str | None = None, **reading: Any
+) -> dict[str, Any]:
+    """Everything that is printed, in JSON types: what --json shows and the tables are made of.
+
+    Args:
+        by: a column whose values split every file once more.
+        reading: match, lemmas and spacy_model, for `load_scored`.
+    """
+    files = [load_scored(path, by=by, **reading) for path in paths]
+    baseline = load_scored(baseline_path, **reading) if baseline_path is not None else None
+    return report_on(files, baseline, by=by)
 
 
-def make_report(paths: Sequence[str], baseline_path: str | None) -> dict[str, Any]:
-    """Everything that is printed, in JSON types: what --json shows and the tables are made of."""
-    if baseline_path is None:
-        files = [summarize(load_scored(path)) | {"comparison": None} for path in paths]
-        return {"baseline": None, "files": files, "notes": []}
-    baseline = load_scored(baseline_path)
-    files, notes = [], []
-    if baseline.per_prompt:
-        notes.append(f"{baseline_path} has a row a paraphrase: the baseline is its paraphrase 0")
-    for path in paths:
-        scored = load_scored(path)
-        is_baseline = os.path.realpath(path) == os.path.realpath(baseline_path)
-        plain = is_baseline and not baseline.per_prompt
-        comparison = None if plain else compare(scored, baseline)
-        files.append(summarize(scored) | {"comparison": comparison})
-        notes += _coverage_notes(path, comparison) if comparison else []
-    reference = {"file": baseline_path, "questions": len(baseline.right)}
-    reference |= {"paraphrase": 0 if baseline.per_prompt else None, **_share(baseline.right[:, 0])}
-    return {"baseline": reference, "files": files, "notes": notes}
+def report_on(
+    files: Sequence[Scored], baseline: Scored | None, *, by: str | None = None
+) -> dict[str, Any]:
+    """The report on files that are read already."""
+    report = {"baseline": None, "by": by, "files": [], "notes": []}
+    for scored in files:
+        found = summarize(scored) | {"comparison": _comparison(scored, baseline)}
+        found["by"] = [
+            {"value": value, **summarize(part), "comparison": _part_comparison(part, baseline)}
+            for value, part in _parts(scored)
+        ]
+        report["files"].append(found)
+        report["notes"] += _coverage_notes(found)
+    if baseline is not None:
+        if baseline.per_prompt:
+            note = f"{baseline.path} has a row a paraphrase: the baseline is its paraphrase 0"
+            report["notes"].insert(0, note)
+        report["baseline"] = {"file": baseline.path, "questions": len(baseline.right)}
+        report["baseline"] |= {"paraphrase": 0 if baseline.per_prompt else None}
+        first = baseline.first_paraphrase() if baseline.per_prompt else baseline
+        report["baseline"] |= _share(first.right[:, 0])
+        report["baseline"] |= {"scores": _scores(first), "counts": _counts(first)}
+    _adjust([found["comparison"] for found in report["files"]])
+    _adjust([part["comparison"] for found in report["files"] for part in found["by"]])
+    return report
 
 
-def _coverage_notes(path: str, comparison: dict[str, Any]) -> list[str]:
-    pairs, lacking = comparison["pairs"], comparison["only_in_baseline"]
-    surplus = comparison["only_in_file"]
+def _comparison(scored: Scored, baseline: Scored | None) -> dict[str, Any] | None:
+    """None where there is no baseline, and where the file is the baseline itself."""
+    if baseline is None:
+        return None
+    is_baseline = os.path.realpath(scored.path) == os.path.realpath(baseline.path)
+    return None if is_baseline and not baseline.per_prompt else compare(scored, baseline)
+
+
+def _part_comparison(part: Scored, baseline: Scored | None) -> dict[str, Any] | None:
+    """As `_comparison`, but a part may well have no question that the baseline has."""
+    shared = baseline is not None and set(part.uuids or ()) & set(baseline.uuids or ())
+    return _comparison(part, baseline) if shared else None
+
+
+def _parts(scored: Scored) -> list[tuple[str, Scored]]:
+    """The questions of each value of the column, by value."""
+    places: dict[str, list[int]] = {}
+    for i, value in enumerate(scored.groups or ()):
+        places.setdefault(value, []).append(i)
+    return [(value, scored.take(places[value])) for value in sorted(places)]
+
+
+def _adjust(comparisons: Sequence[dict[str, Any] | None]) -> None:
+    """Adds `holm_p`: p among all the tests that the table shows; None where there is one only."""
+    tested = [c for c in comparisons if c is not None and c["mcnemar_p"] is not None]
+    adjusted = holm([c["mcnemar_p"] for c in tested])
+    for comparison in filter(None, comparisons):
+        comparison["holm_p"] = None
+    for comparison, p in zip(tested, adjusted, strict=True):
+        comparison["holm_p"] = p if len(tested) > 1 else None
+
+
+def _coverage_notes(found: dict[str, Any]) -> list[str]:
+    if (comparison := found["comparison"]) is None:
+        return []
+    path, pairs = found["file"], comparison["pairs"]
+    lacking, surplus = comparison["only_in_baseline"], comparison["only_in_file"]
     notes = []
     if lacking:
         notes.append(f"{path} lacks {lacking} of the baseline's {pairs + lacking} uuids")
@@ -325,129 +251,17 @@ def _coverage_notes(path: str, comparison: dict[str, Any]) -> list[str]:
     return [f"{note}: compared over the {pairs} that both have" for note in notes]
 
 
-def render_report(report: dict[str, Any]) -> str:
-    """The report as plain text: tables of at most 100 columns, percentages with two decimals."""
-    baseline, files = report["baseline"], report["files"]
-    labels = _labels([f["file"] for f in [*files, *([baseline] if baseline else [])]])
-    blocks = [_accuracy_table(report, labels), _comparison_table(report, labels)]
-    blocks += [_per_prompt_table(f, labels) for f in files if f["per_prompt"]]
-    blocks += [_wrapped(report["notes"]), _legend(report)]
-    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
-
-
-def _accuracy_table(report: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    baseline = report["baseline"]
-    rows = []
-    for file in report["files"]:
-        is_baseline = baseline is not None and file["comparison"] is None
-        remark = " (baseline)" if is_baseline else ""
-        if file["paraphrases"] > 1:
-            remark = f" (mean of {file['paraphrases']})"
-        rows.append(_accuracy_row(_cut(labels[file["file"]], remark), file))
-    if baseline and all(file["comparison"] for file in report["files"]):
-        rows.insert(0, _accuracy_row(_cut(labels[baseline["file"]], " (baseline)"), baseline))
-    return _table(["file", "questions", "right", "exact match %", "95% interval"], rows)
-
-
-def _accuracy_row(label: str, share: dict[str, Any]) -> list[str]:
-    right = "-" if share["right"] is None else str(share["right"])
-    return [label, str(share["questions"]), right, *_percentages(share)]
-
-
-def _percentages(share: dict[str, Any]) -> list[str]:
-    low, high = share["interval"]
-    return [f"{100 * share['exact_match']:.2f}", f"[{100 * low:.2f}, {100 * high:.2f}]"]
-
-
-def _comparison_table(report: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    rows = []
-    for file in report["files"]:
-        if (found := file["comparison"]) is None:
-            continue
-        low, high = found["interval"]
-        counts = ["-" if found[key] is None else str(found[key]) for key in ("won", "lost")]
-        difference = f"{100 * found['difference']:+.2f}"
-        interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]"
-        label = _cut(labels[file["file"]], "")
-        rows.append(
-            [label, str(found["pairs"]), *counts, difference, interval, _p(found["mcnemar_p"])]
-        )
-    header = ["against the baseline", "pairs", "won", "lost", "points", "95% interval", "McNemar p"]
-    return _table(header, rows) if rows else []
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return "-"
-    return f"{p:.4f}" if p >= 0.00005 else "<0.0001"
-
-
-def _per_prompt_table(file: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    found = file["per_prompt"]
-    title = f"{labels[file['file']]}: each paraphrase over {file['questions']} questions"
-    rows = [[str(i), str(s["right"]), *_percentages(s)] for i, s in enumerate(found["each"])]
-    rows.append(["any of them", str(found["any"]["right"]), *_percentages(found["any"])])
-    lines = [title, *_table(["paraphrase", "right", "exact match %", "95% interval"], rows)]
-    if found["pairs_agree"] is not None:
-        lines.append(
-            f"pairs of paraphrases with the same answer: {100 * found['pairs_agree']:.2f}%; "
-            f"questions on which all agree: {100 * found['all_agree']:.2f}%"
-        )
-    return lines
-
-
-def _legend(report: dict[str, Any]) -> list[str]:
-    files = report["files"]
-    lines = ["Intervals of accuracy: Wilson."]
-    if any(file["paraphrases"] > 1 for file in files):
-        lines.append(
-            f"Intervals of a mean over paraphrases: bootstrap of questions, {RESAMPLES} resamples."
-        )
-    if any(file["comparison"] for file in files):
-        lines.append(
-            "Points: file minus baseline, over the questions that both have; interval: Tango 1998."
-        )
-        lines.append(
-            "Won: right where the baseline is wrong; lost: the reverse; p: exact, two-sided."
-        )
-    return lines
-
-
-def _wrapped(notes: Sequence[str]) -> list[str]:
-    return [textwrap.fill(note, 100, break_long_words=False) for note in notes]
-
-
-def _labels(paths: Sequence[str]) -> dict[str, str]:
-    """Each path without what all share: the folders, and the suffix where it is the same."""
-    shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    suffixes = {os.path.splitext(path)[1] for path in paths}
-    shown = {path: os.path.relpath(os.path.abspath(path), shared) for path in paths}
-    if len(suffixes) > 1:
-        return shown
-    return {path: os.path.splitext(label)[0] for path, label in shown.items()}
-
-
-def _cut(label: str, remark: str) -> str:
-    """Label and remark within LABEL_WIDTH; of a label too long the end tells most."""
-    room = LABEL_WIDTH - len(remark)
-    return (label if len(label) <= room else "..." + label[3 - room :]) + remark
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned lines: the first column to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = []
-    for first, *rest in [header, *rows]:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
 def main(args: argparse.Namespace) -> None:
-    report = make_report(args.files, args.baseline)
+    if args.spacy_model and args.lemmas != "recompute":
+        raise UserError("--spacy_model is for --lemmas recompute")
+    reading = {"match": args.match, "lemmas": args.lemmas, "spacy_model": args.spacy_model}
+    files = [load_scored(path, by=args.by, **reading) for path in args.files]
+    baseline = load_scored(args.baseline, **reading) if args.baseline else None
+    report = report_on(files, baseline, by=args.by)
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
+    elif args.csv:
+        print(render_csv(report), end="")
     else:
         print(render_report(report))
 
@@ -457,7 +271,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("files", nargs="+", metavar="FILE", help="predictions and answers")
     parser.add_argument("--baseline", metavar="FILE", help="compare every FILE with this one")
     parser.add_argument(
+        "--match",
+        choices=MATCHERS,
+        default="exact",
+        help="what counts as right: exact (normalised as SQuAD does), first_token, one_way (an "
+        "answer's lemmas are a contiguous run of the prediction's), two_way (or the reverse); "
+        "a table shows all of them side by side (default: exact)",
+    )
+    parser.add_argument(
+        "--lemmas",
+        choices=("file", "recompute"),
+        help="take the columns predict_lemma and answer_lemmas, or make lemmas anew "
+        "(default: file, where the columns are)",
+    )
+    parser.add_argument(
+        "--spacy_model",
+        metavar="NAME",
+        help="what recomputes: a spaCy model, or lookup (default: en_core_web_lg where it is "
+        "installed, else lookup)",
+    )
+    parser.add_argument("--by", metavar="COLUMN", help="also split by the values of this column")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
         "--json", action="store_true", help="print everything as JSON; shares are from 0 to 1"
+    )
+    form.add_argument(
+        "--csv", action="store_true", help="print a row a file (with --by, also a row a value)"
     )
     return parser.parse_args(argv)
 

@@ -1,36 +1,32 @@
 """Scores against scipy, figures worked out by hand and oracles written another way."""
 
+import csv
+import io
 import json
 import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import optimize, stats
 
-import score
-from answers import normalize_answer
-from constants import UserError
-from score import (
-    Z,
-    bootstrap_interval,
-    compare,
+from answers import (
+    contains_run,
+    f1,
+    first_token_is_right,
     is_right,
-    load_scored,
-    main,
-    make_report,
-    mcnemar_p,
-    pair_agreement,
-    parse_args,
-    render_report,
-    summarize,
-    tango_interval,
-    wilson_interval,
+    lemmas_match,
+    normalize_answer,
 )
+from constants import UserError
+from intervals import Z, holm, mcnemar_p, tango_interval, wilson_interval
+from judged import load_scored
+from score import compare, main, make_report, pair_agreement, parse_args, summarize
+from tables import render_report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,98 +121,151 @@ def test_an_empty_prediction_is_never_right(tmp_path):
     assert load_scored(path).right[:, 0].tolist() == [False, False, False, True]
 
 
-# Intervals and tests
-
-
-def test_wilson_is_that_of_scipy():
-    rng = np.random.default_rng(0)
-    sizes = [1, 2, 3, 10, *rng.integers(4, 5000, 40).tolist()]
-    for n in sizes:
-        for right in {0, n, *rng.integers(0, n + 1, 4).tolist()}:
-            expected = stats.binomtest(right, n).proportion_ci(method="wilson")
-            assert wilson_interval(right, n) == pytest.approx((expected.low, expected.high))
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("The Beatles band", ["Beatles"], True),
+        ("Beat", ["Beatles"], False),
+        ("New Jersey", ["York", "new york"], True),
+        ("York", ["New York"], False),
+        ("", ["the"], False),
+        ("the", [""], False),
+    ],
+)
+def test_first_token(prediction, answers, expected):
+    assert first_token_is_right(prediction, answers) is expected
 
 
 @pytest.mark.parametrize(
-    ("won", "lost", "expected"),
+    ("prediction", "answers", "expected"),
     [
-        (0, 0, 1.0),
-        (1, 0, 1.0),
-        (5, 0, 2 / 32),
-        (0, 5, 2 / 32),
-        (1, 9, 2 * (1 + 10) / 1024),
-        (8, 2, 2 * (1 + 10 + 45) / 1024),
-        (3, 3, 1.0),
+        ("the city of Paris", ["Paris"], 2 * (1 / 3) * 1 / (1 / 3 + 1)),
+        ("Paris", ["Rome", "Paris, France"], 2 * 1 * 0.5 / 1.5),
+        ("a b b", ["b b b"], 2 * 1 * (2 / 3) / (5 / 3)),  # the article goes; 2 b are common
+        ("Paris", ["Rome"], 0),
+        ("", ["Rome"], 0),
+        ("", [""], 0),
     ],
 )
-def test_mcnemar_by_hand(won, lost, expected):
-    assert mcnemar_p(won, lost) == pytest.approx(expected)
+def test_f1_is_that_of_squad(prediction, answers, expected):
+    assert f1(prediction, answers) == pytest.approx(expected)
 
 
-def test_mcnemar_is_a_sum_of_binomial_terms():
-    rng = np.random.default_rng(1)
-    for won, lost in rng.integers(0, 60, (50, 2)).tolist():
-        n = won + lost
-        tail = sum(math.comb(n, k) for k in range(min(won, lost) + 1)) / 2**n
-        assert mcnemar_p(won, lost) == pytest.approx(min(1.0, 2 * tail))
-        assert mcnemar_p(won, lost) == mcnemar_p(lost, won)
+@pytest.mark.parametrize(
+    ("lemmas", "answers", "expected"),
+    [
+        ("new york city", ["new york"], (True, True)),
+        ("york", ["new york"], (False, True)),
+        ("new big york", ["new york"], (False, False)),  # not contiguous
+        ("york new", ["new york"], (False, False)),
+        ("new yorker", ["new york"], (False, False)),  # lemmas, not letters
+        ("", ["new york", ""], (False, False)),
+        ("york", [""], (False, False)),
+        ("york", ["rome", "york"], (True, True)),
+        ("a b a b c", ["a b c"], (True, True)),
+    ],
+)
+def test_lemma_matches(lemmas, answers, expected):
+    assert lemmas_match(lemmas.split(), [answer.split() for answer in answers]) == expected
 
 
-def score_statistic(won, lost, n, delta):
-    """Tango's test of `difference == delta`, its likelihood maximised by search, not by formula."""
-
-    def surprise(loss):
-        cells = (won, loss + delta), (lost, loss), (n - won - lost, 1 - 2 * loss - delta)
-        return -sum(count * math.log(max(share, 1e-300)) for count, share in cells if count)
-
-    bounds = max(0.0, -delta), (1 - delta) / 2
-    loss = optimize.minimize_scalar(
-        surprise, bounds=bounds, method="bounded", options={"xatol": 1e-12}
-    ).x
-    return (won - lost - n * delta) / math.sqrt(n * (2 * loss + delta - delta**2))
+def test_runs_are_those_of_joined_texts():
+    rng = np.random.default_rng(10)
+    for _ in range(500):
+        texts, run = (rng.choice(["a", "b"], size).tolist() for size in rng.integers(0, 5, 2))
+        expected = bool(run) and f" {' '.join(run)} " in f" {' '.join(texts)} "
+        assert contains_run(texts, run) is expected
 
 
-def test_tango_limits_are_where_the_score_test_begins_to_refuse():
-    rng = np.random.default_rng(2)
-    for n in [5, 16, 100, 2000, *rng.integers(3, 500, 20).tolist()]:
-        won = int(rng.integers(0, n))
-        lost = int(rng.integers(0, n - won))
-        low, high = tango_interval(won, lost, n)
-        assert score_statistic(won, lost, n, low) == pytest.approx(Z, abs=1e-3)
-        assert score_statistic(won, lost, n, high) == pytest.approx(-Z, abs=1e-3)
+def write_lemmas(path, rows, **columns):
+    """rows: (prediction, its lemmas, an answer's lemmas), lemmas with spaces between."""
+    frame = pd.DataFrame(
+        {
+            "uuid": [f"q{i}" for i in range(len(rows))],
+            "prediction": [prediction for prediction, _, _ in rows],
+            "answers": [[answer] for _, _, answer in rows],
+            "predict_lemma": [lemmas.split() for _, lemmas, _ in rows],
+            "answer_lemmas": [[answer.split()] for _, _, answer in rows],
+            **columns,
+        }
+    )
+    frame.to_parquet(path)
+    return str(path)
 
 
-def test_tango_properties():
-    rng = np.random.default_rng(3)
-    for _ in range(300):
-        n = int(rng.integers(1, 300))
-        won = int(rng.integers(0, n + 1))
-        lost = int(rng.integers(0, n - won + 1))
-        low, high = tango_interval(won, lost, n)
-        assert -1 <= low <= (won - lost) / n <= high <= 1
-        assert low < high
-        assert tango_interval(lost, won, n) == pytest.approx((-high, -low), abs=1e-8)
-        chi_squared = (won - lost) ** 2 / (won + lost) if won + lost else 0.0
-        assert (low > 0 or high < 0) == (chi_squared > Z**2), (won, lost, n)
+LEMMA_ROWS = [
+    ("the city of Paris", "the city of paris", "paris"),  # one way
+    ("York", "york", "new york"),  # two ways only
+    ("Rome", "rome", "rome"),  # by all
+    ("Bonn", "bonn", "berlin"),
+    ("", "", ""),
+    (" ", "berlin", "berlin"),  # nothing was said, whatever the column holds
+]
 
 
-@pytest.mark.parametrize("n", [1, 10, 1000])
-def test_tango_keeps_its_width_where_all_pairs_fall_one_way(n):
-    width = Z**2 / (n + Z**2)  # of two files that never differ, solved on paper
-    assert tango_interval(0, 0, n) == pytest.approx((-width, width))
-    low, high = tango_interval(n, 0, n)
-    assert high == 1
-    assert low == pytest.approx((n - Z**2) / (n + Z**2))
+def test_the_matchers_side_by_side_by_hand(tmp_path):
+    truncated = [True, False, False, True, False, False]
+    path = write_lemmas(tmp_path / "a.parquet", LEMMA_ROWS, truncated=truncated)
+    found = summarize(load_scored(path))
+    assert found["scores"] == pytest.approx(
+        {
+            "exact": 1 / 6,
+            "first_token": 1 / 6,
+            "one_way": 2 / 6,
+            "two_way": 3 / 6,
+            "f1": (2 / 4 + 2 / 3 + 1) / 6,
+        }
+    )
+    assert found["counts"] == {"empty": 2, "truncated": 2, "only_two_way": 1}
+    for match, right in (("exact", 1), ("first_token", 1), ("one_way", 2), ("two_way", 3)):
+        scored = load_scored(path, match=match)
+        assert summarize(scored)["right"] == right
+    table = render_report(make_report([path], None, match="two_way"))
+    assert "two-way match" in table
+    figures = next(line for line in table.splitlines() if "0.3333" in line).split()
+    assert figures == ["a", "0.1667", "0.1667", "0.3611", "0.3333", "0.5000", "2", "2", "1"]
 
 
-def test_bootstrap_agrees_with_scipy():
-    values = np.random.default_rng(4).choice([0.0, 0.2, 0.6, 1.0], 400, p=[0.4, 0.2, 0.1, 0.3])
-    expected = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, batch=1000, random_state=1
-    ).confidence_interval
-    found = bootstrap_interval(values, resamples=20_000, seed=0)
-    assert found == pytest.approx(tuple(expected), abs=0.003)
-    assert found == bootstrap_interval(values[::-1], resamples=20_000, seed=0)
+def test_lemmas_are_those_of_the_file_or_made_anew(tmp_path, monkeypatch):
+    def lemmas_of(texts, nlp):
+        assert nlp == "nlp of tiny"
+        return [text.lower().replace("cities", "city").split() for text in texts]
+
+    init_spacy = "nlp of {}".format
+    module = types.SimpleNamespace(init_spacy=init_spacy, lemmas_of=lemmas_of)
+    monkeypatch.setitem(sys.modules, "lemmatize", module)
+    path = write_table(
+        tmp_path / "a.feather",
+        uuids=["1", "2", "3"],
+        predictions=["big Cities", "City", "Rome"],
+        answers=[["x", "City"], ["cities of joy"], ["Paris"]],
+    )
+    assert summarize(load_scored(path))["scores"]["one_way"] is None
+    with pytest.raises(UserError, match=r"a\.feather lacks the column `predict_lemma` and"):
+        load_scored(path, lemmas="file")
+    with pytest.raises(UserError, match=r"--match one_way: .*a\.feather lacks .*recompute"):
+        load_scored(path, match="one_way")
+    scored = load_scored(path, lemmas="recompute", spacy_model="tiny")
+    assert scored.matches["one_way"][:, 0].tolist() == [True, False, False]
+    assert scored.matches["two_way"][:, 0].tolist() == [True, True, False]
+    with pytest.raises(UserError, match="--spacy_model is for --lemmas recompute"):
+        main(parse_args([path, "--spacy_model", "tiny"]))
+
+
+def test_the_conclusion_is_shown_by_every_matcher(tmp_path):
+    path = write_lemmas(tmp_path / "a.parquet", LEMMA_ROWS)
+    wrong = [("no", "no", answer) for _, _, answer in LEMMA_ROWS]
+    baseline = write_lemmas(tmp_path / "b.parquet", wrong)
+    report = make_report([path], baseline)
+    found = report["files"][0]["comparison"]["by_match"]
+    assert {name: each["won"] for name, each in found.items()} == {
+        "exact": 1,
+        "first_token": 1,
+        "one_way": 2,
+        "two_way": 3,
+    }
+    assert found["two_way"]["mcnemar_p"] == mcnemar_p(3, 0)
+    assert "+0.3333  0.5000  +0.5000  0.2500" in render_report(report)
 
 
 def test_five_paraphrases_that_always_agree_are_worth_one(tmp_path):
@@ -246,7 +295,7 @@ def test_a_plain_file(tmp_path):
     summary = summarize(load_scored(path))
     assert summary["questions"] == 4
     assert summary["right"] == 3
-    assert summary["exact_match"] == 0.75
+    assert summary["accuracy"] == 0.75
     assert summary["interval"] == pytest.approx(wilson_interval(3, 4))
     assert summary["per_prompt"] is None
 
@@ -272,7 +321,7 @@ def test_per_prompt_figures_by_hand(tmp_path):
     path = write_per_prompt(tmp_path / "per_prompt-3.feather", right)
     summary = summarize(load_scored(path))
     assert (summary["questions"], summary["paraphrases"]) == (4, 3)
-    assert summary["exact_match"] == pytest.approx(6 / 12)
+    assert summary["accuracy"] == pytest.approx(6 / 12)
     found = summary["per_prompt"]
     assert [each["right"] for each in found["each"]] == [3, 2, 1]
     assert found["each"][0]["interval"] == pytest.approx(wilson_interval(3, 4))
@@ -390,17 +439,105 @@ def test_tables_are_aligned_and_fit_in_100_columns(tmp_path):
     assert rows[2].startswith("per_prompt-5 (mean of 5) ")
 
 
+def test_tables_of_files_with_lemmas_fit_in_100_columns_too(tmp_path):
+    rng = np.random.default_rng(12)
+    files = []
+    for name in ("first", "second", "third"):
+        right = rng.random(200) < {"first": 0.1, "second": 0.9}.get(name, 0.5)
+        rows = [("x", "y", "y") if r else ("x", "x", "z") for r in right]
+        rel = [f"P{i % 7}" for i in range(200)]
+        path = tmp_path / f"a-file-of-a-longer-name-than-any-table-has-room-for-{name}.parquet"
+        files.append(write_lemmas(path, rows, rel=rel))
+    text = render_report(make_report(files, files[2], match="one_way", by="rel"))
+    assert max(map(len, text.splitlines())) <= 100
+    for header in ("Holm p", "relations", "only 2-way", "rel  questions"):
+        assert header in text
+
+
+def test_relations_are_resampled_where_rows_carry_them(tmp_path):
+    rng = np.random.default_rng(13)
+    relations = np.repeat([f"P{i}" for i in range(10)], 30)
+    # Whether the files differ hangs on the relation, so that 300 pairs are worth 10.
+    mine = np.repeat(rng.random(10) < 0.5, 30)
+    path = write_plain(tmp_path / "a.feather", mine)
+    pd.read_feather(path).assign(rel=relations).to_feather(path)
+    baseline = write_plain(tmp_path / "b.feather", [False] * 300)
+    found = compare(load_scored(path), load_scored(baseline))
+    assert found["relations"] == 10
+    assert found["bootstrap"] == pytest.approx(found["interval"], abs=0.02)
+    assert np.diff(found["relation_bootstrap"]) > 3 * np.diff(found["bootstrap"])
+    none = compare(load_scored(baseline), load_scored(path))
+    assert none["relations"] is none["relation_bootstrap"] is None
+
+
+def test_p_values_are_adjusted_only_among_several(tmp_path):
+    rng = np.random.default_rng(14)
+    files = [write_plain(tmp_path / f"{i}.feather", rng.random(100) < 0.5) for i in range(4)]
+    [alone] = make_report(files[1:2], files[0])["files"]
+    assert alone["comparison"]["holm_p"] is None
+    several = [f["comparison"] for f in make_report(files, files[0])["files"] if f["comparison"]]
+    p_values = [c["mcnemar_p"] for c in several]
+    assert [c["holm_p"] for c in several] == holm(p_values)
+
+
+def test_by_splits_the_questions(tmp_path):
+    mine, theirs = [1, 1, 0, 0, 1], [0, 1, 1, 0, 0]
+    kind = ["b", "a", "a", None, "b"]
+    path, baseline = (
+        write_plain(tmp_path / name, right)
+        for name, right in (("a.feather", mine), ("b.feather", theirs))
+    )
+    pd.read_feather(path).assign(kind=kind).to_feather(path)
+    parts = make_report([path], baseline, by="kind")["files"][0]["by"]
+    assert [part["value"] for part in parts] == ["(none)", "a", "b"]
+    assert [part["right"] for part in parts] == [0, 1, 2]
+    assert [part["comparison"]["lost"] for part in parts] == [0, 1, 0]
+    assert [part["comparison"]["won"] for part in parts] == [0, 0, 2]
+    with pytest.raises(UserError, match=r"b\.feather lacks the column `kind`"):
+        make_report([baseline], None, by="kind")
+    with pytest.raises(UserError, match=r"row 1: answers is a list"):
+        make_report([path], None, by="answers")
+
+
+def test_by_of_per_prompt_files_splits_questions_not_rows(tmp_path):
+    path = write_per_prompt(tmp_path / "a.feather", [[1, 0], [1, 1], [0, 0]])
+    pd.read_feather(path).assign(kind=[*"xxyyxx"]).to_feather(path)
+    parts = make_report([path], path, by="kind")["files"][0]["by"]
+    assert [(part["questions"], part["accuracy"]) for part in parts] == [(2, 0.25), (1, 1.0)]
+    assert [part["per_prompt"]["any"]["right"] for part in parts] == [1, 1]
+    with pytest.raises(UserError, match=r"row 2: paraphrase is .* in row 1 of the same question"):
+        make_report([path], None, by="paraphrase")
+
+
+def test_csv_has_a_row_a_file_and_a_row_a_value(tmp_path, capsys):
+    path = write_lemmas(tmp_path / "a.parquet", LEMMA_ROWS, kind=[*"xyxyxy"])
+    baseline = write_lemmas(tmp_path / "b.parquet", LEMMA_ROWS[:1] * 1)
+    main(parse_args(["--csv", path, "--baseline", baseline, "--by", "kind", "--match", "two_way"]))
+    whole, x, y = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (whole["file"], whole["value"], whole["questions"]) == (path, "", "6")
+    assert (whole["accuracy"], whole["one_way"], whole["only_two_way"]) == ("0.5000", "0.3333", "1")
+    assert (whole["pairs"], whole["difference"], whole["mcnemar_p"]) == ("1", "0.0000", "1")
+    assert [(row["by"], row["value"], row["right"]) for row in (x, y)] == [
+        ("kind", "x", "2"),
+        ("kind", "y", "1"),
+    ]
+    assert y["pairs"] == y["baseline"] == ""  # none of its questions is the baseline's
+    assert float(whole["low"]) < 0.5 < float(whole["high"])
+
+
 def test_the_printed_figures(tmp_path, capsys):
     path = write_plain(tmp_path / "a.feather", [True] * 9 + [False])
     baseline = write_plain(tmp_path / "b.feather", [False] * 9 + [True])
     main(parse_args([path, "--baseline", baseline]))
     lines = capsys.readouterr().out.splitlines()
-    low, high = (100 * limit for limit in tango_interval(9, 1, 10))
-    assert lines[1].split() == ["b", "(baseline)", "10", "1", "10.00", "[1.79,", "40.42]"]
-    assert lines[2].split() == ["a", "10", "9", "90.00", "[59.58,", "98.21]"]
-    assert lines[5].split() == [
-        *["a", "10", "9", "1", "+80.00"],
-        *[f"[{low:+.2f},", f"{high:+.2f}]", "0.0215"],
+    low, high = tango_interval(9, 1, 10)
+    assert lines[1].split() == ["b", "(baseline)", "10", "1", "0.1000", "[0.0179,", "0.4042]"]
+    assert lines[2].split() == ["a", "10", "9", "0.9000", "[0.5958,", "0.9821]"]
+    assert lines[5].split() == ["b", "0.1000", "0.1000", "0.1000", "-", "-", "0", "-", "-"]
+    assert lines[6].split() == ["a", "0.9000", "0.9000", "0.9000", "-", "-", "0", "-", "-"]
+    assert lines[9].split() == [
+        *["a", "10", "9", "1", "+0.8000"],
+        *[f"[{low:+.4f},", f"{high:+.4f}]", "0.0215"],
     ]
 
 
@@ -409,7 +546,7 @@ def test_json_holds_what_the_tables_show(tmp_path, capsys):
     main(parse_args(["--json", path, "--baseline", path]))
     report = json.loads(capsys.readouterr().out)
     assert report["files"][0]["file"] == path
-    assert report["files"][0]["exact_match"] == pytest.approx(2 / 3)
+    assert report["files"][0]["accuracy"] == pytest.approx(2 / 3)
     assert report["baseline"]["right"] == 2
     assert report["notes"] == []
 
@@ -427,6 +564,8 @@ ROW = {"uuid": "u1", "prediction": "x", "answers": ["x"]}
         ([ROW | {"answers": []}], "row 1: no answers"),
         ([ROW | {"answers": None}], "row 1: answers is not a list of texts: None"),
         ([ROW | {"answers": ["x", 5]}], "row 1: answers is not a list of texts: ['x', 5]"),
+        ([ROW | {"predict_lemma": "x", "answer_lemmas": [["x"]]}], "predict_lemma is not a list"),
+        ([ROW | {"predict_lemma": ["x"], "answer_lemmas": ["x"]}], "row 1: answer_lemmas is not a"),
         ([ROW | {"prediction": 1912}], "row 1: prediction is not a text: 1912"),
         (
             [ROW | {"paraphrase": "a"}, ROW | {"paraphrase": "b"}, ROW | {"uuid": "u2"}],
@@ -479,8 +618,3 @@ assert not forbidden & set(sys.modules), forbidden & set(sys.modules)
     done = run_script(path, "--baseline", path, code=code)
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
-
-
-def test_constants_are_the_usual_ones():
-    assert pytest.approx(1.959964, abs=1e-6) == Z
-    assert score.CONFIDENCE == 0.95
