@@ -12,6 +12,7 @@ right, and how often they agree. No language model is loaded.
 """
 
 import argparse
+import contextlib
 import json
 import os
 from collections import Counter
@@ -30,6 +31,7 @@ from intervals import (
     wilson_interval,
 )
 from judged import MATCHERS, Scored, load_scored
+from plots import draw, picture_format
 from tables import render_csv, render_report
 
 if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
@@ -251,13 +253,29 @@ def _coverage_notes(found: dict[str, Any]) -> list[str]:
     return [f"{note}: compared over the {pairs} that both have" for note in notes]
 
 
+def write_file(path: str, content: bytes) -> None:
+    """Raises UserError where the file cannot be written."""
+    temporary = f"{path}.{os.getpid()}.tmp"  # half a picture never stands under the asked name
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
 def main(args: argparse.Namespace) -> None:
     if args.spacy_model and args.lemmas != "recompute":
         raise UserError("--spacy_model is for --lemmas recompute")
+    form = picture_format(args.plot) if args.plot else None
     reading = {"match": args.match, "lemmas": args.lemmas, "spacy_model": args.spacy_model}
     files = [load_scored(path, by=args.by, **reading) for path in args.files]
     baseline = load_scored(args.baseline, **reading) if args.baseline else None
     report = report_on(files, baseline, by=args.by)
+    if args.plot:
+        write_file(args.plot, draw(report, form))
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     elif args.csv:
@@ -291,6 +309,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "installed, else lookup)",
     )
     parser.add_argument("--by", metavar="COLUMN", help="also split by the values of this column")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw accuracies, accuracy over N and the spread of single paraphrases (.png, .svg, "
+        ".pdf)",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--json", action="store_true", help="print everything as JSON; shares are from 0 to 1"

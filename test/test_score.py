@@ -612,7 +612,7 @@ import sys
 import score
 assert not {"numpy", "pandas", "scipy", "pyarrow"} & set(sys.modules), "heavy import before use"
 score.main(score.parse_args(sys.argv[1:]))
-forbidden = {"torch", "transformers", "datasets", "spacy", "safetensors"}
+forbidden = {"torch", "transformers", "datasets", "spacy", "safetensors", "matplotlib"}
 assert not forbidden & set(sys.modules), forbidden & set(sys.modules)
 """
     done = run_script(path, "--baseline", path, code=code)
