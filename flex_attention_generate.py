@@ -10,6 +10,7 @@ only. The answer's tokens attend to all of them: one decoded row does the work o
 
 import time
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from cli import (
@@ -24,6 +25,20 @@ from constants import SEPARATOR, UserError
 from results import attention_method_name
 
 LAYOUTS = ("shared", "concat")
+
+# Parts of the method that can be imported from here too, and the modules they are in: these import
+# torch, which --help does not wait for.
+ELSEWHERE = {
+    "concatenate_paraphrases_with_positions": "segments",
+    "create_segment_isolation_mask": "segments",
+    "FlexAttentionWrapper": "attention",
+}
+
+
+def __getattr__(name: str):
+    if name not in ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(ELSEWHERE[name]), name)
 
 
 def flex_attention_generation(

@@ -27,9 +27,11 @@ from small import (
 from tiny import tiny_model
 from transformers import StoppingCriteriaList
 
+import attention
 import flex_attention_generate
 import generate
 import pipeline
+import segments
 from dataset import Record, prompt_template
 from results import LIST_DEPTHS, REQUIRED_COLUMNS, read_manifest, read_results
 from segments import split_prompts
@@ -731,6 +733,27 @@ def test_help(script):
     assert done.returncode == 0 and done.stderr == ""
     for flag in ("--dataset", "--num_paraphrases", "--attention", "--output_dir"):
         assert flag in done.stdout
+
+
+def test_parts_of_the_method_can_be_imported_from_its_script():
+    from flex_attention_generate import (
+        FlexAttentionWrapper,
+        concatenate_paraphrases_with_positions,
+        create_segment_isolation_mask,
+    )
+
+    assert FlexAttentionWrapper is attention.FlexAttentionWrapper
+    assert concatenate_paraphrases_with_positions is segments.concatenate_paraphrases_with_positions
+    assert create_segment_isolation_mask is segments.create_segment_isolation_mask
+    with pytest.raises(ImportError, match="'gone'"):
+        from flex_attention_generate import gone  # noqa: F401
+
+
+@pytest.mark.parametrize("script", ["generate", "flex_attention_generate"])
+def test_a_script_imports_nothing_heavy(script):
+    code = f"import sys, {script}; print({{'torch', 'transformers', 'pandas'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 @pytest.mark.parametrize("body", ["print('x' * 100_000)", "print('x')", "say('x' * 100_000)"])
