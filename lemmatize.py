@@ -66,7 +66,10 @@ def init_spacy(model: str | None = None) -> Language:
         lemma = nlp("towns")[0].lemma_
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--spacy_model: cannot load {model!r}: {reason}") from error
+        raise UserError(
+            f"--spacy_model: cannot load {model!r}: {reason.rstrip('.')} "
+            f"(--spacy_model {LOOKUP} needs no model)"
+        ) from error
     if not lemma:
         raise UserError(f"--spacy_model: {model!r} has no lemmatizer")
     return nlp
@@ -102,6 +105,9 @@ def lemmas_of(texts: Sequence[str], nlp: Language) -> list[list[str]]:
 
     A text that comes again is not analysed again: answers repeat from question to question.
     """
+    # In this process: handing texts this short to others and back costs more than analysing them.
+    # 2,000 questions of MyriadLAMA have 16,647 texts, 4,861 of them distinct: 0.2 s by the table;
+    # 1.7 s by a pipeline built like en_core_web_lg, 4.3 s with n_process=2 on two cores.
     distinct = dict.fromkeys(texts)
     for text, doc in zip(distinct, nlp.pipe(distinct), strict=True):
         distinct[text] = [token.lemma_.lower() for token in doc]

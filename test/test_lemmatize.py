@@ -271,11 +271,14 @@ def test_a_crash_between_the_files_costs_no_answers(crash, common, tmp_path, mon
 
 def test_no_language_model_and_no_torch_is_loaded(common, tmp_path):
     argv = [str(arg) for arg in [*common, "--output_dir", tmp_path]]
-    assert run_script(generate, *argv) == 0
-    program = (
-        "import json, sys, generate\n"
-        f"generate.main(generate.parse_args({[*argv, '--lemmaize']!r}))\n"
-        "print(json.dumps([n for n in ('torch', 'transformers', 'spacy') if n in sys.modules]))"
+    program = "import json, sys\n"
+    for script in (generate, flex_attention_generate):
+        assert run_script(script, *argv) == 0
+        name = script.__name__
+        program += f"import {name}\n{name}.main({name}.parse_args({[*argv, '--lemmaize']!r}))\n"
+    program += (
+        "roots = {name.split('.')[0] for name in sys.modules}\n"
+        "print(json.dumps(sorted(roots & {'torch', 'transformers', 'spacy'})))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
