@@ -155,7 +155,7 @@ def main(args) -> Path:
         begun = time.monotonic()
         batches = flex_attention_generation(
             engine,
-            this.template(engine.tokenizer),
+            this.template,
             [record.paraphrases for record in questions.records],
             layout=args.layout,
             positions=chosen["positions"],

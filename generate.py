@@ -242,7 +242,7 @@ def main(args) -> Path:
 
     with loaded_engine(source, attention=args.attention) as engine:
         begun = time.monotonic()
-        template = this.template(engine.tokenizer)
+        template = this.template
         streams = split_and_set_prefix(engine, template, questions.records)
         rows = make_rows(args, engine, streams, questions.records, confidences)
         this.write(rows, engine, time.monotonic() - begun)

@@ -90,6 +90,13 @@ class Run:
         self.args = args
         self.questions = questions
         self.source = source
+        self.template, rendered = questions.template, {}
+        if args.chat_template:
+            from loading import load_tokenizer
+
+            self.template = chat_prompt_template(load_tokenizer(source), questions.template)
+            # A chat template may print what changes from day to day, such as the date.
+            rendered = {"rendered_head": self.template.head, "rendered_tail": self.template.tail}
         count = len(questions.records[0].paraphrases)
         self.stem = result_stem(
             args.output_dir,
@@ -102,7 +109,7 @@ class Run:
             "data": questions.dataset.fingerprint,
             # Not its name: a folder has as many names as there are paths to it.
             "model": source.fingerprint,
-            "prompt": prompt_identity(args, questions),
+            "prompt": prompt_identity(args, questions) | rendered,
             "paraphrases": list(args.indexs) if args.indexs else count,
             "method": settings,
             "dtype": str(source.dtype).removeprefix("torch."),
@@ -123,11 +130,6 @@ class Run:
         else:
             check_writable(self.stem)
         return finished
-
-    def template(self, tokenizer) -> PromptTemplate:
-        if self.args.chat_template:
-            return chat_prompt_template(tokenizer, self.questions.template)
-        return self.questions.template
 
     def write(self, rows: list[dict], engine: Engine, seconds: float, **extra) -> None:
         """Write the table and its manifest, and say what was done."""
@@ -194,9 +196,10 @@ def lemmatize_finished(
     there = manifest["identity"]
     known = {
         "data": questions.dataset.fingerprint,
-        "prompt": prompt_identity(args, questions),
+        # What a chat template makes of it is not known without the tokenizer.
+        "prompt": _identity_part(manifest, "prompt") | prompt_identity(args, questions),
         "paraphrases": list(args.indexs) if args.indexs else count,
-        "method": _method_settings(manifest) | settings,
+        "method": _identity_part(manifest, "method") | settings,
         "max_new_tokens": args.max_new_tokens,
     }
     if args.dtype != "auto":
@@ -226,7 +229,7 @@ def _finished_result(stems: Sequence[Path], settings: dict[str, Any]) -> tuple[P
         manifest = read_manifest(stem)
         if manifest is None or not result_file(stem, ".feather").exists():
             continue
-        positions = _method_settings(manifest).get("positions")
+        positions = _identity_part(manifest, "method").get("positions")
         if settings.get("positions", positions) == positions:
             return stem, manifest
     raise UserError(
@@ -235,9 +238,9 @@ def _finished_result(stems: Sequence[Path], settings: dict[str, Any]) -> tuple[P
     )
 
 
-def _method_settings(manifest: dict) -> dict[str, Any]:
-    settings = manifest["identity"].get("method")
-    return settings if isinstance(settings, dict) else {}
+def _identity_part(manifest: dict, name: str) -> dict[str, Any]:
+    part = manifest["identity"].get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def prompt_identity(args, questions: Questions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +75,7 @@ def run(small, tmp_path, capsys):
         )
         out, err = capsys.readouterr()
         assert out == ""
-        found = re.search(r"(?:^wrote |^)(\S+)\.feather", err, re.MULTILINE)
+        found = re.search(r"(?:^wrote |^added .+ to |^)(\S+)\.feather", err, re.MULTILINE)
         if code != 0:
             return Ran(code, err)
         table = read_results(f"{found[1]}.feather")
@@ -560,6 +561,41 @@ def test_chat_template(small, tmp_path, run):
         ]
         check_rows(ran.rows, answers)
         refused(run, script, "prompt", "--model", folder, "--num_paraphrases", 1)
+
+
+class Clock(datetime):
+    today = datetime(2026, 1, 31)
+
+    @classmethod
+    def now(cls):
+        return cls.today
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_chat_template_that_prints_the_date_makes_another_prompt(
+    small, tmp_path, run, monkeypatch, script
+):
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+    folder = shutil.copytree(small.folder, tmp_path / "dated")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d.%m.') }} {{ messages[0]['content'] }} =>"
+    tokenizer.save_pretrained(folder)
+    argv = ("--model", folder, "--chat_template")
+    prompt = run(script, *argv).manifest["identity"]["prompt"]
+    assert prompt == {
+        "head": TEMPLATE.head,
+        "tail": TEMPLATE.tail,
+        "chat_template": True,
+        "rendered_head": f"31.01. {TEMPLATE.head}",
+        "rendered_tail": f"{TEMPLATE.tail} =>",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr("loading.loaded_engine", None)  # the weights are not needed to tell
+        assert "is finished already" in run(script, *argv).err
+        monkeypatch.setattr(Clock, "today", datetime(2026, 2, 1))
+        refused(run, script, "prompt", *argv)
+    assert run(script, *argv, "--lemmaize", "--spacy_model", "lookup").code == 0
+    refused(run, script, "prompt", "--model", folder, "--lemmaize")
 
 
 # ---- command line ---------------------------------------------------------------------------
