@@ -439,23 +439,23 @@ def test_fingerprint_is_of_the_content(small, tmp_path):
         assert loading.folder_fingerprint(other) != original, name
 
 
-def test_fingerprint_of_large_files_samples_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "SAMPLED_BLOCKS", 3)
-    monkeypatch.setattr(loading, "BLOCK_BYTES", 4)
+def test_fingerprint_sees_one_byte_of_a_large_file(tmp_path):
+    size = 9_000_001
     file = tmp_path / "model.safetensors"
-    content = bytearray(100)
-
-    def fingerprint():
-        file.write_bytes(content)
-        return loading.folder_fingerprint(tmp_path)
-
-    original = fingerprint()
-    for position in (0, 3, 48, 51, 96, 99):
-        content[position] = 1
-        assert fingerprint() != original, position
-        content[position] = 0
-    content.append(0)
-    assert fingerprint() != original
+    file.write_bytes(bytes(size))
+    original = loading.folder_fingerprint(tmp_path)
+    for position in (0, size // 2, 4_321_987, size - 1):
+        with file.open("r+b") as edited:
+            edited.seek(position)
+            edited.write(b"\1")
+            edited.flush()
+            assert loading.folder_fingerprint(tmp_path) != original, position
+            edited.seek(position)
+            edited.write(b"\0")
+        assert loading.folder_fingerprint(tmp_path) == original
+    with file.open("ab") as edited:
+        edited.write(b"\0")
+    assert loading.folder_fingerprint(tmp_path) != original
 
 
 def test_wrapper_of_loaded_engine_leaves_no_trace(small):
