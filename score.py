@@ -2,7 +2,7 @@
 
     python score.py results/demo/demo/*.feather
     python score.py results/demo/demo/*.feather --baseline results/demo/demo/avg-5.feather
-    python score.py results/demo/demo/*.feather --plot methods.png --html methods.html
+    python score.py results/demo/demo/*.feather --plot scores.png --html scores.html
 
 A file is .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`; comparing
 needs `uuid` too. Lemmas are matched where the columns `predict_lemma` and `answer_lemmas` are, or
@@ -31,6 +31,7 @@ from intervals import (
     wilson_interval,
 )
 from judged import MATCHERS, Scored, load_scored
+from page import render_page
 from plots import draw, picture_format
 from tables import render_csv, render_report
 
@@ -130,7 +131,10 @@ def compare(scored: Scored, baseline: Scored) -> dict[str, Any]:
     }
     right, reference = scored.right[here], baseline.right[there, 0]  # [pairs, N], [pairs]
     differences = right.mean(axis=1) - reference
-    relations = [scored.relations[i] for i in here] if scored.relations else None
+    relations = None
+    if scored.relations or baseline.relations:
+        known, places = (scored, here) if scored.relations else (baseline, there)
+        relations = [known.relations[i] for i in places]
     return {
         "pairs": len(pairs),
         "only_in_file": len(scored.uuids) - len(pairs),
@@ -276,6 +280,8 @@ def main(args: argparse.Namespace) -> None:
     report = report_on(files, baseline, by=args.by)
     if args.plot:
         write_file(args.plot, draw(report, form))
+    if args.html:
+        write_file(args.html, render_page(files, baseline, report).encode(errors="replace"))
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     elif args.csv:
@@ -314,6 +320,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="draw accuracies, accuracy over N and the spread of single paraphrases (.png, .svg, "
         ".pdf)",
+    )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one page with tables, pictures and every question with all files' answers",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(

@@ -466,7 +466,10 @@ def test_relations_are_resampled_where_rows_carry_them(tmp_path):
     assert found["relations"] == 10
     assert found["bootstrap"] == pytest.approx(found["interval"], abs=0.02)
     assert np.diff(found["relation_bootstrap"]) > 3 * np.diff(found["bootstrap"])
-    none = compare(load_scored(baseline), load_scored(path))
+    reverse = compare(load_scored(baseline), load_scored(path))
+    low, high = found["relation_bootstrap"]
+    assert reverse["relation_bootstrap"] == pytest.approx((-high, -low), abs=0.01)
+    none = compare(load_scored(baseline), load_scored(baseline))
     assert none["relations"] is none["relation_bootstrap"] is None
 
 
