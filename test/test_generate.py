@@ -29,6 +29,8 @@ def rows_of(small, folder, *args):
         "--batch_size": 3,
     }
     given |= dict(zip(args[::2], args[1::2], strict=True))
+    if given.get("--method") == "origin":
+        del given["--num_paraphrases"]
     argv = [str(part) for pair in given.items() for part in pair]
     stem = generate.main(generate.parse_args(argv))
     return read_results(f"{stem}.feather").to_dict("records"), read_manifest(stem)

@@ -71,7 +71,8 @@ def run(small, tmp_path, capsys):
             script,
             *("--dataset", small.questions, "--model", small.folder),
             *("--output_dir", tmp_path / "out", "--instruction", INSTRUCTION),
-            *("--num_paraphrases", 4, "--max_new_tokens", LIMIT, "--batch_size", 2, *argv),
+            *(() if "origin" in argv else ("--num_paraphrases", 4)),
+            *("--max_new_tokens", LIMIT, "--batch_size", 2, *argv),
         )
         out, err = capsys.readouterr()
         assert out == ""
@@ -612,6 +613,7 @@ def test_both_spellings_of_flags(script):
 def test_num_ensemble_is_num_paraphrases():
     assert generate.parse_args(["--num-ensemble", "7"]).num_paraphrases == 7
     assert generate.parse_args([]).num_paraphrases == 5
+    assert generate.parse_args(["--method", "origin"]).num_paraphrases == 5
 
 
 BAD = {
@@ -629,7 +631,7 @@ BAD = {
     "no number": (["--num_paraphrases", "five"], ["--num_paraphrases", "'five'"]),
     "nothing to generate": (["--max_new_tokens", "0"], ["--max_new_tokens", "'0'"]),
     "no batch": (["--batch_size", "0"], ["--batch_size", "'0'"]),
-    "too long": (["--max_new_tokens", "700"], ["--max_new_tokens 700", "the model's 600"]),
+    "too long": (["--max_new_tokens", "700"], ["--max_new_tokens", "the model's 600"]),
     "no few-shot file": (["--few_shot", "gone.jsonl"], ["gone.jsonl"]),
     "no chat template": (["--chat_template"], ["--chat_template", "no chat template"]),
     "output is a file": (["--output_dir", "{tmp}/empty.jsonl"], ["empty.jsonl"]),
@@ -656,6 +658,14 @@ BAD_OF = {
         "origin has no paraphrases": (
             ["--method", "origin", "--indexs", "1"],
             ["--indexs", "origin"],
+        ),
+        "origin has no number of paraphrases": (
+            ["--method", "origin", "--num_paraphrases", "5"],
+            ["--num_paraphrases", "origin"],
+        ),
+        "nor by its other name": (
+            ["--method", "origin", "--num-ensemble", "3"],
+            ["--num_paraphrases", "origin"],
         ),
         "a flag of the other script": (["--fusion", "joint"], ["'--fusion'"]),
     },
