@@ -34,13 +34,17 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         given = list(sys.argv[1:] if args is None else args)
-        parsed, unknown = self.parse_known_args(_in_one_spelling(given), namespace)
+        parsed, unknown = self.parse_known_args(given, namespace)
         if unknown:
             # In the spelling in which it was given. Some Pythons leave the `--` in.
             odd = next((arg for arg in unknown if arg != "--"), "--")
             typed = next((arg for arg in given if _underscored(arg) == odd), odd)
             self.error(f"{'unknown flag' if typed.startswith('-') else 'unexpected'} {typed!r}")
         return parsed
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(_in_one_spelling(given), namespace)
 
     def error(self, message: str):
         self.exit(2, f"error: {_one_line(message.removeprefix('argument '))} (see --help)\n")
