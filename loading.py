@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
 from constants import UserError, resolve_model
 from engine import Engine
+from progress import say_if_slow
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,16 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
         raise UserError(f"--model: cannot load {name}: {_reason(error)}") from error
     check_config(config)
     where = choose_device(device)
+    fingerprint = getattr(config, "_commit_hash", None)
+    if fingerprint is None:
+        with say_if_slow(f"reading {name}"):
+            fingerprint = folder_fingerprint(Path(path))
     return ModelSource(
         name=name,
         path=path,
         revision=revision,
         config=config,
-        fingerprint=getattr(config, "_commit_hash", None) or folder_fingerprint(Path(path)),
+        fingerprint=fingerprint,
         device=where,
         dtype=choose_dtype(dtype, where),
     )
@@ -93,7 +98,8 @@ def loaded_engine(source: ModelSource, *, attention: str, ignore_stops=False) ->
         UserError: damaged files, an architecture that cannot work, or a backend asked for and
             not to be had.
     """
-    tokenizer, model = load_tokenizer(source), load_weights(source)
+    with say_if_slow(f"loading {source.name}"):
+        tokenizer, model = load_tokenizer(source), load_weights(source)
     rows = model.get_input_embeddings().weight.shape[0]
     # Not its length: a token added behind the vocabulary, such as Gemma 3's for pictures, is no
     # harm to prompts without it.

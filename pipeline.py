@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-import sys
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +21,7 @@ from dataset import (
     load_dataset,
     select_paraphrases,
 )
+from progress import progress, say
 from results import (
     REQUIRED_COLUMNS,
     check_finished,
@@ -38,8 +36,6 @@ from results import (
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
     from engine import Answer, Engine
-
-PLAIN_PROGRESS_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -283,33 +279,6 @@ def in_order(
     return answers
 
 
-@contextmanager
-def progress(total: int, what: str, unit: str):
-    """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=what, unit=f" {unit}", delay=2, smoothing=0.1) as bar:
-            yield bar.update
-        return
-    done, begun = 0, time.monotonic()
-    told = begun
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        now = time.monotonic()
-        if now - told >= PLAIN_PROGRESS_SECONDS and done < total:
-            told = now
-            rate = done / (now - begun)
-            say(
-                f"{what}: {done} of {total} {unit}, {rate:.1f} {unit}/s, "
-                f"{(total - done) / rate:.0f} s left"
-            )
-
-    yield advance
-
-
 def set_up_logging(verbose: bool) -> None:
     """Our warnings as plain lines; the libraries' bars and remarks only with --verbose."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
@@ -318,10 +287,6 @@ def set_up_logging(verbose: bool) -> None:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def describe_device(device) -> str:

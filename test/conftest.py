@@ -9,6 +9,8 @@ import pytest
 import torch
 from small import SmallModel
 
+import progress
+
 torch.set_num_threads(1)
 
 
@@ -16,6 +18,12 @@ def pytest_configure(config):
     """Only the tests marked gpu see a GPU: the others mean the CPU where they say auto."""
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """On a busy machine nothing is quick, and tests compare what is said."""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 600)
 
 
 @pytest.fixture(scope="session")

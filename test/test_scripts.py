@@ -31,7 +31,9 @@ from transformers import StoppingCriteriaList
 import attention
 import flex_attention_generate
 import generate
+import loading
 import pipeline
+import progress
 import segments
 from dataset import Record, prompt_template
 from results import LIST_DEPTHS, REQUIRED_COLUMNS, read_manifest, read_results
@@ -716,25 +718,54 @@ def test_bad_input_is_told_in_one_line(run, tmp_path, monkeypatch, script, name)
 
 
 def test_plain_progress_now_and_then(capsys, monkeypatch):
-    clock = iter([0.0, 4.0, 10.0, 11.0, 25.0, 40.0])
-    monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
-    with pipeline.progress(100, "avg", "questions") as advance:
-        for count in (20, 30, 10, 15, 25):
+    """After two seconds at the earliest, then every ten."""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 2)
+    clock = iter([0.0, 1.0, 4.0, 13.9, 15.0, 24.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.progress(100, "avg", "questions") as advance:
+        for count in (10, 10, 30, 10, 15, 25):
             advance(count)
     assert capsys.readouterr().err.splitlines() == [
-        "avg: 50 of 100 questions, 5.0 questions/s, 10 s left",
-        "avg: 75 of 100 questions, 3.0 questions/s, 8 s left",
+        "avg: 20 of 100 questions, 5.0 questions/s, 16 s left",
+        "avg: 60 of 100 questions, 4.0 questions/s, 10 s left",
     ]
+
+
+def test_what_is_slow_is_said_before_it_is_done(capsys, monkeypatch):
+    with progress.say_if_slow("loading a model"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.01)
+    with progress.say_if_slow("loading a model"):
+        time.sleep(0.5)
+        assert capsys.readouterr().err == "loading a model\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_slow_model_is_named(small, run, monkeypatch):
+    load = loading.load_weights
+
+    def slow(source):
+        monkeypatch.setattr(progress, "QUIET_SECONDS", 600)
+        time.sleep(0.5)
+        return load(source)
+
+    monkeypatch.setattr(loading, "load_weights", slow)
+    monkeypatch.setattr(loading, "folder_fingerprint", lambda folder: "known")
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0.01)
+    lines = run(generate).err.splitlines()
+    assert lines[0] == f"loading {small.folder}" and lines[1].startswith("wrote ")
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with pipeline.progress(100, "avg", "questions") as advance:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 2)
+    with progress.progress(100, "avg", "questions") as advance:
         advance(50)
     assert capsys.readouterr().err.strip() == ""  # nothing on what is quick
     now = time.time()
     monkeypatch.setattr("tqdm.std.time", lambda: now)
-    with pipeline.progress(100, "avg", "questions") as advance:
+    with progress.progress(100, "avg", "questions") as advance:
         now += 5
         advance(50)
     shown = capsys.readouterr().err
@@ -758,7 +789,8 @@ def test_scripts_from_a_shell(small, tmp_path, script, stem):
     done = process(script, *argv, "--max-new-tokens", 4, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     stem = f"results/capitals/tiny-llama/{stem}"
-    lines = done.stderr.splitlines()
+    told = ("loading ", "reading ", "avg: ", "attention fusion: ")  # of a busy machine
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(told)]
     assert lines[0] == f"wrote {stem}.feather (.csv and .json beside it)" and len(lines) == 2
     assert sorted(files_in(tmp_path)) == [f"{stem}.{s}" for s in ("csv", "feather", "json")]
 

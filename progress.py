@@ -1,0 +1,54 @@
+"""What a long run says while it runs, on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
+
+# What is done sooner is not told of; then a line as often as this, off a terminal.
+QUIET_SECONDS, PLAIN_SECONDS = 2, 10
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def say_if_slow(text: str) -> Iterator[None]:
+    """One line if what is done inside takes longer than is waited for in silence."""
+    timer = Timer(QUIET_SECONDS, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def progress(total: int, what: str, unit: str):
+    """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        settings = {"unit": f" {unit}", "delay": QUIET_SECONDS, "smoothing": 0.1}
+        with tqdm(total=total, desc=what, **settings) as bar:
+            yield bar.update
+        return
+    done, begun = 0, time.monotonic()
+    due = begun + QUIET_SECONDS
+
+    def advance(count: int) -> None:
+        nonlocal done, due
+        done += count
+        now = time.monotonic()
+        if now >= due and done < total:
+            due = now + PLAIN_SECONDS
+            rate = done / (now - begun)
+            say(
+                f"{what}: {done} of {total} {unit}, {rate:.1f} {unit}/s, "
+                f"{(total - done) / rate:.0f} s left"
+            )
+
+    yield advance
