@@ -147,7 +147,8 @@ def _partition_weights(scores: torch.Tensor, fusion: Fusion) -> torch.Tensor | f
     log_u = None if fusion.weights is None else fusion.weights.log()[:, None, None]
     if fusion.tau == 0:
         return 1.0 / K if log_u is None else log_u.exp()
-    dial = fusion.tau * scores.logsumexp(-1, keepdim=True)
+    mass = scores.logsumexp(-1, keepdim=True)
+    dial = fusion.tau * (mass - mass.amax(2, keepdim=True))  # no overflow, whatever tau
     return (dial if log_u is None else dial + log_u).softmax(2)
 
 
@@ -172,6 +173,11 @@ class MaskPlan:
 
     def attend(self, layer, query, key, value, scoring):
         S = query.shape[2]
+        if key.shape[2] != S:
+            raise ValueError(
+                f"{key.shape[2]} keys for {S} queries: under a mask a patched model takes the "
+                "whole sequence at once; call it with use_cache=False"
+            )
 
         def windowed(b, h, q_idx, kv_idx):
             visible = self.mask_mod(b, h, q_idx, kv_idx)
@@ -291,6 +297,8 @@ class FusePlan:
         rotary: how a layer's queries are turned; needed with ``turns``.
         slots: room for fused tokens a row.
         fusion: how the partitions are combined.
+        recordable: every forward looks at all slots, filled or not, so that its shapes stay the
+            same and it can be recorded once and replayed; the math is compiled.
     """
 
     def __init__(
@@ -304,6 +312,7 @@ class FusePlan:
         rotary: RotaryTurn | None,
         slots: int,
         fusion: Fusion,
+        recordable: bool = False,
     ):
         self.prefix = prefix
         self.segments = segments
@@ -312,14 +321,16 @@ class FusePlan:
         self.turns = turns
         self.rotary = rotary
         self.fusion = fusion
+        self.recordable = recordable
         self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
         R = segment_mask.shape[0]
         device = segment_mask.device
         self.own_mask = torch.zeros(R, slots, dtype=torch.bool, device=device)
         self.own_positions = torch.zeros(R, slots, dtype=torch.long, device=device)
         self.own = {layer: self._room(kv, R, slots) for layer, kv in segments.items()}
-        self.filled = 0
-        self.queries = 0
+        self.filled = 0  # slots of the forwards before
+        self.queries = 0  # slots of the next forward
+        self.at = torch.empty(0, dtype=torch.long, device=device)  # which these are, [S]
         self._masks = {}
 
     @staticmethod
@@ -338,19 +349,24 @@ class FusePlan:
         """The next forward brings these tokens. positions, mask: [R, S]."""
         self.filled += self.queries
         self.queries = positions.shape[1]
-        end = self.filled + self.queries
-        assert end <= self.own_mask.shape[1], (end, self.own_mask.shape)
-        self.own_positions[:, self.filled : end] = positions
-        self.own_mask[:, self.filled : end] = mask
+        assert self.filled + self.queries <= self.own_mask.shape[1], (self.filled, self.queries)
+        at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
+        # In place where it can be: a recorded forward reads this very tensor.
+        self.at = self.at.copy_(at) if self.at.shape == at.shape else at
+        self.own_positions.index_copy_(1, self.at, positions)
+        self.own_mask.index_copy_(1, self.at, mask)
         self._masks.clear()
 
     def put(self, layers: dict[int, KeyValues], positions: torch.Tensor) -> None:
         """Tokens every fused token sees, encoded elsewhere. layers: [J, R, S, D]."""
         self.append(positions, torch.ones_like(positions, dtype=torch.bool))
-        end = self.filled + self.queries
         for layer, kv in layers.items():
-            self.own[layer].keys[:, :, self.filled : end] = kv.keys
-            self.own[layer].values[:, :, self.filled : end] = kv.values
+            self._write(layer, kv.keys, kv.values)
+
+    def _write(self, layer, keys, values):
+        """keys, values: [J, R, S, D]."""
+        self.own[layer].keys.index_copy_(2, self.at, keys)
+        self.own[layer].values.index_copy_(2, self.at, values)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order. rows: [R'] indices."""
@@ -365,41 +381,27 @@ class FusePlan:
         self._masks.clear()
 
     def attend(self, layer, query, key, value, scoring):
-        R, H, S, _ = query.shape
-        J = key.shape[1]
-        G, end = H // J, self.filled + S
+        S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
-        self.own[layer].keys[:, :, self.filled : end] = key.transpose(0, 1)
-        self.own[layer].values[:, :, self.filled : end] = value.transpose(0, 1)
-        segments = self.segments[layer]
-
-        straight = query.unflatten(1, (J, G)).transpose(0, 1).flatten(2, 3)  # [J, R, G*S, D]
-        turned = straight[:, :, None]  # [J, R, 1 or K, G*S, D]
-        if self.turns is not None:
-            turned = self.rotary.turn(layer, turned, self.turns)
-
-        masks = self._visible(scoring.window, G)
-        to_segments = partial_scores(turned, segments.keys, scoring)
-        to_fused = partial_scores(straight, self.own[layer].keys[:, :, :end], scoring)
-        if self.prefix:
-            rows = turned.flatten(1, 3)  # [J, R*K*G*S, D]: one product for all rows
-            to_prefix = partial_scores(rows, self.prefix[layer].keys, scoring)
-            to_prefix = to_prefix.unflatten(1, turned.shape[1:4])
-        else:
-            to_prefix = to_segments[:, :, : turned.shape[2], :, :0]
-        p_prefix, p_segments, p_fused = fuse_probabilities(
-            masked(to_prefix, masks.prefix),
-            masked(to_segments, masks.segments),
-            masked(to_fused[:, :, None], masks.fused),
+        self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
+        end = self.own_mask.shape[1] if self.recordable else self.filled + S
+        own = self.own[layer]
+        angles, interleaved = None, False
+        if self.turns is not None and layer in self.rotary.tables:
+            angles = tuple(table[self.turns] for table in self.rotary.tables[layer])  # [R, K, D]
+            interleaved = self.rotary.interleaved[layer]
+        attend = compiled_split_attention() if self.recordable else split_attention
+        return attend(
+            query,
+            self.prefix.get(layer),
+            self.segments[layer],
+            KeyValues(own.keys[:, :, :end], own.values[:, :, :end]),
+            self._visible(scoring.window, query.shape[1] // J),
+            angles,
+            interleaved,
+            scoring,
             self.fusion,
         )
-        segment_values = segments.values.flatten(2, 3)  # [J, R, K*M, D]
-        out = _read(p_segments.transpose(2, 3).flatten(3), segment_values)
-        out = out + _read(p_fused, self.own[layer].values[:, :, :end])
-        if self.prefix:
-            read = _read(p_prefix.flatten(1, 2), self.prefix[layer].values)
-            out = out + read.unflatten(1, (R, G * S))
-        return out.unflatten(2, (G, S)).transpose(0, 1).flatten(1, 2)  # [R, H, S, D]
 
     def _visible(self, window, group):
         if (window, group) not in self._masks:
@@ -408,14 +410,15 @@ class FusePlan:
 
     def _build_masks(self, window, group):
         """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
-        S, end = self.queries, self.filled + self.queries
+        S = self.queries
+        end = self.own_mask.shape[1] if self.recordable else self.filled + S
         device = self.segment_mask.device
-        position = self.own_positions[:, self.filled : end]  # [R, S]
+        position = self.own_positions[:, self.at]  # [R, S]
         order = torch.arange(end, device=device)
-        causal = order[None, :] <= order[self.filled : end, None]  # [S, F]
+        causal = order[None, :] <= self.at[:, None]  # [S, F]
         fused = causal[None] & self.own_mask[:, None, :end]  # [R, S, F]
         # A padding query sees itself, so that its softmax is not empty.
-        fused = fused | (order[None, :] == order[self.filled : end, None])[None]
+        fused = fused | (order[None, :] == self.at[:, None])[None]
         segments = self.segment_mask[:, :, None, :].expand(-1, -1, S, -1)  # [R, K, S, M]
         prefix = None
         if window is not None:
@@ -447,6 +450,67 @@ def spread_over_group(mask: torch.Tensor, group: int) -> torch.Tensor:
     return mask.repeat(1, 1, group, 1) if mask.shape[2] > 1 else mask
 
 
+def split_attention(
+    query: torch.Tensor,
+    prefix: KeyValues | None,
+    segments: KeyValues,
+    own: KeyValues,
+    visible: Visible,
+    angles: tuple[torch.Tensor, torch.Tensor] | None,
+    interleaved: bool,
+    scoring: Scoring,
+    fusion: Fusion,
+) -> torch.Tensor:
+    """The attention of fused tokens, split at the borders of prefix, segments and fused tokens.
+
+    Args:
+        query: [R, H, S, D].
+        prefix, segments, own: [J, P, D], [J, R, K, M, D] and [J, R, F, D].
+        visible: which keys are seen.
+        angles: cosines and sines that turn the query towards each segment, [R, K, rotated size].
+        interleaved: see `rotate`.
+        scoring, fusion: how scores are made and partitions combined.
+
+    Returns:
+        [R, H, S, D].
+    """
+    R, H, S, _ = query.shape
+    J = segments.keys.shape[0]
+    G = H // J
+    straight = query.unflatten(1, (J, G)).transpose(0, 1).flatten(2, 3)  # [J, R, G*S, D]
+    turned = straight[:, :, None]  # [J, R, 1 or K, G*S, D]
+    if angles is not None:
+        cos, sin = (table[None, :, :, None, :] for table in angles)
+        turned = rotate(turned, cos, sin, interleaved)
+
+    to_segments = partial_scores(turned, segments.keys, scoring)
+    to_fused = partial_scores(straight, own.keys, scoring)
+    if prefix is None:
+        to_prefix = to_segments[:, :, : turned.shape[2], :, :0]
+    else:
+        rows = turned.flatten(1, 3)  # [J, R*K*G*S, D]: one product for all rows
+        to_prefix = partial_scores(rows, prefix.keys, scoring).unflatten(1, turned.shape[1:4])
+    p_prefix, p_segments, p_fused = fuse_probabilities(
+        masked(to_prefix, visible.prefix),
+        masked(to_segments, visible.segments),
+        masked(to_fused[:, :, None], visible.fused),
+        fusion,
+    )
+    out = _read(p_segments.transpose(2, 3).flatten(3), segments.values.flatten(2, 3))
+    out = out + _read(p_fused, own.values)
+    if prefix is not None:
+        read = _read(p_prefix.flatten(1, 2), prefix.values)
+        out = out + read.unflatten(1, (R, G * S))
+    return out.unflatten(2, (G, S)).transpose(0, 1).flatten(1, 2)  # [R, H, S, D]
+
+
+@lru_cache(maxsize=1)
+def compiled_split_attention():
+    """`split_attention` with its many small passes fused into few kernels."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(split_attention, fullgraph=True)
+
+
 # ---- rotary positions ---------------------------------------------------------------------------
 
 
@@ -461,13 +525,6 @@ class RotaryTurn:
     def __init__(self, tables, interleaved):
         self.tables = tables
         self.interleaved = interleaved
-
-    def turn(self, layer: int, query: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """query [J, R, 1, Q, D], turns [R, K] → [J, R, K, Q, D]."""
-        if layer not in self.tables:
-            return query.expand(-1, -1, turns.shape[1], -1, -1)
-        cos, sin = (table[turns][None, :, :, None, :] for table in self.tables[layer])
-        return rotate(query, cos, sin, self.interleaved[layer])
 
 
 def rotate(query, cos, sin, interleaved: bool) -> torch.Tensor:
@@ -512,6 +569,8 @@ def learn_rotary(wrapper: FlexAttentionWrapper, max_turn: int, last_position: in
         A `RotaryTurn`, or None where the model's positions cannot be turned (learned positions,
         or a rotation of another kind).
     """
+    if not wrapper.layers:
+        check_architecture(wrapper)
     with wrapper.planned(_QueryPlan()):
         angles = _forward_with_angles(wrapper, [[last_position], [last_position - max_turn]])
         queries = wrapper.plan.queries
@@ -527,6 +586,8 @@ def learn_rotary(wrapper: FlexAttentionWrapper, max_turn: int, last_position: in
         there, wanted = query[0, :, 0], query[1, :, 0]  # [H, D]
         tolerance = 1e-4 if query.dtype == torch.float32 else 2e-2
         close = lambda got: (got - wanted).abs().max() <= tolerance * wanted.abs().max()  # noqa: B023, E731
+        if not wanted.any():  # zeros would prove anything
+            return None
         if close(there):
             continue
         if layer not in angles:
@@ -544,7 +605,10 @@ def learn_rotary(wrapper: FlexAttentionWrapper, max_turn: int, last_position: in
 
 
 def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """One forward of token 0 at these positions; the (cos, sin) each attention layer was given."""
+    """One forward of a token at these positions; the (cos, sin) each attention layer was given.
+
+    The token is one whose embedding is not zero, as a padding token's may be.
+    """
     found = {}
 
     def keep(module, args, kwargs):
@@ -558,7 +622,8 @@ def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, to
     ]
     try:
         position_ids = torch.tensor(positions, device=wrapper.model.device)
-        ids = torch.zeros_like(position_ids)
+        some = wrapper.model.get_input_embeddings().weight[:64]
+        ids = torch.full_like(position_ids, some.norm(dim=1).argmax().item())
         wrapper.model.base_model(input_ids=ids, position_ids=position_ids, use_cache=False)
     finally:
         for hook in hooks:
@@ -575,7 +640,18 @@ def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
         return dense_mask(mask_mod, q_length, kv_length, device)[None, None]
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return create_block_mask(mask_mod, None, None, q_length, kv_length, device=device)
+    make = create_block_mask
+    if torch.device(device).type == "cuda":
+        make = compiled_create_block_mask()  # writes no dense mask: at 30,000 tokens it is 1 GB
+    return make(mask_mod, None, None, q_length, kv_length, device=device)
+
+
+@lru_cache(maxsize=1)
+def compiled_create_block_mask():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(create_block_mask, dynamic=False)
 
 
 def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
@@ -662,6 +738,7 @@ class FlexAttentionWrapper:
         self.layers = {}  # index → (attention module, its scoring), as the last forwards met them
         self._name = None
         self._before = None
+        self._hook = None
 
     def patch_model(self, mask_mod=None) -> FlexAttentionWrapper:
         """Every forward from now on attends under ``mask_mod`` (plain causal attention if None).
@@ -675,6 +752,7 @@ class FlexAttentionWrapper:
         self._name = f"self_ensemble_{next(self._serial)}"
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attention
         ALL_MASK_ATTENTION_FUNCTIONS[self._name] = _no_mask
+        self._hook = self.model.base_model.register_forward_pre_hook(_refuse_mask, with_kwargs=True)
         try:
             self.model.set_attn_implementation(self._name)
             if self.model.config._attn_implementation != self._name:
@@ -694,7 +772,8 @@ class FlexAttentionWrapper:
             self.model.set_attn_implementation(self._before)
         del ALL_ATTENTION_FUNCTIONS[self._name]
         del ALL_MASK_ATTENTION_FUNCTIONS[self._name]
-        self.plan, self._name, self._before = None, None, None
+        self._hook.remove()
+        self.plan = self._name = self._before = self._hook = None
 
     @contextmanager
     def planned(self, plan):
@@ -708,12 +787,15 @@ class FlexAttentionWrapper:
     @contextmanager
     def taken_out(self):
         """Within, the model is as it was before it was patched."""
-        own = self.model.config._attn_implementation
         self.model.set_attn_implementation(self._before)
+        self._hook.remove()
         try:
             yield
         finally:
-            self.model.set_attn_implementation(own)
+            self._hook = self.model.base_model.register_forward_pre_hook(
+                _refuse_mask, with_kwargs=True
+            )
+            self.model.set_attn_implementation(self._name)
 
     def __enter__(self) -> FlexAttentionWrapper:
         return self if self._name else self.patch_model()
@@ -743,6 +825,13 @@ def read_scoring(config, query, options: dict) -> Scoring:
 
 def _no_mask(*args, **kwargs):
     """In transformers' mask interface: the plan brings the mask."""
+
+
+def _refuse_mask(module, args, kwargs):
+    """Before a patched model's forward: a mask that hides something would be ignored."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if torch.is_tensor(mask) and not mask.all():
+        raise ValueError("a patched model takes its mask from the wrapper, not attention_mask")
 
 
 def unsupported(config, reason: str) -> str:
@@ -803,35 +892,21 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
     """
     model, config = wrapper.model, wrapper.model.config.get_text_config()
     check_config(model.config)
-    n = PROBE_TOKENS
-    ids = torch.arange(2 * n, device=model.device) % config.vocab_size
-    positions = torch.arange(n, device=model.device).repeat(2)
-    plan = _ProbePlan(
-        [n, n], torch.arange(2).repeat_interleave(n).to(ids), positions, {}, backend="eager"
-    )
-    # Whatever a foreign architecture raises, it is one that does not work here.
     try:
-        with wrapper.taken_out():
-            model.set_attn_implementation("eager")
-            alone = model(
-                input_ids=ids.view(2, n), position_ids=positions.view(2, n), use_cache=False
-            ).logits
-        with wrapper.planned(plan):
-            packed = model(
-                input_ids=ids[None], position_ids=positions[None], use_cache=False
-            ).logits
+        alone, packed, attended = _probe(wrapper)
     except UserError:
         raise
     except torch.OutOfMemoryError as error:
-        raise UserError(f"out of memory with {2 * n} tokens: {_reason(error)}") from error
-    except Exception as error:
+        raise UserError(f"out of memory with a few tokens: {_reason(error)}") from error
+    except Exception as error:  # a foreign architecture may raise anything; --verbose shows it
+        logger.info("the probe failed", exc_info=True)
         raise UserError(unsupported(model.config, _reason(error))) from error
     count = config.num_hidden_layers
-    if sorted(plan.attended) != list(range(count)):
+    if sorted(attended) != list(range(count)):
         raise UserError(
             unsupported(
                 model.config,
-                f"it attends {len(plan.attended)} times through the attention interface where its "
+                f"it attends {len(attended)} times through the attention interface where its "
                 f"{count} layers should once each: they are state-space, linear or of their own "
                 "making",
             )
@@ -840,7 +915,6 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
         if (kind == "sliding_attention") != (wrapper.layers[layer][1].window is not None):
             reason = f"layer {layer} does not pass on its window"
             raise UserError(unsupported(model.config, reason))
-    alone, packed = alone.flatten(0, 1).float(), packed[0].float()
     difference = ((packed - alone).norm() / alone.norm()).item()
     # Half precision rounds by shape; layers that look ahead move the logits by their own size.
     if difference > (1e-3 if model.dtype == torch.float32 else 0.1):
@@ -851,6 +925,24 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
                 "ahead, or tokens meet in it outside the attention",
             )
         )
+
+
+def _probe(wrapper):
+    """Logits of two segments under the model's own attention and packed under ours, and which
+    layers attended, in order."""
+    model, n = wrapper.model, PROBE_TOKENS
+    ids = torch.arange(2 * n, device=model.device) % model.config.get_text_config().vocab_size
+    positions = torch.arange(n, device=model.device).repeat(2)
+    segment_ids = torch.arange(2, device=model.device).repeat_interleave(n)
+    with wrapper.taken_out():
+        model.set_attn_implementation("eager")
+        alone = model(
+            input_ids=ids.view(2, n), position_ids=positions.view(2, n), use_cache=False
+        ).logits
+    plan = _ProbePlan([n, n], segment_ids, positions, {}, backend="eager")
+    with wrapper.planned(plan):
+        packed = model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits
+    return alone.flatten(0, 1).float(), packed[0].float(), plan.attended
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Load a model; encode isolated segments; decode with one KV loop. Token ids in, token ids out.
+"""Encode isolated segments; decode with one KV loop. Token ids in, token ids out.
 
 A *stream* is one decoded row: a prefix shared by all, K segments, and fused tokens. Attention
 fusion has one stream a question with K = N; logit fusion has N streams a question with K = 1,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,9 @@ CPU_TOKENS_PER_BATCH = 4096
 GPU_TOKENS_PER_BATCH = 32768
 # FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of this.
 FLEX_BUCKET = 1024
-# Finished questions leave the batch once they are this share of it.
-COMPACT_SHARE = 0.25
+# Finished questions leave the batch once they are this share of it; a recorded step must then be
+# recorded again.
+COMPACT_SHARE, RECORDED_COMPACT_SHARE = 0.25, 0.5
 
 Combine = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -53,7 +54,8 @@ class Stream:
         return sum(map(len, self.segments)) + len(self.separators)
 
     @property
-    def last_position(self) -> int:
+    def answer_start(self) -> int:
+        """The position of the first generated token."""
         return self.placement.fused_start + len(self.tail)
 
 
@@ -77,10 +79,10 @@ class Counts:
     """What was computed, for the manifest."""
 
     encoded_tokens: int = 0
-    decoded_tokens: int = 0  # of questions, however many streams each has
+    decoded_tokens: int = 0  # of answers, however many streams each has
     decode_forwards: int = 0
     decode_rows: int = 0  # summed over the forwards
-    largest_batch: int = 0  # questions
+    largest_batch: int = 0  # answers
     out_of_memory: int = 0  # how often a batch was halved
 
 
@@ -148,6 +150,42 @@ class StopRule:
         return eos | line_ends, ~(eos | only_ends), seen | self.visible[tokens]
 
 
+class DecodeStep:
+    """The forward of one token a row. On a GPU it is recorded once a batch and then replayed.
+
+    Some thousand small kernels a step take longer to launch than to run. The first step runs as
+    it is, since compiling and choosing kernels cannot be recorded; the second is recorded.
+    """
+
+    def __init__(self, engine: Engine, plan: FusePlan):
+        self.engine = engine
+        self.plan = plan
+        self.rows_warm = None  # the number of rows that a step has run with
+        self.graph = None
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """ids, positions: [R, 1]. Returns logits [R, V], valid until the next step."""
+        self.plan.append(positions, torch.ones_like(positions, dtype=torch.bool))
+        self.engine.count_forward(len(ids))
+        if not self.plan.recordable:
+            return self.engine.forward(ids, positions)
+        if self.rows_warm != len(ids):
+            self.rows_warm, self.graph = len(ids), None
+            return self.engine.forward(ids, positions)
+        if self.graph is None:
+            self._record(ids, positions)
+        self.ids.copy_(ids)
+        self.positions.copy_(positions)
+        self.graph.replay()
+        return self.logits
+
+    def _record(self, ids, positions):
+        self.ids, self.positions = ids.clone(), positions.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self.engine.forward(self.ids, self.positions)
+
+
 class Engine:
     """A patched model, its stop rule, and the run's prefix.
 
@@ -156,9 +194,14 @@ class Engine:
         tokenizer: the model's own.
         wrapper: a patched `FlexAttentionWrapper` around the model.
         ignore_stops: generate to the token limit whatever comes (for benchmarks).
+        recorded: on a GPU, record the decode step once a batch and replay it, its attention
+            compiled. Faster (benchmark/gpu.py --recorded) and not yet proved on every architecture
+            by `python -m pytest -m gpu`, so not the default.
     """
 
-    def __init__(self, model, tokenizer, wrapper: FlexAttentionWrapper, *, ignore_stops=False):
+    def __init__(
+        self, model, tokenizer, wrapper: FlexAttentionWrapper, *, ignore_stops=False, recorded=False
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.wrapper = wrapper
@@ -172,12 +215,16 @@ class Engine:
         self.prefix_ids: tuple[int, ...] = ()
         self.prefix: dict[int, KeyValues] = {}
         self.rotary = None
+        self.fitting: int | None = None  # questions at a time, once memory has run out
+        self.recording = recorded and self.device.type == "cuda"
+        self.compact_share = RECORDED_COMPACT_SHARE if self.recording else COMPACT_SHARE
         self.counts = Counts()
 
     @torch.inference_mode()
     def set_prefix(self, prefix_ids: Sequence[int]) -> None:
         """Encode what every prompt of the run begins with, once."""
         self._check_tokens(prefix_ids)
+        self._check_length(len(prefix_ids) + 1)
         self.prefix_ids, self.prefix = tuple(prefix_ids), {}
         if self.prefix_ids:
             P = len(self.prefix_ids)
@@ -190,10 +237,11 @@ class Engine:
 
     def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
         """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
+        self._check_lengths(streams, max_new_tokens)
         turns = [max(stream.placement.turns) for group in streams for stream in group]
         if max(turns) == 0:
             return True
-        last = max(stream.last_position for group in streams for stream in group) + max_new_tokens
+        last = max(stream.answer_start for group in streams for stream in group) + max_new_tokens
         self.rotary = learn_rotary(self.wrapper, max(turns), last)
         return self.rotary is not None
 
@@ -241,10 +289,13 @@ class Engine:
             )
 
     def _answer_what_fits(self, batch, answer) -> list[tuple[int, Answer]]:
-        """The batch, in as many parts as the memory asks for."""
-        parts, answered = [batch], []
+        """The batch, in as many parts as the memory asks for; later batches begin at that size."""
+        size = self.fitting or len(batch)
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        answered = []
         while parts:
             part = parts.pop(0)
+            counts, answers = replace(self.counts), None
             try:
                 answers = answer(part)
             except torch.OutOfMemoryError:
@@ -253,12 +304,13 @@ class Engine:
                         "out of memory with one question at a time: take fewer paraphrases or "
                         "few-shot examples, or a smaller model"
                     ) from None
-                if self.counts.out_of_memory == 0:
-                    logger.warning("out of memory with %d questions at a time: halved", len(part))
-                self.counts.out_of_memory += 1
+            if answers is None:  # outside the handler, which still holds the failed tensors
                 torch.cuda.empty_cache()
-                half = len(part) // 2
-                parts[:0] = [part[:half], part[half:]]
+                if self.fitting is None:
+                    logger.warning("out of memory with %d questions at a time: halved", len(part))
+                self.counts = replace(counts, out_of_memory=counts.out_of_memory + 1)
+                self.fitting = len(part) // 2
+                parts[:0] = [part[: self.fitting], part[self.fitting :]]
                 continue
             self.counts.largest_batch = max(self.counts.largest_batch, len(part))
             answered += zip(part, answers, strict=True)
@@ -358,6 +410,7 @@ class Engine:
             rotary=self.rotary,
             slots=separators + tail + max_new_tokens,
             fusion=fusion,
+            recordable=self.recording,
         )
         if separators:
             at = encoded.gather[R * K :, 0].view(R, separators)
@@ -381,12 +434,15 @@ class Engine:
         step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
         positions = (starts + step).clamp(min=0).to(self.device)
         plan.append(positions, (step >= 0).to(self.device))
-        return self._forward(ids.to(self.device), positions)
+        self.count_forward(len(streams))
+        return self.forward(ids.to(self.device), positions)
 
-    def _forward(self, ids, positions) -> torch.Tensor:
-        """One decode forward. ids, positions [R, S] → logits of the last token [R, V]."""
+    def count_forward(self, rows: int) -> None:
         self.counts.decode_forwards += 1
-        self.counts.decode_rows += ids.shape[0]
+        self.counts.decode_rows += rows
+
+    def forward(self, ids, positions) -> torch.Tensor:
+        """One decode forward. ids, positions [R, S] → logits of the last token [R, V]."""
         output = self.model(
             input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1
         )
@@ -395,9 +451,10 @@ class Engine:
     def _decode(self, streams, plan, logits, B, combine, max_new_tokens, weights) -> list[Answer]:
         """Greedy decoding, ties to the lowest id; each question stops on its own."""
         n = len(streams) // B
-        positions = torch.tensor([s.last_position for s in streams], device=self.device)
+        positions = torch.tensor([s.answer_start for s in streams], device=self.device)
         seen = torch.zeros(B, dtype=torch.bool, device=self.device)
         alive = list(range(B))  # the question at each place of the batch
+        decode_step = DecodeStep(self, plan)
         tokens, logprobs, stopped = [[] for _ in alive], [[] for _ in alive], [False] * B
         for step in range(max_new_tokens):
             fused = combine(logits.unflatten(0, (-1, n)), weights)  # [B, V]
@@ -418,28 +475,37 @@ class Engine:
             running = [place for place, question in enumerate(alive) if not stopped[question]]
             if not running or step + 1 == max_new_tokens:
                 break
-            if len(alive) - len(running) >= COMPACT_SHARE * len(alive):
+            if len(alive) - len(running) >= self.compact_share * len(alive):
                 keep = torch.tensor(running, device=self.device)
                 rows = (keep[:, None] * n + torch.arange(n, device=self.device)).flatten()
                 plan.keep_rows(rows)
                 chosen, seen, positions = chosen[keep], seen[keep], positions[rows]
                 weights = None if weights is None else weights[keep]
                 alive = [alive[place] for place in running]
-            at = positions[:, None] + step  # [R, 1]
-            plan.append(at, torch.ones_like(at, dtype=torch.bool))
-            logits = self._forward(chosen.repeat_interleave(n)[:, None], at)
+            logits = decode_step(chosen.repeat_interleave(n)[:, None], positions[:, None] + step)
         return [Answer(tuple(tokens[q]), tuple(logprobs[q]), not stopped[q]) for q in range(B)]
 
     def _check_lengths(self, questions, max_new_tokens) -> None:
+        starts = [stream.answer_start for group in questions for stream in group]
+        if starts:
+            self._check_length(max(starts) + max_new_tokens)
+
+    def _check_length(self, length: int) -> None:
+        """Refuse what the model's positions cannot hold."""
         limit = getattr(self.config, "max_position_embeddings", None)
-        if limit is None or not questions:
-            return
-        longest = max(stream.last_position for group in questions for stream in group)
-        if longest + max_new_tokens > limit:
+        if limit is not None and length > limit:
             raise UserError(
-                f"the longest prompt needs {longest + max_new_tokens} positions with "
-                f"--max_new_tokens {max_new_tokens}, more than the model's {limit}: take fewer "
-                "few-shot examples, fewer tokens, or a model with a longer context"
+                f"the longest prompt needs {length} positions with its answer, more than the "
+                f"model's {limit}: take fewer few-shot examples, a smaller --max_new_tokens, or a "
+                "model with a longer context"
+            )
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        original = rope.get("original_max_position_embeddings") or limit
+        if rope.get("rope_type") in ("longrope", "dynamic") and length > (original or length):
+            raise UserError(
+                f"the longest prompt needs {length} positions with its answer; beyond {original} "
+                "this model turns all positions of a batch another way, so answers would depend on "
+                "the questions they are batched with: take fewer few-shot examples"
             )
 
     def _check_tokens(self, tokens: Iterable[int]) -> None:

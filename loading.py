@@ -86,13 +86,12 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
 
 
 @contextmanager
-def loaded_engine(source: ModelSource, *, attention: str, ignore_stops=False) -> Iterator[Engine]:
+def loaded_engine(source: ModelSource, *, attention: str) -> Iterator[Engine]:
     """The model on its device with our attention in its layers; taken out at the end.
 
     Args:
         source: from `find_model`.
         attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
-        ignore_stops: see `Engine`.
 
     Raises:
         UserError: damaged files, an architecture that cannot work, or a backend asked for and
@@ -111,7 +110,7 @@ def loaded_engine(source: ModelSource, *, attention: str, ignore_stops=False) ->
     with FlexAttentionWrapper(model, "eager") as wrapper:
         check_architecture(wrapper)
         wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
-        yield Engine(model, tokenizer, wrapper, ignore_stops=ignore_stops)
+        yield Engine(model, tokenizer, wrapper)
 
 
 def load_tokenizer(source: ModelSource):

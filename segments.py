@@ -111,8 +111,12 @@ def place_question(question: SplitQuestion, prefix_length: int, positions: str) 
         return placement
     if positions != "sequential":
         first = placement.fused_start
+        turned = count if positions == "exact" else 0  # nor do separators make a gap
         return replace(
-            placement, fused_start=first + count, separators=tuple(range(first, first + count))
+            placement,
+            fused_start=first + count,
+            turns=tuple(turn + turned for turn in placement.turns),
+            separators=tuple(range(first, first + count)),
         )
     taken = [prefix_length + index for index, _ in question.separators]
     end = placement.fused_start + count

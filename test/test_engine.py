@@ -288,7 +288,7 @@ def test_length_check_counts_positions(positions, needed):
         wrapper.model.config.max_position_embeddings = needed - 1
         engine = Engine(wrapper.model, TinyTokenizer(), wrapper)
         streams = [attention_streams(split(3, 2, 4), 0, positions)]
-        with pytest.raises(UserError, match=f"needs {needed} positions with --max_new_tokens 3,"):
+        with pytest.raises(UserError, match=f"needs {needed} positions with its answer,"):
             generate(engine, streams)
 
 

@@ -7,11 +7,21 @@ The CPU's engine, which test_fusion.py holds against its oracles, is the oracle 
 
 import pytest
 import torch
-from test_fusion import capped, distance, fused_logits, question
+from test_fusion import (
+    PREFIX,
+    QUESTIONS,
+    answer,
+    capped,
+    distance,
+    fused_logits,
+    make_engine,
+    question,
+)
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 
 import attention
-from attention import Fusion
+from attention import FlexAttentionWrapper, Fusion
+from engine import attention_streams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,6 +64,29 @@ def test_flex_sdpa_and_plain_math_agree_with_the_cpu(name, fusion, flex_calls):
         flex_calls.clear()
         assert found == tokens, backend
         assert distance(logits.cpu(), expected) <= 1e-3, backend
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_recorded_steps_equal_steps_as_they_are(name):
+    """Questions that stop at different steps, so that rows leave and the step is recorded again."""
+    model = tiny_model(name, **WIDER)
+    positions = "exact" if name in ROTARY else "left"
+    streams = [attention_streams(q, len(PREFIX), positions) for q in QUESTIONS]
+
+    def run(model, recording):
+        with FlexAttentionWrapper(model, "eager") as wrapper:
+            engine = make_engine(wrapper)
+            engine.recording = recording
+            endless = answer(engine, streams, steps=10)
+            stops = {tokens[1 + index % 6] for index, tokens in enumerate(endless)}
+            engine.eos_ids = frozenset(stops)
+            engine.stop.eos[list(stops)] = True
+            return endless, answer(engine, streams, steps=10)
+
+    expected = run(model, False)
+    model = model.cuda()
+    assert run(model, True) == expected
+    assert run(model, False) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -394,7 +394,7 @@ def test_an_unknown_scheme_is_a_programmers_error():
 
 
 SEPARATED = {  # a a | b b b b | | c behind a prefix of 3
-    "exact": ((3, 3, 3), 10, (2, 0, 3), (7, 8, 9)),
+    "exact": ((3, 3, 3), 10, (5, 3, 6), (7, 8, 9)),  # the first fused token follows each segment
     "left": ((3, 3, 3), 10, (0, 0, 0), (7, 8, 9)),
     "right": ((5, 3, 6), 10, (0, 0, 0), (7, 8, 9)),
     "sequential": ((3, 6, 12), 13, (0, 0, 0), (5, 10, 11)),
