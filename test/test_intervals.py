@@ -151,6 +151,8 @@ def test_clusters_of_one_question_each_are_the_plain_bootstrap():
     found = cluster_bootstrap_interval(values, [str(i) for i in range(300)])
     assert found == pytest.approx(bootstrap_interval(values), abs=0.01)
     assert cluster_bootstrap_interval(values, ["one"] * 300) is None
+    # However many questions are drawn with the clusters: a mean of 2 is 2.
+    assert cluster_bootstrap_interval(np.full(300, 2.0), [*"ab", *"c" * 298]) == (2, 2)
 
 
 def test_statsmodels_agrees():

@@ -252,6 +252,17 @@ def test_lemmas_are_those_of_the_file_or_made_anew(tmp_path, monkeypatch):
         main(parse_args([path, "--spacy_model", "tiny"]))
 
 
+def test_lemmas_are_made_anew_by_spacy(tmp_path):
+    path = write_table(
+        tmp_path / "a.feather",
+        uuids=["1", "2", "3"],
+        predictions=["It plays pianos", "Piano.", ""],
+        answers=[["piano", "organ"], ["Pianos and organs"], ["pianos"]],
+    )
+    scored = load_scored(path, lemmas="recompute", spacy_model="lookup")
+    assert scored.matches["one_way"][:, 0].tolist() == [True, False, False]
+
+
 def test_the_conclusion_is_shown_by_every_matcher(tmp_path):
     path = write_lemmas(tmp_path / "a.parquet", LEMMA_ROWS)
     wrong = [("no", "no", answer) for _, _, answer in LEMMA_ROWS]
@@ -469,6 +480,10 @@ def test_relations_are_resampled_where_rows_carry_them(tmp_path):
     reverse = compare(load_scored(baseline), load_scored(path))
     low, high = found["relation_bootstrap"]
     assert reverse["relation_bootstrap"] == pytest.approx((-high, -low), abs=0.01)
+    shuffled = str(tmp_path / "c.feather")
+    pd.read_feather(path).sample(frac=1, random_state=0).to_feather(shuffled)
+    again = compare(load_scored(baseline), load_scored(shuffled))
+    assert again["relation_bootstrap"] == reverse["relation_bootstrap"]
     none = compare(load_scored(baseline), load_scored(baseline))
     assert none["relations"] is none["relation_bootstrap"] is None
 
