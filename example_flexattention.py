@@ -196,7 +196,7 @@ def answer_by_logit_average(engine, question):
     """One `engine.Answer`: a stream a paraphrase, their logits averaged at every token."""
     from attention import Fusion
     from engine import logit_streams
-    from generate import average_logits
+    from reductions import average_logits
 
     [[(_, answer)]] = engine.generate(
         [logit_streams(question, len(engine.prefix_ids))],

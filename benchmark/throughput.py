@@ -73,9 +73,10 @@ def main(args) -> None:
     from attention import Fusion
     from dataset import chat_prompt_template
     from flex_attention_generate import flex_attention_generation
-    from generate import REDUCTIONS, split_and_set_prefix
+    from generate import split_and_set_prefix
     from loading import find_model, loaded_engine
     from pipeline import read_questions, say, set_up_logging
+    from reductions import average_logits
 
     set_up_logging(args.verbose)
     data = read_questions(args)
@@ -108,7 +109,7 @@ def main(args) -> None:
                 engine.generate(
                     streams,
                     fusion=Fusion(),
-                    combine=REDUCTIONS["avg"],
+                    combine=average_logits,
                     max_new_tokens=args.max_new_tokens,
                     batch_size=batch_size,
                 )

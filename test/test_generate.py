@@ -8,6 +8,7 @@ import torch
 from small import INSTRUCTION, MARK, QUESTIONS, stock_answer, write_jsonl
 
 import generate
+import reductions
 from constants import UserError
 from dataset import prompt_template
 from engine import Answer
@@ -57,14 +58,14 @@ BY_HAND = {
 
 
 def test_every_method_is_named_once():
-    assert generate.REDUCTIONS.keys() == BY_HAND.keys()
-    assert set(generate.WEIGHTED) < set(generate.REDUCTIONS)
+    assert reductions.REDUCTIONS.keys() == BY_HAND.keys()
+    assert set(reductions.WEIGHTED) < set(reductions.REDUCTIONS)
     assert sorted(generate.METHODS) == sorted(["origin", "per_prompt", "vote", *BY_HAND])
 
 
 @pytest.mark.parametrize("method", BY_HAND)
 def test_reduction_by_hand(method):
-    fused = generate.REDUCTIONS[method](LOGITS, WEIGHTS).softmax(-1)
+    fused = reductions.REDUCTIONS[method](LOGITS, WEIGHTS).softmax(-1)
     expected = torch.tensor([BY_HAND[method]])
     torch.testing.assert_close(fused, expected / expected.sum())
 
@@ -95,7 +96,7 @@ def test_reduction_against_plain_arithmetic(method):
     weights = torch.rand(B, N)
     weights[0, 1:] = 0  # one paraphrase is all
     weights[1] = 0.5  # all alike
-    got = generate.REDUCTIONS[method](logits, weights)
+    got = reductions.REDUCTIONS[method](logits, weights)
     assert got.shape == (B, V)
     for b in range(B):
         logprobs = logits[b].double().log_softmax(-1).tolist()
@@ -110,7 +111,7 @@ def test_reduction_ignores_a_paraphrases_level_and_the_order(method):
     torch.manual_seed(1)
     logits, weights = torch.randn(3, 4, 7), torch.rand(3, 4) + 0.1
     order = torch.tensor([2, 0, 3, 1])
-    reduce = generate.REDUCTIONS[method]
+    reduce = reductions.REDUCTIONS[method]
     distribution = reduce(logits, weights).softmax(-1)
     shifted = reduce(logits + torch.randn(3, 4, 1), weights).softmax(-1)
     permuted = reduce(logits[:, order], weights[:, order]).softmax(-1)
@@ -120,13 +121,13 @@ def test_reduction_ignores_a_paraphrases_level_and_the_order(method):
 
 def test_most_confident_takes_the_earlier_of_two():
     logits = torch.arange(8.0).view(1, 4, 2)
-    fused = generate.most_confident(logits, torch.tensor([[0.2, 0.7, 0.7, 0.1]]))
+    fused = reductions.most_confident(logits, torch.tensor([[0.2, 0.7, 0.7, 0.1]]))
     assert fused.tolist() == [[2.0, 3.0]]
 
 
 def test_fused_distribution_stays_finite_where_a_token_is_impossible():
     logits = torch.tensor([[[0.0, -200.0, 1.0], [0.0, 1.0, -300.0]]])
-    for reduce in generate.REDUCTIONS.values():
+    for reduce in reductions.REDUCTIONS.values():
         assert reduce(logits, torch.tensor([[0.0, 1.0]])).log_softmax(-1).isfinite().all()
 
 
@@ -148,7 +149,7 @@ def an_answer(*logprobs):
     ],
 )
 def test_confidence(logprobs, expected):
-    assert generate.confidence(an_answer(*logprobs)) == pytest.approx(expected)
+    assert reductions.confidence(an_answer(*logprobs)) == pytest.approx(expected)
 
 
 def test_own_confidences_are_equal_where_no_paraphrase_answers():
@@ -173,7 +174,7 @@ def test_own_confidences_are_equal_where_no_paraphrase_answers():
     ],
 )
 def test_vote(predictions, winner):
-    assert generate.majority(predictions) == winner
+    assert reductions.majority(predictions) == winner
 
 
 # ---- methods against stock forwards ---------------------------------------------------------
@@ -239,7 +240,7 @@ def test_fused_method_against_stock_forwards(small, alone, tmp_path, method):
     for row, question, own in zip(rows, QUESTIONS, stock_confidences(alone), strict=True):
         prompts = prompts_of(question)
         check_row(row, stock_answer(small, prompts, fuse_by(method, own), limit=LIMIT))
-    weighted = method in generate.WEIGHTED
+    weighted = method in reductions.WEIGHTED
     assert manifest["identity"]["method"].get("confidence") == ("own answer" if weighted else None)
     # The paraphrases' own answers cost a pass over every prompt, which the manifest counts.
     alone_tokens = sum(len(a.token_ids) + (not a.truncated) for group in alone for a in group)
@@ -263,7 +264,7 @@ def test_vote_takes_a_paraphrases_own_row(small, alone, tmp_path):
     rows, _ = rows_of(small, tmp_path, "--method", "vote")
     for row, question, group in zip(rows, QUESTIONS, alone, strict=True):
         assert row["uuid"] == question["uuid"] and "paraphrase" not in row
-        check_row(row, group[generate.majority([answer.prediction for answer in group])])
+        check_row(row, group[reductions.majority([answer.prediction for answer in group])])
 
 
 def test_origin_asks_the_question(small, tmp_path):
@@ -293,7 +294,7 @@ def test_ties_go_to_the_lowest_id(small, tmp_path, monkeypatch):
         scores[:, [low, high]] = 7.0
         return scores
 
-    monkeypatch.setitem(generate.REDUCTIONS, "avg", tied)
+    monkeypatch.setitem(reductions.REDUCTIONS, "avg", tied)
     rows, _ = rows_of(small, tmp_path, "--method", "avg")
     assert {row["generation"] for row in rows} == {"a" * LIMIT}
 
@@ -312,7 +313,7 @@ def test_what_a_question_gets_does_not_depend_on_its_batch(small, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".feather"])
-@pytest.mark.parametrize("method", generate.WEIGHTED)
+@pytest.mark.parametrize("method", reductions.WEIGHTED)
 def test_confidence_column(small, tmp_path, method, suffix):
     from test_dataset import write
 
