@@ -152,7 +152,7 @@ class Bench:
 
     def avg(self):
         from engine import logit_streams
-        from generate import average_logits
+        from reductions import average_logits
 
         questions = self.questions(3 * max(self.args.batch_sizes))
         streams = [logit_streams(q, PREFIX) for q in questions]
