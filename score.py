@@ -114,7 +114,8 @@ def compare(scored: Scored, baseline: Scored) -> dict[str, Any]:
     over resampled relations (None where rows carry none, or one only).
 
     Raises:
-        UserError: a file has no uuids, or they have none in common.
+        UserError: a file has no uuids, or they have none in common, or one stands for different
+            questions.
     """
     for each in (scored, baseline):
         if each.uuids is None:
@@ -123,6 +124,12 @@ def compare(scored: Scored, baseline: Scored) -> dict[str, Any]:
     pairs = [(i, places[uuid]) for i, uuid in enumerate(scored.uuids) if uuid in places]
     if not pairs:
         raise UserError(f"{scored.path} and the baseline {baseline.path} share no uuid")
+    for i, j in pairs:
+        if sorted(scored.answers[i]) != sorted(baseline.answers[j]):
+            raise UserError(
+                f"uuid {scored.uuids[i]} is another question in {scored.path} than in the baseline "
+                f"{baseline.path}: its answers differ; compare files of the same dataset"
+            )
     here, there = map(list, zip(*pairs, strict=True))
     by_match = {
         name: _difference(scored.matches[name][here], baseline.matches[name][there, 0])

@@ -56,7 +56,7 @@ def write_per_prompt(path, right):
         path,
         uuids=[f"q{i}" for i, _, _ in cells],
         predictions=["the Paris." if r else f"wrong {n}" for _, n, r in cells],
-        answers=[["Paris"]] * len(cells),
+        answers=[["Paris", "City of Light"]] * len(cells),
         paraphrases=[f"wording {n} of {i}" for i, n, _ in cells],
     )
 
@@ -403,6 +403,17 @@ def test_no_common_question_is_an_error(tmp_path):
         make_report([path], baseline)
 
 
+def test_one_uuid_for_two_questions_is_no_pair(tmp_path):
+    """Counted uuids of two datasets look alike; their answers do not."""
+    shared = {"uuids": ["0", "1"], "predictions": ["Lima", "Oslo"]}
+    path = write_table(tmp_path / "a.feather", answers=[["Lima"], ["Oslo"]], **shared)
+    same = write_table(tmp_path / "b.feather", answers=[["Lima"], ["Oslo"]], **shared)
+    other = write_table(tmp_path / "c.feather", answers=[["Lima"], ["Rome"]], **shared)
+    assert compare(load_scored(path), load_scored(same))["pairs"] == 2
+    with pytest.raises(UserError, match=r"uuid 1 is another question in .*a\.feather"):
+        compare(load_scored(path), load_scored(other))
+
+
 def test_a_per_prompt_file_is_compared_by_its_mean(tmp_path):
     rng = np.random.default_rng(8)
     right, reference = rng.random((300, 5)) < 0.5, rng.random(300) < 0.6
@@ -455,7 +466,7 @@ def test_tables_of_files_with_lemmas_fit_in_100_columns_too(tmp_path):
     files = []
     for name in ("first", "second", "third"):
         right = rng.random(200) < {"first": 0.1, "second": 0.9}.get(name, 0.5)
-        rows = [("x", "y", "y") if r else ("x", "x", "z") for r in right]
+        rows = [("x", "y", "y") if r else ("x", "x", "y") for r in right]
         rel = [f"P{i % 7}" for i in range(200)]
         path = tmp_path / f"a-file-of-a-longer-name-than-any-table-has-room-for-{name}.parquet"
         files.append(write_lemmas(path, rows, rel=rel))
