@@ -22,9 +22,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 
 @pytest.fixture(autouse=True)
-def small_buckets(monkeypatch):
-    """Packed lengths are still rounded up, to what uncompiled FlexAttention does in little time."""
+def quick_flex(monkeypatch):
+    """Packed lengths are rounded up to less, and uncompiled FlexAttention is not traced either."""
     monkeypatch.setattr("engine.FLEX_BUCKET", 64)
+    untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
+    monkeypatch.setattr(untraced, True, raising=False)  # an older torch has no such switch
 
 
 def ids(*shape, seed):
