@@ -341,10 +341,6 @@ class FusePlan:
             kv.values.new_zeros(J, rows, slots, kv.values.shape[-1]),
         )
 
-    @property
-    def rows(self) -> int:
-        return self.segment_mask.shape[0]
-
     def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """The next forward brings these tokens. positions, mask: [R, S]."""
         self.filled += self.queries
@@ -507,8 +503,7 @@ def split_attention(
 @lru_cache(maxsize=1)
 def compiled_split_attention():
     """`split_attention` with its many small passes fused into few kernels."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(split_attention, fullgraph=True)
+    return compile_with_room(split_attention, fullgraph=True)
 
 
 # ---- rotary positions ---------------------------------------------------------------------------
@@ -634,6 +629,12 @@ def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, to
 # ---- kernels ------------------------------------------------------------------------------------
 
 
+def compile_with_room(function, **settings):
+    """`torch.compile`, with room for every length and window that a run may bring."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(function, **settings)
+
+
 def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
     """A `BlockMask` for flex, a dense [1, 1, q, kv] bool mask for the others."""
     if backend != "flex":
@@ -650,8 +651,7 @@ def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
 def compiled_create_block_mask():
     from torch.nn.attention.flex_attention import create_block_mask
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(create_block_mask, dynamic=False)
+    return compile_with_room(create_block_mask, dynamic=False)
 
 
 def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
@@ -699,8 +699,7 @@ def compiled_flex_attention():
     A run compiles once a packed length and window. Past the limit of recompilations torch would
     go over to the unfused kernel in silence; ``fullgraph`` makes that an error.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(_eager_flex(), dynamic=False, fullgraph=True)
+    return compile_with_room(_eager_flex(), dynamic=False, fullgraph=True)
 
 
 @lru_cache(maxsize=8)
@@ -846,6 +845,13 @@ def _reason(error: Exception) -> str:
 # ---- what a model and a machine can do ----------------------------------------------------------
 
 
+def head_shape(config) -> tuple[int, int, int]:
+    """Query heads, key/value heads and head size of a text model's configuration."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 def check_config(config) -> None:
     """Refuse, before any weights are loaded, what the configuration already shows cannot work.
 
@@ -951,11 +957,9 @@ def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
 
     Compiles it for the model's heads and holds it against plain math.
     """
-    model, config = wrapper.model, wrapper.model.config.get_text_config()
+    model = wrapper.model
     _, scoring = next(iter(wrapper.layers.values()))
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, kv_heads, size = head_shape(model.config.get_text_config())
     segment_ids = torch.arange(256, device=model.device) // 100
     mask_mod = packed_segment_mask(segment_ids, segment_ids, 0, None)
     q, k, v = (

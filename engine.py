@@ -17,7 +17,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attention import EncodePlan, FlexAttentionWrapper, FusePlan, Fusion, KeyValues, learn_rotary
+from attention import (
+    EncodePlan,
+    FlexAttentionWrapper,
+    FusePlan,
+    Fusion,
+    KeyValues,
+    head_shape,
+    learn_rotary,
+)
 from constants import UserError
 from segments import Placement, SplitQuestion, place, place_question
 
@@ -320,10 +328,7 @@ class Engine:
         """How many packed tokens to encode at a time where no batch size is asked for."""
         if self.device.type != "cuda":
             return CPU_TOKENS_PER_BATCH
-        heads = getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        size = getattr(self.config, "head_dim", None) or (
-            self.config.hidden_size // self.config.num_attention_heads
-        )
+        _, heads, size = head_shape(self.config)
         # Keys and values of all layers, packed and laid out by row, and the widest activations.
         values = 2 * 3 * self.config.num_hidden_layers * heads * size + 32 * self.config.hidden_size
         free, _ = torch.cuda.mem_get_info(self.device)
