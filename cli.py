@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from constants import DATASET_NAMES, UserError
+from interrupts import ctrl_c_ends_soon, leave
 
 
 class Parser(argparse.ArgumentParser):
@@ -280,19 +281,19 @@ def _digits(text: str) -> int | None:
 def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
     """`main(args)`, where a mistake of the user's becomes one line and exit status 2.
 
-    Ctrl-C becomes one line and status 130, and a reader of the output that went away (`| head`)
-    silence and status 141, as shells have it. Anything else is a fault of the program's and keeps
-    its traceback.
+    Ctrl-C becomes one line and status 130 within two seconds, and a reader of the output that went
+    away (`| head`) silence and status 141, as shells have it. Anything else is a fault of the
+    program's and keeps its traceback.
     """
     try:
-        main(args)
-        print(end="", flush=True)
+        with ctrl_c_ends_soon():
+            main(args)
+            print(end="", flush=True)
     except UserError as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        leave()
     except BrokenPipeError:
         # What is still buffered would fail again when Python closes its streams.
         nowhere = os.open(os.devnull, os.O_WRONLY)

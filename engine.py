@@ -260,7 +260,8 @@ class Engine:
         fusion: Fusion,
         combine: Combine,
         max_new_tokens: int,
-        batch_size: int | None,
+        batch_size: int | None = None,
+        batches: Sequence[Sequence[int]] | None = None,
         weights: torch.Tensor | None = None,
     ) -> Iterator[list[tuple[int, Answer]]]:
         """Answer questions batch by batch.
@@ -270,7 +271,7 @@ class Engine:
             fusion: how a stream's partitions are combined in the attention.
             combine: (logits [B, n, V] float32, weights [B, n] or None) → [B, V].
             max_new_tokens: the limit of generated tokens.
-            batch_size: questions a batch; None chooses one from the lengths and the device.
+            batch_size, batches: see `plan`; ``batches`` are answered as they are, and no others.
             weights: of the streams, [number of questions, n], handed to ``combine``.
 
         Yields:
@@ -284,7 +285,9 @@ class Engine:
         streams = (stream for group in questions for stream in group)
         parts = (part for s in streams for part in (*s.segments, s.tail, s.separators))
         self._check_tokens(token for part in parts for token in part)
-        for batch in plan_batches(questions, batch_size, self._tokens_per_batch()):
+        if batches is None:
+            batches = self.plan(questions, batch_size)
+        for batch in batches:
             yield self._answer_what_fits(
                 batch,
                 lambda part: self._answer(
@@ -295,6 +298,15 @@ class Engine:
                     None if weights is None else weights[part].to(self.device),
                 ),
             )
+
+    def plan(
+        self, questions: Sequence[Sequence[Stream]], batch_size: int | None
+    ) -> list[list[int]]:
+        """Which questions go together: indices, batch by batch, shortest first.
+
+        batch_size: questions a batch; None chooses from the lengths and what the device has free.
+        """
+        return plan_batches(questions, batch_size, self._tokens_per_batch())
 
     def _answer_what_fits(self, batch, answer) -> list[tuple[int, Answer]]:
         """The batch, in as many parts as the memory asks for; later batches begin at that size."""

@@ -8,7 +8,6 @@ only. The answer's tokens attend to all of them: one decoded row does the work o
     python flex_attention_generate.py --layout concat --fusion joint --positions sequential
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +40,32 @@ def __getattr__(name: str):
     return getattr(import_module(ELSEWHERE[name]), name)
 
 
+def split_and_place(engine, template, questions, *, layout, positions, max_new_tokens):
+    """The questions as one stream each; the prompts' common prefix is encoded.
+
+    Args, errors: as of `flex_attention_generation`.
+    """
+    from engine import attention_streams
+    from segments import concatenate_prompts, split_prompts
+
+    if layout == "shared":
+        prefix, split = split_prompts(engine.tokenizer, template, questions)
+    else:
+        prefix = ()
+        split = [
+            concatenate_prompts(engine.tokenizer, template, paraphrases, SEPARATOR)
+            for paraphrases in questions
+        ]
+    engine.set_prefix(prefix)
+    streams = [attention_streams(question, len(prefix), positions) for question in split]
+    if not engine.can_turn(streams, max_new_tokens):
+        raise UserError(
+            "--positions exact: this model's positions are not rotary, or turn in a way that is "
+            "not known here; use --positions left"
+        )
+    return streams
+
+
 def flex_attention_generation(
     engine,
     template,
@@ -70,24 +95,16 @@ def flex_attention_generation(
     Raises:
         UserError: the tokenizer, the model or the lengths do not allow it.
     """
-    from engine import attention_streams, only_stream
-    from segments import concatenate_prompts, split_prompts
+    from engine import only_stream
 
-    if layout == "shared":
-        prefix, split = split_prompts(engine.tokenizer, template, questions)
-    else:
-        prefix = ()
-        split = [
-            concatenate_prompts(engine.tokenizer, template, paraphrases, SEPARATOR)
-            for paraphrases in questions
-        ]
-    engine.set_prefix(prefix)
-    streams = [attention_streams(question, len(prefix), positions) for question in split]
-    if not engine.can_turn(streams, max_new_tokens):
-        raise UserError(
-            "--positions exact: this model's positions are not rotary, or turn in a way that is "
-            "not known here; use --positions left"
-        )
+    streams = split_and_place(
+        engine,
+        template,
+        questions,
+        layout=layout,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+    )
     return engine.generate(
         streams,
         fusion=fusion,
@@ -118,14 +135,7 @@ def names_without_a_model(args) -> tuple[list[str], dict]:
 
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import (
-        Run,
-        in_order,
-        lemmatize_finished,
-        read_questions,
-        result_row,
-        set_up_logging,
-    )
+    from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
 
     questions = read_questions(args)
     count = len(questions.records[0].paraphrases)
@@ -135,7 +145,6 @@ def main(args) -> Path:
         return lemmatize_finished(args, questions, *names_without_a_model(args))
 
     set_up_logging(args.verbose)
-    from attention import Fusion
     from loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
@@ -148,28 +157,42 @@ def main(args) -> Path:
     }
     settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
     this = Run(args, questions, source, attention_method_name(chosen, defaults), settings)
-    if this.is_finished():
-        return this.stem
-
-    with loaded_engine(source, attention=args.attention) as engine:
-        begun = time.monotonic()
-        batches = flex_attention_generation(
-            engine,
-            this.template,
-            [record.paraphrases for record in questions.records],
-            layout=args.layout,
-            positions=chosen["positions"],
-            fusion=Fusion.of(args.fusion, args.fusion_tau, args.weights, engine.device),
-            max_new_tokens=args.max_new_tokens,
-            batch_size=None if args.batch_size == "auto" else args.batch_size,
-        )
-        answers = in_order(batches, len(questions.records), "attention fusion")
-        rows = [
-            result_row(record, answer, engine.tokenizer)
-            for record, answer in zip(questions.records, answers, strict=True)
-        ]
-        this.write(rows, engine, time.monotonic() - begun)
+    with this.claimed() as unfinished:
+        if unfinished:
+            with loaded_engine(source, attention=args.attention) as engine:
+                answer_all(args, this, engine, chosen)
     return this.stem
+
+
+def answer_all(args, this, engine, chosen: dict[str, str]) -> None:
+    """Answer the questions of `this` run and write the result."""
+    from attention import Fusion
+    from engine import only_stream
+    from pipeline import result_row
+
+    this.begin(engine)
+    streams = split_and_place(
+        engine,
+        this.template,
+        [record.paraphrases for record in this.records],
+        layout=chosen["layout"],
+        positions=chosen["positions"],
+        max_new_tokens=args.max_new_tokens,
+    )
+    answers = this.answer(
+        "attention fusion",
+        streams,
+        fusion=Fusion.of(args.fusion, args.fusion_tau, args.weights, engine.device),
+        combine=only_stream,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=None if args.batch_size == "auto" else args.batch_size,
+    )
+    this.write(
+        [
+            result_row(record, answer, engine.tokenizer)
+            for record, answer in zip(this.records, answers, strict=True)
+        ]
+    )
 
 
 def parse_args(argv: Sequence[str] | None = None):

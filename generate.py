@@ -11,7 +11,6 @@ vote. Not fused: origin, per_prompt.
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,39 +33,21 @@ def split_and_set_prefix(engine, template, records):
     return [logit_streams(question, len(prefix)) for question in split]
 
 
-def answer_each(engine, streams, *, max_new_tokens, batch_size) -> list[list]:
+def answer_each(this, streams, *, batch_size, **settings) -> list[list]:
     """Every paraphrase's own greedy answer: [questions][N] of `engine.Answer`."""
-    from attention import Fusion
     from engine import only_stream
-    from pipeline import in_order
 
     count = len(streams[0])
     alone = [[stream] for group in streams for stream in group]
-    batches = engine.generate(
+    answers = this.answer(
+        "each paraphrase",
         alone,
-        fusion=Fusion(),
         combine=only_stream,
-        max_new_tokens=max_new_tokens,
         batch_size=batch_size and batch_size * count,
+        unit="prompts",
+        **settings,
     )
-    answers = in_order(batches, len(alone), "each paraphrase", unit="prompts")
     return [answers[at : at + count] for at in range(0, len(answers), count)]
-
-
-def answer_fused(engine, streams, method, weights, *, max_new_tokens, batch_size) -> list:
-    """One answer a question, its paraphrases' logits reduced at every token."""
-    from attention import Fusion
-    from pipeline import in_order
-
-    batches = engine.generate(
-        streams,
-        fusion=Fusion(),
-        combine=REDUCTIONS[method],
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        weights=weights,
-    )
-    return in_order(batches, len(streams), method)
 
 
 def read_confidences(args, records) -> tuple[list[list[float]], str]:
@@ -118,32 +99,39 @@ def own_confidences(each):
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))
 
 
-def make_rows(args, engine, streams, records, confidences=None) -> list[dict]:
+def make_rows(args, this, confidences=None) -> list[dict]:
     """Answer by the method asked for, and make the table's rows.
 
-    confidences: from `read_confidences`; None takes those of the paraphrases' own answers.
+    Args:
+        this: the `pipeline.Run`, begun.
+        confidences: from `read_confidences`; None takes those of the paraphrases' own answers.
     """
     import torch
 
+    from attention import Fusion
     from pipeline import result_row
 
+    records, tokenizer = this.records, this.engine.tokenizer
+    streams = split_and_set_prefix(this.engine, this.template, records)
     settings = {
+        "fusion": Fusion(),
         "max_new_tokens": args.max_new_tokens,
         "batch_size": None if args.batch_size == "auto" else args.batch_size,
     }
-    tokenizer = engine.tokenizer
     if args.method in REDUCTIONS:
         weights = None
         if args.method in WEIGHTED:
             weights = (
-                own_confidences(answer_each(engine, streams, **settings))
+                own_confidences(answer_each(this, streams, **settings))
                 if confidences is None
                 else torch.tensor(confidences, dtype=torch.float32)
             )
-        answers = answer_fused(engine, streams, args.method, weights, **settings)
+        answers = this.answer(
+            args.method, streams, combine=REDUCTIONS[args.method], weights=weights, **settings
+        )
         return [result_row(r, a, tokenizer) for r, a in zip(records, answers, strict=True)]
 
-    each = answer_each(engine, streams, **settings)
+    each = answer_each(this, streams, **settings)
     if args.method == "origin":
         return [result_row(r, a[0], tokenizer) for r, a in zip(records, each, strict=True)]
     rows = [
@@ -179,15 +167,12 @@ def main(args) -> Path:
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     this = Run(args, questions, source, args.method, settings)
-    if this.is_finished():
-        return this.stem
-
-    with loaded_engine(source, attention=args.attention) as engine:
-        begun = time.monotonic()
-        template = this.template
-        streams = split_and_set_prefix(engine, template, questions.records)
-        rows = make_rows(args, engine, streams, questions.records, confidences)
-        this.write(rows, engine, time.monotonic() - begun)
+    with this.claimed() as unfinished:
+        if unfinished:
+            with loaded_engine(source, attention=args.attention) as engine:
+                this.begin(engine)
+                given = confidences and confidences[-len(this.records) :]
+                this.write(make_rows(args, this, given))
     return this.stem
 
 

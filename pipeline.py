@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +23,14 @@ from dataset import (
     load_dataset,
     select_paraphrases,
 )
+from files import remove_leftovers
+from interrupts import advise
+from journal import Journal
+from lock import held
 from progress import progress, say
 from results import (
     REQUIRED_COLUMNS,
-    check_finished,
-    check_writable,
+    count_finished,
     read_manifest,
     read_results,
     result_file,
@@ -112,31 +117,92 @@ class Run:
             "max_new_tokens": args.max_new_tokens,
         }
 
-    def is_finished(self) -> bool:
-        """Whether the file is there already; says so. Checks early that it can be written."""
-        finished = check_finished(
-            self.stem,
-            self.identity,
-            num_questions=len(self.questions.records),
-            overwrite=self.args.overwrite,
-        )
+    @contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether there is anything to do; if so, the result is this process' own inside.
+
+        Yields:
+            False where the file is finished already, which is said. Else `answer` and `write` can
+            be called, and `records` are the questions that no finished file has answered.
+
+        Raises:
+            UserError: another process holds the result, it or its journal belongs to another run,
+                or its folder cannot be written.
+        """
+        finished = self._is_finished()
+        if not finished:
+            with held(self.stem):
+                self._remove_what_was_left()
+                finished = self._is_finished()  # perhaps by the time that the lock was free
+                if not finished:
+                    self.journal = self._open_journal()
+                    self.records = self.questions.records[self.journal.after :]
+                    advise(self._how_to_go_on)
+                    yield True
+                    advise(None)  # not after an error: Ctrl-C is one, its advice still to be told
         if finished:
             path = result_file(self.stem, ".feather")
             say(f"{path} is finished already; --overwrite makes it again")
-        else:
-            check_writable(self.stem)
-        return finished
+            yield False
 
-    def write(self, rows: list[dict], engine: Engine, seconds: float, **extra) -> None:
-        """Write the table and its manifest, and say what was done."""
-        import pandas as pd
+    def _is_finished(self) -> bool:
+        """Whether there is nothing to do, not even to remove a journal."""
+        if self.args.overwrite:
+            return False
+        journal, finished = self._what_is_there()
+        return journal is None and finished >= len(self.questions.records)
 
+    def _what_is_there(self) -> tuple[Journal | None, int]:
+        """An interrupted run's journal, and how many questions the finished file answers.
+
+        The file does not count where it was being made again.
+        """
+        journal = Journal.read(self.stem)
+        if journal is not None:
+            journal.check_same_run(self.identity)
+            if journal.remake:
+                return journal, 0
+        return journal, count_finished(self.stem, self.identity)
+
+    def _remove_what_was_left(self) -> None:
+        """Temporary files, and a journal whose answers are all in the finished file."""
+        remove_leftovers(self.stem)
+        if not self.args.overwrite:
+            journal, finished = self._what_is_there()
+            if journal is not None and journal.questions <= finished:
+                journal.remove()
+
+    def _open_journal(self) -> Journal:
+        """The journal of an interrupted run of the same, or a new one."""
+        if self.args.overwrite:
+            return Journal(self.stem, self.identity, remake=True)
+        journal, finished = self._what_is_there()
+        if journal is None:
+            return Journal(self.stem, self.identity, after=finished)
         count = len(self.questions.records)
-        manifest = {
-            "identity": self.identity,
-            "num_questions": count,
-            "dataset": self.questions.dataset.name,
-            "model": {"name": self.source.name, "revision": self.source.revision},
+        if journal.after != finished:
+            raise UserError(
+                f"{journal.path} goes on after {journal.after} finished questions, and there are "
+                f"{finished}; --overwrite answers everything again"
+            )
+        if journal.questions > count:
+            raise UserError(
+                f"{journal.path} was left by a run over {journal.questions} questions, and here "
+                f"are {count}; ask for as many with --max_samples, or --overwrite"
+            )
+        if journal.cut_short:
+            say(f"{journal.path} ends in the middle of a batch, which is answered again")
+        return journal
+
+    def _how_to_go_on(self) -> str:
+        if self.journal.size == 0:
+            return "nothing was answered yet; the same command begins again"
+        flag = "without --overwrite " if self.args.overwrite else ""
+        return f"what was answered is kept in {self.journal.path}; the same command {flag}goes on"
+
+    def begin(self, engine: Engine) -> None:
+        """The model is there: note what computes, start the clock where it was stopped."""
+        self.environment = {
             "device": describe_device(self.source.device),
             "attention": {
                 "asked": self.args.attention,
@@ -144,19 +210,116 @@ class Run:
                 "fallback": engine.wrapper.fallback,
                 "decode": "split softmax over prefix, segments and fused tokens",
             },
-            "batch_size": self.args.batch_size,
-            "counts": asdict(engine.counts),
-            "seconds": round(seconds, 3),
             "versions": versions(),
+        }
+        self.journal.begin(self.environment)
+        self.engine = engine
+        before = self.journal.state["seconds"] if self.journal.state else 0.0
+        self.begun = time.monotonic() - before
+
+    def answer(self, what: str, groups, *, batch_size, unit: str = "questions", **settings) -> list:
+        """One pass: an answer for each of `groups`, with progress on stderr; every batch is kept.
+
+        Args:
+            what: names the pass.
+            groups: each one's streams, as `Engine.generate` takes them.
+            batch_size: of `groups`; None chooses.
+            unit: what a group is.
+            settings: further ones of `Engine.generate`.
+
+        Returns:
+            Answers in the order of `groups`.
+        """
+        from engine import Answer, Counts
+
+        engine = self.engine
+        if self.journal.state is not None:  # the prefix, encoded again, is counted once
+            engine.counts = Counts(**self.journal.state["counts"])
+            engine.fitting = self.journal.state["fitting"]
+        batches = self.journal.batches(
+            what,
+            len(groups),
+            batch_size,
+            lambda indices: [
+                [indices[place] for place in batch]
+                for batch in engine.plan([groups[index] for index in indices], batch_size)
+            ],
+            questions=len(self.questions.records),
+        )
+        kept = self.journal.answers.get(what, {})
+        if kept:
+            say(f"{what}: {len(kept)} of {len(groups)} {unit} were answered before")
+        answers = {i: Answer(tuple(t), tuple(p), cut) for i, (t, p, cut) in kept.items()}
+        with progress(len(groups), what, unit, begin=len(answers)) as advance:
+            for batch in engine.generate(groups, batches=batches, **settings):
+                answers.update(batch)
+                self.journal.add(
+                    what,
+                    [index for index, _ in batch],
+                    [[a.token_ids, a.logprobs, a.truncated] for _, a in batch],
+                    self._state(),
+                )
+                advance(len(batch))
+        return [answers[index] for index in range(len(groups))]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "counts": asdict(self.engine.counts),
+            "fitting": self.engine.fitting,
+            "seconds": round(time.monotonic() - self.begun, 3),
+        }
+
+    def write(self, rows: list[dict], **extra) -> None:
+        """Write the table and its manifest, and say what was done.
+
+        rows: of `records`; those of a finished file that this run extends come before them.
+        """
+        import pandas as pd
+
+        count = len(self.records)
+        seconds = time.monotonic() - self.begun
+        manifest = {
+            "identity": self.identity,
+            "num_questions": len(self.questions.records),
+            "dataset": self.questions.dataset.name,
+            "model": {"name": self.source.name, "revision": self.source.revision},
+            **self.environment,
+            "batch_size": self.args.batch_size,
+            "counts": asdict(self.engine.counts),
+            "seconds": round(seconds, 3),
             **extra,
         }
+        others = [e for e in self.journal.environments if e != self.environment]
+        if others:  # who publishes must see that not all was computed alike
+            manifest["begun_with"] = others
+        if self.journal.after:
+            earlier, manifest["extends"] = self._finished_part()
+            rows = earlier + rows
         write_results(self.stem, pd.DataFrame(rows), manifest)
+        self.journal.remove()
         say(f"wrote {result_file(self.stem, '.feather')} (.csv and .json beside it)")
+        counts = self.engine.counts
         say(
             f"{count} questions in {seconds:.1f} s, {count / seconds:.1f} questions/s; "
-            f"{engine.counts.encoded_tokens:,} tokens encoded, "
-            f"{engine.counts.decoded_tokens:,} decoded in {engine.counts.decode_rows:,} rows"
+            f"{counts.encoded_tokens:,} tokens encoded, "
+            f"{counts.decoded_tokens:,} decoded in {counts.decode_rows:,} rows"
         )
+
+    def _finished_part(self) -> tuple[list[dict], dict]:
+        """The rows of the finished file that this run extends, and what its manifest says."""
+        path = result_file(self.stem, ".feather")
+        frame = read_results(path)
+        expected = [record.uuid for record in self.questions.records[: self.journal.after]]
+        if list(dict.fromkeys(frame.get("uuid", ()))) != expected:
+            raise UserError(
+                f"{path} does not hold the {len(expected)} questions that its manifest says; "
+                "--overwrite makes it again"
+            )
+        manifest = {k: v for k, v in read_manifest(self.stem).items() if k != "identity"}
+        if manifest.pop("lemmatizer", None) is not None:
+            frame = frame.drop(columns=["predict_lemma", "answer_lemmas"])
+            say("the lemmas that were there are dropped: --lemmaize adds them to all questions")
+        return frame.to_dict("records"), manifest
 
 
 def lemmatize_finished(
@@ -175,7 +338,7 @@ def lemmatize_finished(
     Raises:
         UserError: there is no finished result, it belongs to another run, or nothing lemmatises.
     """
-    from lemmatize import append_lemmas, init_spacy, lemmaize_chunk, lemmatizer_of
+    from lemmatize import init_spacy
 
     count = len(questions.records[0].paraphrases)
     stems = [
@@ -200,24 +363,31 @@ def lemmatize_finished(
     }
     if args.dtype != "auto":
         known["dtype"] = args.dtype
-    check_finished(stem, there | known, num_questions=0, overwrite=False)
+    count_finished(stem, there | known)
+    with held(stem):
+        remove_leftovers(stem)
+        _add_lemmas(stem, manifest, init_spacy(args.spacy_model))
+    return stem
 
-    frame = read_results(result_file(stem, ".feather"))
+
+def _add_lemmas(stem: Path, manifest: dict, nlp) -> None:
+    from lemmatize import append_lemmas, lemmaize_chunk, lemmatizer_of
+
+    path = result_file(stem, ".feather")
+    frame = read_results(path)
     missing = [f"`{name}`" for name in REQUIRED_COLUMNS if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{result_file(stem, '.feather')} lacks the column {' and '.join(missing)}; "
+            f"{path} lacks the column {' and '.join(missing)}; "
             "--overwrite without --lemmaize makes it again"
         )
-    nlp = init_spacy(args.spacy_model)
     frame = append_lemmas(frame, [lemmaize_chunk(frame, nlp)])
-    manifest["lemmatizer"] = lemmatizer_of(nlp)
+    manifest = manifest | {"lemmatizer": lemmatizer_of(nlp)}
     write_results(stem, frame, manifest, same_answers=True)
     say(
-        f"added predict_lemma and answer_lemmas to {result_file(stem, '.feather')} "
+        f"added predict_lemma and answer_lemmas to {path} "
         f"({len(frame)} rows, {manifest['lemmatizer']['model']})"
     )
-    return stem
 
 
 def _finished_result(stems: Sequence[Path], settings: dict[str, Any]) -> tuple[Path, dict]:
@@ -264,19 +434,6 @@ def result_row(record: Record, answer: Answer, tokenizer, **columns) -> dict:
     if record.relation is not None:
         row["relation"] = record.relation
     return row
-
-
-def in_order(
-    batches: Iterable[Sequence[tuple[int, Any]]], total: int, what: str, *, unit: str = "questions"
-) -> list:
-    """Collect batches of (index, answer) with progress on stderr; answers come back in order."""
-    answers: list = [None] * total
-    with progress(total, what, unit) as advance:
-        for batch in batches:
-            for index, answer in batch:
-                answers[index] = answer
-            advance(len(batch))
-    return answers
 
 
 def set_up_logging(verbose: bool) -> None:

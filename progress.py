@@ -27,16 +27,19 @@ def say_if_slow(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int, what: str, unit: str):
-    """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick."""
+def progress(total: int, what: str, unit: str, *, begin: int = 0):
+    """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick.
+
+    begin: how many of `total` were done before.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         settings = {"unit": f" {unit}", "delay": QUIET_SECONDS, "smoothing": 0.1}
-        with tqdm(total=total, desc=what, **settings) as bar:
+        with tqdm(total=total, initial=begin, desc=what, **settings) as bar:
             yield bar.update
         return
-    done, begun = 0, time.monotonic()
+    done, begun = begin, time.monotonic()
     due = begun + QUIET_SECONDS
 
     def advance(count: int) -> None:
@@ -45,7 +48,7 @@ def progress(total: int, what: str, unit: str):
         now = time.monotonic()
         if now >= due and done < total:
             due = now + PLAIN_SECONDS
-            rate = done / (now - begun)
+            rate = (done - begin) / (now - begun)
             say(
                 f"{what}: {done} of {total} {unit}, {rate:.1f} {unit}/s, "
                 f"{(total - done) / rate:.0f} s left"

@@ -8,7 +8,6 @@ The manifest comes last and is taken away first: where it stands the result is w
     results/<dataset>/<model>/diversity/avg-0_2_4.feather       the same with indexs=[0, 2, 4]
 """
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constants import UserError
+from files import sync_folder, temporary_path, unlink_quietly, write_synced
 
 if TYPE_CHECKING:  # pandas and pyarrow are imported where they are used: --help stays quick
     import pyarrow
@@ -152,40 +152,33 @@ def read_manifest(path: str | Path) -> dict | None:
     return manifest
 
 
-def check_finished(
-    stem: str | Path, identity: Mapping[str, Any], *, num_questions: int, overwrite: bool
-) -> bool:
-    """Whether the result at `stem` is there already and need not be made again.
+def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
+    """How many questions the finished result at `stem` has answered, 0 where there is none.
 
     Args:
         stem: from `result_stem`.
         identity: what the run's answers depend on; JSON types.
-        num_questions: how many questions the run would answer. A finished file that holds more of
-            the same counts as finished: a smaller --max_samples throws no answers away.
-        overwrite: make it again whatever is there.
 
     Raises:
         UserError: the manifest there has another identity, or cannot be read.
     """
-    if overwrite:
-        return False
     manifest_path = result_file(stem, ".json")
     try:
         manifest = read_manifest(stem)
     except UserError as error:
         raise UserError(f"{error}; --overwrite or another --output_dir") from None
     if manifest is None or not result_file(stem, ".feather").exists():
-        return False
-    differences = _identity_differences(manifest["identity"], identity)
+        return 0
+    differences = identity_differences(manifest["identity"], identity)
     if differences:
         raise UserError(
             f"{manifest_path} belongs to another run: {'; '.join(differences)}; "
             "--overwrite or another --output_dir"
         )
-    return manifest["num_questions"] >= num_questions
+    return manifest["num_questions"]
 
 
-def _identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """One phrase for each key whose values differ, keys that only one side has included."""
     phrases = []
     for key in sorted(there.keys() | here.keys()):
@@ -248,21 +241,6 @@ def write_results(
     _replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
 
 
-def check_writable(stem: str | Path) -> None:
-    """Makes the folder of `stem` and tries to write there: better now than after hours of work.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
-    trial = _temporary_path(Path(stem))
-    try:
-        trial.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {trial.parent}: {_reason(error)}") from None
-
-
 def _replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
     """Puts all files in place of what is there, with `seal` away while the others change.
 
@@ -271,56 +249,28 @@ def _replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: boo
     old or new, and no seal; with `keep_seal` the old one stays until the new one takes its place.
     """
     folder = seal.parent
-    temporary = {path: _temporary_path(path) for path in contents}
+    temporary = {path: temporary_path(path) for path in contents}
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
-            _write_synced(temporary[path], content)
+            write_synced(temporary[path], content)
         if not keep_seal:
             path = seal
             seal.unlink(missing_ok=True)
-            _sync_folder(folder)
+            sync_folder(folder)
         for path in contents:
             if path != seal:
                 os.replace(temporary[path], path)
         path = seal
-        _sync_folder(folder)
+        sync_folder(folder)
         os.replace(temporary[seal], seal)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         raise UserError(f"cannot write {path}: {_reason(error)}") from None
     finally:
         for leftover in temporary.values():
-            _unlink_quietly(leftover)
-
-
-def _temporary_path(path: Path) -> Path:
-    # In the same folder, since a rename is atomic within one file system only. Named by the
-    # process, so that two runs do not write into one temporary file.
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renames and removals in `folder` last through a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unlink_quietly(path: Path) -> None:
-    # Called on the way out, perhaps with an error under way that must not be hidden by another.
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+            unlink_quietly(leftover)
 
 
 def _result_table(frame: "DataFrame") -> "pyarrow.Table":

@@ -263,7 +263,7 @@ def test_a_crash_between_the_files_costs_no_answers(crash, common, tmp_path, mon
         patch.setattr(os, "replace", replace)
         assert run_script(generate, *argv, "--lemmaize") == 137
     manifest = results.read_manifest(stem)
-    assert results.check_finished(stem, manifest["identity"], num_questions=7, overwrite=False)
+    assert results.count_finished(stem, manifest["identity"]) == 7
     assert results.read_results(f"{stem}.feather")["prediction"].tolist() == predictions
     assert run_script(generate, *argv, "--lemmaize") == 0
     assert "predict_lemma" in results.read_results(f"{stem}.csv")

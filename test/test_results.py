@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import files
 import results
 from constants import UserError
 from results import (
     attention_method_name,
-    check_finished,
-    check_writable,
+    count_finished,
     fingerprint,
     read_manifest,
     read_results,
@@ -160,25 +160,22 @@ def test_fingerprint_is_of_the_content():
     assert len(fingerprint("")) == 64
 
 
-def test_a_finished_result_is_not_made_again(tmp_path):
+def test_a_finished_result_says_how_many_it_holds(tmp_path):
     stem = tmp_path / "avg-5"
     write_results(stem, make_frame(["a", "b", "c"]), make_manifest(weights=(1.0, 2.0)))
     identity = {"weights": [1.0, 2.0], "n": 5, "method": "avg"}  # as JSON gives it back
-    assert check_finished(stem, identity, num_questions=3, overwrite=False)
-    assert check_finished(stem, identity, num_questions=2, overwrite=False)
-    assert not check_finished(stem, identity, num_questions=4, overwrite=False)
-    assert not check_finished(stem, identity, num_questions=3, overwrite=True)
+    assert count_finished(stem, identity) == 3
 
 
 def test_without_manifest_or_table_a_result_is_unfinished(tmp_path):
     stem = tmp_path / "avg-5"
     identity = make_manifest()["identity"]
-    assert not check_finished(stem, identity, num_questions=3, overwrite=False)
+    assert count_finished(stem, identity) == 0
     for suffix in (".json", ".feather"):
         write_results(stem, make_frame(["a", "b", "c"]), make_manifest())
-        assert check_finished(stem, identity, num_questions=3, overwrite=False)
+        assert count_finished(stem, identity) == 3
         result_file(stem, suffix).unlink()
-        assert not check_finished(stem, identity, num_questions=3, overwrite=False)
+        assert count_finished(stem, identity) == 0
 
 
 def test_another_identity_is_an_error_that_names_every_difference(tmp_path):
@@ -186,7 +183,7 @@ def test_another_identity_is_an_error_that_names_every_difference(tmp_path):
     write_results(stem, make_frame(["a"]), make_manifest(1, dtype="float32", old="gone"))
     here = {"method": "max", "n": 5, "dtype": "bfloat16", "new": None}
     with pytest.raises(UserError) as caught:
-        check_finished(stem, here, num_questions=1, overwrite=False)
+        count_finished(stem, here)
     message = str(caught.value)
     for phrase in (
         str(tmp_path / "avg-5.json"),
@@ -199,7 +196,6 @@ def test_another_identity_is_an_error_that_names_every_difference(tmp_path):
         assert phrase in message
     assert "n is" not in message
     assert "\n" not in message
-    assert not check_finished(stem, here, num_questions=1, overwrite=True)
 
 
 def test_long_values_are_shown_where_they_part(tmp_path):
@@ -207,18 +203,17 @@ def test_long_values_are_shown_where_they_part(tmp_path):
     write_results(stem, make_frame(["a"]), make_manifest(1, instruction="x" * 500 + "old" * 100))
     here = make_manifest(1, instruction="x" * 500 + "new" * 100)["identity"]
     with pytest.raises(UserError, match=r"xoldold.*xnewnew") as caught:
-        check_finished(stem, here, num_questions=1, overwrite=False)
+        count_finished(stem, here)
     assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("content", [b'{"identity": ', b"[]", b"{}", b"\xff\xfe", b""])
-def test_a_damaged_manifest_is_an_error_unless_overwritten(tmp_path, content):
+def test_a_damaged_manifest_is_an_error(tmp_path, content):
     stem = tmp_path / "avg-5"
     write_results(stem, make_frame(["a"]), make_manifest())
     result_file(stem, ".json").write_bytes(content)
     with pytest.raises(UserError, match=r"avg-5\.json.*--overwrite or another --output_dir"):
-        check_finished(stem, {}, num_questions=1, overwrite=False)
-    assert not check_finished(stem, {}, num_questions=1, overwrite=True)
+        count_finished(stem, {})
 
 
 def test_the_manifest_is_found_from_any_file_of_the_result(tmp_path):
@@ -407,7 +402,7 @@ def test_a_failed_write_is_one_sentence_and_leaves_no_temporary_file(
 ):
     stem = tmp_path / "avg-5"
     write_version(stem, "old")
-    owner, count = (results, 0) if call == "open" else (results.os, 0)
+    owner, count = (files, 0) if call == "open" else (results.os, 0)
     real = getattr(owner, call, open)
 
     def fail(*args, **kwargs):
@@ -471,24 +466,16 @@ except UserError as error:
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "demo").write_text("a file where a folder should be")
     stem = tmp_path / "demo" / "model" / "avg-5"
-    for attempt in (lambda: write_version(stem, "new"), lambda: check_writable(stem)):
-        with pytest.raises(UserError, match=r"cannot write .*demo.*: "):
-            attempt()
+    with pytest.raises(UserError, match=r"cannot write .*demo.*: "):
+        write_version(stem, "new")
     assert names_in(tmp_path) == ["demo"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_write_permission(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    for attempt in (write_version, lambda stem, _: check_writable(stem)):
-        with pytest.raises(UserError, match="Permission denied"):
-            attempt(tmp_path / "avg-5", "new")
-
-
-def test_check_writable_leaves_the_folder_and_nothing_in_it(tmp_path):
-    check_writable(tmp_path / "demo" / "model" / "avg-5")
-    assert (tmp_path / "demo" / "model").is_dir()
-    assert names_in(tmp_path) == []
+    with pytest.raises(UserError, match="Permission denied"):
+        write_version(tmp_path / "avg-5", "new")
 
 
 def test_files_get_the_permissions_that_the_user_asked_for(tmp_path):
