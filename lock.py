@@ -12,8 +12,6 @@ from pathlib import Path
 
 from constants import UserError
 
-LOCK_SUFFIX = ".lock"
-
 
 @contextmanager
 def held(stem: str | Path) -> Iterator[None]:
@@ -22,8 +20,7 @@ def held(stem: str | Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it (who and since when), or it cannot be made.
     """
-    stem = Path(stem)
-    path = stem.with_name(stem.name + LOCK_SUFFIX)
+    path = lock_file(stem)
     descriptor = _take(path)
     try:
         yield
@@ -32,6 +29,23 @@ def held(stem: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def sweep(stem: str | Path) -> None:
+    """Removes the lock that a killed process left. One that is held, or cannot go, stays."""
+    path = lock_file(stem)
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_there(path, descriptor):
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def lock_file(stem: str | Path) -> Path:
+    return Path(stem).with_name(Path(stem).name + ".lock")
 
 
 def _take(path: Path) -> int:

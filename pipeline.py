@@ -26,7 +26,7 @@ from dataset import (
 from files import remove_leftovers
 from interrupts import advise
 from journal import Journal
-from lock import held
+from lock import held, sweep
 from progress import progress, say
 from results import (
     REQUIRED_COLUMNS,
@@ -141,6 +141,7 @@ class Run:
                     yield True
                     advise(None)  # not after an error: Ctrl-C is one, its advice still to be told
         if finished:
+            sweep(self.stem)
             path = result_file(self.stem, ".feather")
             say(f"{path} is finished already; --overwrite makes it again")
             yield False

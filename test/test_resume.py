@@ -459,6 +459,18 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     assert names_in(tmp_path) == []
 
 
+def test_the_lock_that_a_killed_process_left_is_swept_up(command, tmp_path):
+    assert run_script(generate, *command(tmp_path)) == 0
+    path = next(tmp_path.rglob("*.json")).with_suffix(".lock")
+    path.write_text("{}")
+    with lock.held(path.with_suffix("")):
+        assert run_script(generate, *command(tmp_path)) == 0
+        assert path.exists()
+    path.write_text("{}")
+    assert run_script(generate, *command(tmp_path)) == 0
+    assert not path.exists()
+
+
 # ---- Ctrl-C ---------------------------------------------------------------------------------
 
 BUSY = {

@@ -1,0 +1,253 @@
+"""Kills runs at random moments, starts them again, and compares what they end with.
+
+    python benchmark/kill.py
+    python benchmark/kill.py --runs 20 --seed 7
+
+Every run answers 40 questions of the demo in batches of 4, is killed with SIGKILL one to three
+times and then left to end. Its table must have the same bytes as an undisturbed run's, its manifest
+the same content but for the seconds, and nothing else may lie in its folder. The moments:
+
+    cold   a new interpreter, any time from its start on
+    timed  a forked process that has imported everything, any time from there on
+    file   at one of its own file operations, before or after it
+
+After a third of the kills the end of the journal is cut off as well, as a loss of power may do.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import flex_attention_generate
+import generate
+from cli import Parser, positive_int, run
+from constants import UserError
+from progress import progress, say
+from results import read_manifest
+
+ROOT = Path(generate.__file__).parent
+QUESTIONS, BATCH = 40, 4
+METHODS = ((flex_attention_generate, ()), (generate, ()), (generate, ("--method", "weighted_avg")))
+# Of ten runs: most of the time of a cold start is spent in imports, where little can go wrong.
+MOMENTS = ("cold", "timed", "timed", "timed", "timed", "file", "file", "file", "file", "file")
+MOST_KILLS = 3
+TORN_SHARE, TORN_BYTES = 1 / 3, 400
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run ends with if it is let alone, how long it takes, its file operations."""
+
+    files: dict
+    cold_seconds: float
+    seconds: float
+    operations: int
+
+
+def command(method: int, folder: Path) -> tuple:
+    script, flags = METHODS[method]
+    common = ["--max_samples", str(QUESTIONS), "--batch_size", str(BATCH)]
+    return script, [*flags, *common, "--output_dir", str(folder)]
+
+
+def start_cold(method: int, folder: Path) -> int:
+    """A new interpreter; its process id."""
+    script, argv = command(method, folder)
+    return subprocess.Popen(
+        [sys.executable, f"{script.__name__}.py", *argv], cwd=ROOT, stderr=subprocess.DEVNULL
+    ).pid
+
+
+def start_warm(method: int, folder: Path, on_file_operation: Callable[[], None] | None) -> int:
+    """A fork of this process, which has imported everything and computed nothing."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if on_file_operation is not None:
+            watch_files(folder, on_file_operation)
+        script, argv = command(method, folder)
+        script.main(script.parse_args(argv))
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def watch_files(folder: Path, told: Callable[[], None]) -> None:
+    """Calls `told` at every opening, renaming and removal in `folder`, and around every fsync."""
+
+    def hook(event: str, args: tuple) -> None:
+        if event in ("open", "os.rename", "os.remove", "os.truncate"):
+            path = args[0]
+            if isinstance(path, str | os.PathLike) and str(path).startswith(str(folder)):
+                told()
+
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        told()
+        sync(descriptor)
+        told()
+
+    os.fsync = fsync
+    sys.addaudithook(hook)
+
+
+def wait(process: int, seconds: float | None = None) -> bool:
+    """Whether a process ended by itself; it is killed after `seconds`."""
+    due = None if seconds is None else time.monotonic() + seconds
+    while due is None or time.monotonic() < due:
+        ended, status = os.waitpid(process, 0 if due is None else os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if code not in (0, -signal.SIGKILL):
+                raise UserError(f"a run ended with status {code}, where 0 or a kill was expected")
+            return code == 0
+        time.sleep(0.0005)
+    os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status) == 0
+
+
+def contents(folder: Path) -> dict:
+    """Every file with its bytes; of the manifest what no interruption may change."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            manifest = read_manifest(path)
+            found[path.name] = {key: manifest[key] for key in manifest if key != "seconds"}
+        elif path.is_file():
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def undisturbed(method: int) -> Undisturbed:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        begun = time.monotonic()
+        wait(start_cold(method, folder / "cold"))
+        cold_seconds = time.monotonic() - begun
+        begun = time.monotonic()
+        wait(start_warm(method, folder / "warm", None))
+        seconds = time.monotonic() - begun
+        count = folder / "count"
+        count.touch()
+
+        def told() -> None:
+            with open(count, "a") as handle:
+                handle.write(".")
+
+        wait(start_warm(method, folder / "watched", told))
+        first = contents(folder / "cold")
+        if not (len(first) == 3 and first == contents(folder / "warm")):
+            raise UserError("two undisturbed runs differ: their answers are not a function of data")
+        return Undisturbed(first, cold_seconds, seconds, count.stat().st_size)
+
+
+def stage(folder: Path) -> str:
+    """How far a killed run had come, by what lies on the disk."""
+    suffixes = {path.suffix for path in folder.rglob("*") if not path.name.startswith(".")}
+    if ".json" in suffixes:
+        return "result whole"
+    if {".feather", ".csv"} & suffixes or list(folder.rglob(".*.feather.*")):
+        return "writing the result"
+    return "batches" if ".journal" in suffixes else "before the first batch"
+
+
+def tear(folder: Path, chance: random.Random) -> None:
+    """Cuts off the end of a journal that has one, never its first two lines."""
+    for path in folder.rglob("*.journal"):
+        content = path.read_bytes()
+        head = content.find(b"\n", content.find(b"\n") + 1) + 1
+        os.truncate(path, max(head, len(content) - chance.randint(1, TORN_BYTES)))
+
+
+def kill_and_finish(method: int, moment: str, normal: Undisturbed, chance: random.Random) -> list:
+    """One run. Returns the stages at which it was killed; AssertionError where it ends amiss."""
+    stages = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for _ in range(chance.randint(1, MOST_KILLS)):
+            if moment == "cold":
+                ended = wait(start_cold(method, folder), chance.uniform(0, normal.cold_seconds))
+            elif moment == "timed":
+                process = start_warm(method, folder, None)
+                ended = wait(process, chance.uniform(0, normal.seconds))
+            else:
+                left = chance.randint(1, normal.operations)
+
+                def told() -> None:
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                ended = wait(start_warm(method, folder, told))
+            if ended:
+                break
+            stages.append(stage(folder))
+            if chance.random() < TORN_SHARE:
+                tear(folder, chance)
+        if not wait(start_warm(method, folder, None)):
+            raise AssertionError("the last start did not end by itself")
+        if contents(folder) != normal.files:
+            raise AssertionError(f"ended with {', '.join(contents(folder))}, not as undisturbed")
+    return stages
+
+
+def main(args) -> None:
+    import pandas
+    import torch
+
+    import loading  # noqa: F401, imported once, here
+
+    assert pandas.DataFrame
+    torch.set_num_threads(1)  # children are forked: no thread of a library may run here
+    os.environ["OMP_NUM_THREADS"] = "1"
+    chance = random.Random(args.seed)
+    normal = [undisturbed(method) for method in range(len(METHODS))]
+    say(
+        "undisturbed: "
+        + ", ".join(f"{n.seconds:.1f} s, {n.operations} file operations" for n in normal)
+    )
+    runs, equal, stages = Counter(), Counter(), Counter()
+    with progress(args.runs, "killed and finished", "runs") as advance:
+        for number in range(args.runs):
+            method, moment = number % len(METHODS), MOMENTS[number % len(MOMENTS)]
+            runs[moment] += 1
+            try:
+                stages.update(kill_and_finish(method, moment, normal[method], chance))
+                equal[moment] += 1
+            except AssertionError as problem:
+                say(f"run {number} ({moment}): {problem}")
+            advance(1)
+    print("| moment | runs | ended in the same bytes |\n| --- | --- | --- |")
+    for moment in dict.fromkeys(MOMENTS):
+        if runs[moment]:
+            print(f"| {moment} | {runs[moment]} | {equal[moment]} |")
+    print(f"| all | {runs.total()} | {equal.total()} |")
+    print(f"\n{stages.total()} kills: " + ", ".join(f"{n} {what}" for what, n in stages.items()))
+    if equal.total() < runs.total():
+        raise UserError(f"{runs.total() - equal.total()} runs did not end as an undisturbed one")
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("--runs", type=positive_int, default=200, metavar="N")
+    parser.add_argument("--seed", type=positive_int, default=1, metavar="N")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    run(main, parse_args())
