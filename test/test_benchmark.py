@@ -1,7 +1,9 @@
 """The benchmarks from their command lines, on the small model."""
 
 import importlib.util
+import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ def load(name):
 
 
 quality, throughput = load("quality"), load("throughput")
+batches, kill = load("batches"), load("kill")
 
 
 @pytest.fixture
@@ -76,3 +79,48 @@ def test_a_batch_of_nothing_is_told_in_one_line(common, capsys, sizes):
     error = capsys.readouterr().err
     assert error.startswith("error: --stock_batches: ") and error.count("\n") == 1
     assert "no prompts" in error
+
+
+def test_batches_do_not_matter_here(common, capsys):
+    assert run_script(batches, *common, "--num_paraphrases", 2) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[2] for row in rows] == ["0"] * 6
+
+
+def test_batches_that_matter_are_told_with_their_margins(common, capsys, monkeypatch):
+    """A second batch that answers otherwise, as rounding may make it."""
+    real, calls = batches.answer_tokens, []
+
+    def answer_tokens(engine, groups, combine, **settings):
+        calls.append(settings["batch_size"])
+        answers = real(engine, groups, combine, **settings)
+        if settings["batch_size"] == batches.BATCH:
+            answers[3] = (*answers[3][:-1], -1)
+        return answers
+
+    monkeypatch.setattr(batches, "answer_tokens", answer_tokens)
+    assert run_script(batches, *common, "--num_paraphrases", 2) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[2] for row in rows] == ["1", "0", "0"] * 2
+    assert all(float(row[4]) == float(row[5]) > 0 for row in rows if row[2] == "1")
+
+
+@pytest.fixture(scope="module")
+def normal():
+    kill.QUESTIONS = 12
+    return kill.undisturbed(0)
+
+
+def test_killed_twice_and_started_again(normal):
+    """Once a new interpreter, once at a file operation; more of it: python benchmark/kill.py"""
+    assert len(normal.files) == 3 and normal.operations > 20
+    chance = random.Random(2)
+    for moment in ("cold", "file"):
+        assert kill.kill_and_finish(0, moment, normal, chance)
+
+
+def test_a_run_that_ends_otherwise_is_noticed(normal):
+    name = next(name for name in normal.files if name.endswith(".csv"))
+    other = replace(normal, files=normal.files | {name: normal.files[name] + b" "})
+    with pytest.raises(AssertionError, match="not as undisturbed"):
+        kill.kill_and_finish(0, "file", other, random.Random(2))

@@ -17,8 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "demo/README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
 
 # Installing, the tests themselves, minutes of training, a GPU: run elsewhere or by hand.
-ELSEWHERE = ("python -m pytest", "python demo/train.py")
-GENERATING = ("generate.py", "flex_attention_generate.py", "quality.py", "throughput.py")
+ELSEWHERE = ("python -m pytest", "python demo/train.py", "python benchmark/kill.py")
+GENERATING = (
+    "generate.py",
+    "flex_attention_generate.py",
+    "quality.py",
+    "throughput.py",
+    "batches.py",
+)
 THEIRS = {
     "meta-llama/Llama-3.2-3B": str(ROOT / "demo" / "model"),
     "questions.jsonl": "questions.jsonl",
@@ -43,7 +49,7 @@ def runnable(line: str) -> str:
         line = line.replace(name, ours)
     words = line.split()
     if words[0] == "python" and Path(words[1]).name in GENERATING:
-        line += " --max_samples 3"
+        line = re.sub(r" --max_samples \d+", "", line) + " --max_samples 3"
     if Path(words[1]).name == "throughput.py":
         line += " --stock_batches 32"
     return re.sub(r"^python ", f"{sys.executable} ", line)

@@ -1,0 +1,127 @@
+"""Does what a question gets depend on the questions it is batched with?
+
+    python benchmark/batches.py --max_samples 500
+    python benchmark/batches.py --max_samples 500 --dtype bfloat16
+
+Attention fusion and `avg` answer every question alone, in batches of 64, in batches as they are
+chosen, and in those with the questions in reversed order. Told is on how many questions the
+generated tokens differ from those of the question alone, with the margin: by how much the first
+token that differs led the runner-up, as a difference of logits, where the question was alone.
+"""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cli import Parser, add_common_arguments, check_common_arguments, run
+
+BATCH = 64
+
+
+def answer_tokens(engine, groups, combine, *, batch_size, max_new_tokens, fusion) -> list[tuple]:
+    """The generated tokens of each question, in order."""
+    batches = engine.generate(
+        groups,
+        fusion=fusion,
+        combine=combine,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    answers = dict(pair for batch in batches for pair in batch)
+    return [answers[index].token_ids for index in range(len(groups))]
+
+
+def margins(engine, group, combine, **settings) -> list[float]:
+    """By how much each token of a question alone led the next best one."""
+    found = []
+
+    def watched(logits, weights):
+        fused = combine(logits, weights)
+        best, second = fused[0].topk(2).values.tolist()
+        found.append(best - second)
+        return fused
+
+    answer_tokens(engine, [group], watched, batch_size=1, **settings)
+    return found
+
+
+def first_difference(a: Sequence, b: Sequence) -> int:
+    """The place of the first token that differs; the end of the shorter where one goes on."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def compare(engine, groups, combine, **settings) -> dict[str, list[float]]:
+    """For each way of batching the margins of the questions that differ."""
+
+    def answered(asked, batch_size):
+        return answer_tokens(engine, asked, combine, batch_size=batch_size, **settings)
+
+    alone = answered(groups, 1)
+    ways = {
+        f"batches of {BATCH}": answered(groups, BATCH),
+        "batches as chosen": answered(groups, None),
+        "in reversed order": answered(groups[::-1], None)[::-1],
+    }
+    return {
+        way: [
+            margins(engine, groups[index], combine, **settings)[first_difference(one, other)]
+            for index, (one, other) in enumerate(zip(alone, tokens, strict=True))
+            if one != other
+        ]
+        for way, tokens in ways.items()
+    }
+
+
+def main(args) -> None:
+    from attention import Fusion
+    from engine import only_stream
+    from flex_attention_generate import split_and_place
+    from generate import split_and_set_prefix
+    from loading import find_model, loaded_engine
+    from pipeline import read_questions, set_up_logging
+    from reductions import average_logits
+
+    set_up_logging(args.verbose)
+    data = read_questions(args)
+    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    settings = {"max_new_tokens": args.max_new_tokens, "fusion": Fusion()}
+    with loaded_engine(source, attention=args.attention) as engine:
+        fused = split_and_place(
+            engine,
+            data.template,
+            [record.paraphrases for record in data.records],
+            layout="shared",
+            positions=source.default_positions,
+            max_new_tokens=args.max_new_tokens,
+        )
+        told = {"attention fusion": compare(engine, fused, only_stream, **settings)}
+        averaged = split_and_set_prefix(engine, data.template, data.records)
+        told["avg"] = compare(engine, averaged, average_logits, **settings)
+
+    print(
+        f"{len(data.records)} questions of {data.dataset.name}, {len(data.records[0].paraphrases)} "
+        f"paraphrases, {args.model}, {str(source.dtype).removeprefix('torch.')}"
+    )
+    print("| method | batched | differ from alone | share | margin: median | largest |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for method, ways in told.items():
+        for way, found in ways.items():
+            largest = f"{statistics.median(found):.4f} | {max(found):.4f}" if found else "|"
+            share = len(found) / len(data.records)
+            print(f"| {method} | {way} | {len(found)} | {share:.1%} | {largest} |")
+
+
+def parse_args(argv: Sequence[str] | None = None):
+    parser = Parser(description=__doc__)
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    check_common_arguments(parser, args)
+    return args
+
+
+if __name__ == "__main__":
+    run(main, parse_args())
