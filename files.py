@@ -6,6 +6,14 @@ import re
 from pathlib import Path
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, and lets them last."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
 def temporary_path(path: Path) -> Path:
     """Where `path` is written before it is renamed to its own name.
 

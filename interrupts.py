@@ -1,4 +1,8 @@
-"""Ctrl-C ends a program within two seconds, whatever it is doing, and says how to go on."""
+"""Ctrl-C ends a program within two seconds and says how to go on.
+
+Also in the middle of a long call into a library, as long as that lets other threads of Python run,
+as torch's, pandas' and spaCy's calls do.
+"""
 
 import os
 import signal

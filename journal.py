@@ -38,6 +38,7 @@ class Journal:
 
     Attributes:
         state: what the last batch left behind, None before the first.
+        environment: of the last start.
         environments: of all the starts, without repetitions.
         questions: of the largest plan, those of `after` included.
     """
@@ -51,6 +52,7 @@ class Journal:
         self.remake = remake
         self.answers: dict[str, dict[int, Any]] = {}
         self.state: dict[str, Any] | None = None
+        self.environment: dict | None = None
         self.environments: list[dict] = []
         self.questions = 0
         self.plans: dict[str, dict] = {}  # the last one of each pass
@@ -82,8 +84,9 @@ class Journal:
 
     def _take_in(self, record: dict) -> None:
         if record["kind"] == "start":
-            if record["environment"] not in self.environments:
-                self.environments.append(record["environment"])
+            self.environment = record["environment"]
+            if self.environment not in self.environments:
+                self.environments.append(self.environment)
         elif record["kind"] == "plan":
             self.plans[record["pass"]] = record
             self.questions = max(self.questions, record["questions"])

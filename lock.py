@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from constants import UserError
+from files import make_folder
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def lock_file(stem: str | Path) -> Path:
 def _take(path: Path) -> int:
     """The descriptor of the locked file. Two runs never hold two files of one name."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -67,6 +68,8 @@ def _take(path: Path) -> int:
                     "it, or take another --output_dir"
                 ) from None
             except OSError:
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # another run took it away between our open and our lock

@@ -6,7 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from dataset import (
 )
 from files import remove_leftovers
 from interrupts import advise
-from journal import Journal
+from journal import JOURNAL_SUFFIX, Journal
 from lock import held, sweep
 from progress import progress, say
 from results import (
@@ -132,11 +132,12 @@ class Run:
         finished = self._is_finished()
         if not finished:
             with held(self.stem):
-                self._remove_what_was_left()
-                finished = self._is_finished()  # perhaps by the time that the lock was free
-                if not finished:
-                    self.journal = self._open_journal()
-                    self.records = self.questions.records[self.journal.after :]
+                remove_leftovers(self.stem)
+                journal = self._open_journal()
+                finished = journal is None  # by the time that the lock was free
+                if journal is not None:
+                    self.journal = journal
+                    self.records = self.questions.records[journal.after :]
                     advise(self._how_to_go_on)
                     yield True
                     advise(None)  # not after an error: Ctrl-C is one, its advice still to be told
@@ -147,40 +148,36 @@ class Run:
             yield False
 
     def _is_finished(self) -> bool:
-        """Whether there is nothing to do, not even to remove a journal."""
-        if self.args.overwrite:
+        """Whether there is nothing to do. What is amiss is told once the lock is held."""
+        if self.args.overwrite or result_file(self.stem, JOURNAL_SUFFIX).exists():
             return False
-        journal, finished = self._what_is_there()
-        return journal is None and finished >= len(self.questions.records)
+        with suppress(UserError):
+            return count_finished(self.stem, self.identity) >= len(self.questions.records)
+        return False
 
-    def _what_is_there(self) -> tuple[Journal | None, int]:
-        """An interrupted run's journal, and how many questions the finished file answers.
-
-        The file does not count where it was being made again.
-        """
+    def _open_journal(self) -> Journal | None:
+        """The journal of an interrupted run of the same, or a new one; None: all is finished."""
+        count = len(self.questions.records)
+        if self.args.overwrite:
+            with suppress(UserError):  # whatever else lies there is to be overwritten
+                journal = Journal.read(self.stem)
+                if journal is not None and journal.remake and journal.questions <= count:
+                    journal.check_same_run(self.identity)
+                    return journal
+            return Journal(self.stem, self.identity, remake=True)
         journal = Journal.read(self.stem)
         if journal is not None:
             journal.check_same_run(self.identity)
-            if journal.remake:
-                return journal, 0
-        return journal, count_finished(self.stem, self.identity)
-
-    def _remove_what_was_left(self) -> None:
-        """Temporary files, and a journal whose answers are all in the finished file."""
-        remove_leftovers(self.stem)
-        if not self.args.overwrite:
-            journal, finished = self._what_is_there()
-            if journal is not None and journal.questions <= finished:
-                journal.remove()
-
-    def _open_journal(self) -> Journal:
-        """The journal of an interrupted run of the same, or a new one."""
-        if self.args.overwrite:
-            return Journal(self.stem, self.identity, remake=True)
-        journal, finished = self._what_is_there()
+        # A file that is being made again does not count.
+        remake = journal is not None and journal.remake
+        finished = 0 if remake else count_finished(self.stem, self.identity)
+        if journal is not None and journal.questions <= finished:
+            journal.remove()  # all of it is in the file: the run was killed just before this
+            journal = None
         if journal is None:
-            return Journal(self.stem, self.identity, after=finished)
-        count = len(self.questions.records)
+            if finished >= count:
+                return None
+            journal = Journal(self.stem, self.identity, after=finished)
         if journal.after != finished:
             raise UserError(
                 f"{journal.path} goes on after {journal.after} finished questions, and there are "
@@ -189,17 +186,38 @@ class Run:
         if journal.questions > count:
             raise UserError(
                 f"{journal.path} was left by a run over {journal.questions} questions, and here "
-                f"are {count}; ask for as many with --max_samples, or --overwrite"
+                f"are {count}; ask for as many with --max_samples, or remove it to begin anew"
             )
         if journal.cut_short:
             say(f"{journal.path} ends in the middle of a batch, which is answered again")
+        if finished:
+            self.earlier = self._finished_part(finished)
         return journal
+
+    def _finished_part(self, count: int) -> tuple[list[dict], dict]:
+        """The rows of the finished file that this run extends, and what its manifest says."""
+        path = result_file(self.stem, ".feather")
+        frame = read_results(path)
+        expected = [record.uuid for record in self.questions.records[:count]]
+        # More than the manifest tells of are there if a run was killed as it wrote both anew.
+        if list(dict.fromkeys(frame.get("uuid", ())))[:count] != expected:
+            raise UserError(
+                f"{path} does not hold the {count} questions that its manifest says; "
+                "--overwrite makes it again"
+            )
+        frame = frame[frame["uuid"].isin(expected)]
+        manifest = {k: v for k, v in read_manifest(self.stem).items() if k != "identity"}
+        lemmas = [name for name in ("predict_lemma", "answer_lemmas") if name in frame]
+        if lemmas:
+            manifest.pop("lemmatizer", None)
+            frame = frame.drop(columns=lemmas)
+            say("the lemmas that were there will go: --lemmaize adds them to all questions")
+        return frame.to_dict("records"), manifest
 
     def _how_to_go_on(self) -> str:
         if self.journal.size == 0:
             return "nothing was answered yet; the same command begins again"
-        flag = "without --overwrite " if self.args.overwrite else ""
-        return f"what was answered is kept in {self.journal.path}; the same command {flag}goes on"
+        return f"what was answered is kept in {self.journal.path}; the same command goes on"
 
     def begin(self, engine: Engine) -> None:
         """The model is there: note what computes, start the clock where it was stopped."""
@@ -211,12 +229,15 @@ class Run:
                 "fallback": engine.wrapper.fallback,
                 "decode": "split softmax over prefix, segments and fused tokens",
             },
+            "batch_size": self.args.batch_size,
             "versions": versions(),
         }
+        state = self.journal.state or {"seconds": 0.0, "fitting": None}
+        if self.journal.environment == self.environment:
+            engine.fitting = state["fitting"]
         self.journal.begin(self.environment)
         self.engine = engine
-        before = self.journal.state["seconds"] if self.journal.state else 0.0
-        self.begun = time.monotonic() - before
+        self.begun = time.monotonic() - state["seconds"]
 
     def answer(self, what: str, groups, *, batch_size, unit: str = "questions", **settings) -> list:
         """One pass: an answer for each of `groups`, with progress on stderr; every batch is kept.
@@ -236,7 +257,6 @@ class Run:
         engine = self.engine
         if self.journal.state is not None:  # the prefix, encoded again, is counted once
             engine.counts = Counts(**self.journal.state["counts"])
-            engine.fitting = self.journal.state["fitting"]
         batches = self.journal.batches(
             what,
             len(groups),
@@ -285,7 +305,6 @@ class Run:
             "dataset": self.questions.dataset.name,
             "model": {"name": self.source.name, "revision": self.source.revision},
             **self.environment,
-            "batch_size": self.args.batch_size,
             "counts": asdict(self.engine.counts),
             "seconds": round(seconds, 3),
             **extra,
@@ -294,9 +313,11 @@ class Run:
         if others:  # who publishes must see that not all was computed alike
             manifest["begun_with"] = others
         if self.journal.after:
-            earlier, manifest["extends"] = self._finished_part()
+            earlier, manifest["extends"] = self.earlier
             rows = earlier + rows
-        write_results(self.stem, pd.DataFrame(rows), manifest)
+        extends = self.journal.after > 0
+        write_results(self.stem, pd.DataFrame(rows), manifest, same_answers=extends)
+        advise(None)
         self.journal.remove()
         say(f"wrote {result_file(self.stem, '.feather')} (.csv and .json beside it)")
         counts = self.engine.counts
@@ -305,22 +326,6 @@ class Run:
             f"{counts.encoded_tokens:,} tokens encoded, "
             f"{counts.decoded_tokens:,} decoded in {counts.decode_rows:,} rows"
         )
-
-    def _finished_part(self) -> tuple[list[dict], dict]:
-        """The rows of the finished file that this run extends, and what its manifest says."""
-        path = result_file(self.stem, ".feather")
-        frame = read_results(path)
-        expected = [record.uuid for record in self.questions.records[: self.journal.after]]
-        if list(dict.fromkeys(frame.get("uuid", ()))) != expected:
-            raise UserError(
-                f"{path} does not hold the {len(expected)} questions that its manifest says; "
-                "--overwrite makes it again"
-            )
-        manifest = {k: v for k, v in read_manifest(self.stem).items() if k != "identity"}
-        if manifest.pop("lemmatizer", None) is not None:
-            frame = frame.drop(columns=["predict_lemma", "answer_lemmas"])
-            say("the lemmas that were there are dropped: --lemmaize adds them to all questions")
-        return frame.to_dict("records"), manifest
 
 
 def lemmatize_finished(
@@ -365,9 +370,12 @@ def lemmatize_finished(
     if args.dtype != "auto":
         known["dtype"] = args.dtype
     count_finished(stem, there | known)
+    nlp = init_spacy(args.spacy_model)
     with held(stem):
         remove_leftovers(stem)
-        _add_lemmas(stem, manifest, init_spacy(args.spacy_model))
+        _, manifest = _finished_result([stem], settings)  # as it is now that nobody else writes it
+        count_finished(stem, there)
+        _add_lemmas(stem, manifest, nlp)
     return stem
 
 
@@ -450,7 +458,11 @@ def set_up_logging(verbose: bool) -> None:
 def describe_device(device) -> str:
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # Sums are split among the threads: their number moves the last digits of a logprob.
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"cpu, {capability}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str]:

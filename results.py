@@ -220,9 +220,9 @@ def write_results(
         stem: from `result_stem`; its folder is made.
         frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
         manifest: with `identity` and `num_questions`; JSON types.
-        same_answers: the finished result there only gets further columns. Any mix of its old and
-            new files is a finished result too, so the manifest stays while the others change: a
-            crash must not cost the answers.
+        same_answers: the finished result there only gets further columns or further questions.
+            Its manifest holds for any mix of its old and new files, so it stays while the others
+            change: a crash must not cost the answers.
 
     Raises:
         UserError: the disk is full, a folder cannot be written and the like. No temporary file
@@ -316,7 +316,9 @@ def _csv_bytes(table: "pyarrow.Table") -> bytes:
 
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    # The name of a file need not be UTF-8; what is not is written as JSON's own escapes.
+    return text.encode(errors="backslashreplace")
 
 
 def read_results(path: str | Path) -> "DataFrame":

@@ -3,7 +3,8 @@
     python benchmark/kill.py
     python benchmark/kill.py --runs 20 --seed 7
 
-Every run answers 40 questions of the demo in batches of 4, is killed with SIGKILL one to three
+Every run answers 40 questions of the demo in batches of 4 (some extend a file of 20, or make one
+again), is killed with SIGKILL one to three
 times and then left to end. Its table must have the same bytes as an undisturbed run's, its manifest
 the same content but for the seconds, and nothing else may lie in its folder. The moments:
 
@@ -37,7 +38,15 @@ from results import read_manifest
 
 ROOT = Path(generate.__file__).parent
 QUESTIONS, BATCH = 40, 4
-METHODS = ((flex_attention_generate, ()), (generate, ()), (generate, ("--method", "weighted_avg")))
+# A script, its flags, and how many questions a finished file answers already, which such a run
+# extends or makes again.
+CASES = (
+    (flex_attention_generate, (), 0),
+    (generate, (), 0),
+    (generate, ("--method", "weighted_avg"), 0),
+    (flex_attention_generate, (), QUESTIONS // 2),
+    (generate, ("--overwrite",), QUESTIONS // 2),
+)
 # Of ten runs: most of the time of a cold start is spent in imports, where little can go wrong.
 MOMENTS = ("cold", "timed", "timed", "timed", "timed", "file", "file", "file", "file", "file")
 MOST_KILLS = 3
@@ -54,21 +63,37 @@ class Undisturbed:
     operations: int
 
 
-def command(method: int, folder: Path) -> tuple:
-    script, flags = METHODS[method]
-    common = ["--max_samples", str(QUESTIONS), "--batch_size", str(BATCH)]
+def command(case: int, folder: Path, questions: int | None = None) -> tuple:
+    script, flags, _ = CASES[case]
+    common = ["--max_samples", str(questions or QUESTIONS), "--batch_size", str(BATCH)]
     return script, [*flags, *common, "--output_dir", str(folder)]
 
 
-def start_cold(method: int, folder: Path) -> int:
+def prepare(case: int, folder: Path) -> Path:
+    """The folder with the finished file that the case begins with."""
+    if before := CASES[case][2]:
+        wait(start_warm(case, folder, None, before))
+    return folder
+
+
+def start_cold(case: int, folder: Path) -> int:
     """A new interpreter; its process id."""
-    script, argv = command(method, folder)
+    script, argv = command(case, folder)
     return subprocess.Popen(
-        [sys.executable, f"{script.__name__}.py", *argv], cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, f"{script.__name__}.py", *argv],
+        cwd=ROOT,
+        # As the forked ones: the number of threads moves the last digits of a logprob.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
     ).pid
 
 
-def start_warm(method: int, folder: Path, on_file_operation: Callable[[], None] | None) -> int:
+def start_warm(
+    case: int,
+    folder: Path,
+    on_file_operation: Callable[[], None] | None,
+    questions: int | None = None,
+) -> int:
     """A fork of this process, which has imported everything and computed nothing."""
     process = os.fork()
     if process:
@@ -77,7 +102,7 @@ def start_warm(method: int, folder: Path, on_file_operation: Callable[[], None] 
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         if on_file_operation is not None:
             watch_files(folder, on_file_operation)
-        script, argv = command(method, folder)
+        script, argv = command(case, folder, questions)
         script.main(script.parse_args(argv))
         os._exit(0)
     finally:
@@ -127,30 +152,32 @@ def contents(folder: Path) -> dict:
         if path.suffix == ".json":
             manifest = read_manifest(path)
             found[path.name] = {key: manifest[key] for key in manifest if key != "seconds"}
+            if "extends" in manifest:
+                found[path.name]["extends"].pop("seconds")
         elif path.is_file():
             found[path.name] = path.read_bytes()
     return found
 
 
-def undisturbed(method: int) -> Undisturbed:
+def undisturbed(case: int) -> Undisturbed:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        cold, warm, watched = (prepare(case, Path(name) / part) for part in ("c", "w", "f"))
         begun = time.monotonic()
-        wait(start_cold(method, folder / "cold"))
+        wait(start_cold(case, cold))
         cold_seconds = time.monotonic() - begun
         begun = time.monotonic()
-        wait(start_warm(method, folder / "warm", None))
+        wait(start_warm(case, warm, None))
         seconds = time.monotonic() - begun
-        count = folder / "count"
+        count = Path(name) / "count"
         count.touch()
 
         def told() -> None:
             with open(count, "a") as handle:
                 handle.write(".")
 
-        wait(start_warm(method, folder / "watched", told))
-        first = contents(folder / "cold")
-        if not (len(first) == 3 and first == contents(folder / "warm")):
+        wait(start_warm(case, watched, told))
+        first = contents(cold)
+        if not (len(first) == 3 and first == contents(warm) == contents(watched)):
             raise UserError("two undisturbed runs differ: their answers are not a function of data")
         return Undisturbed(first, cold_seconds, seconds, count.stat().st_size)
 
@@ -173,16 +200,16 @@ def tear(folder: Path, chance: random.Random) -> None:
         os.truncate(path, max(head, len(content) - chance.randint(1, TORN_BYTES)))
 
 
-def kill_and_finish(method: int, moment: str, normal: Undisturbed, chance: random.Random) -> list:
+def kill_and_finish(case: int, moment: str, normal: Undisturbed, chance: random.Random) -> list:
     """One run. Returns the stages at which it was killed; AssertionError where it ends amiss."""
     stages = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = prepare(case, Path(name))
         for _ in range(chance.randint(1, MOST_KILLS)):
             if moment == "cold":
-                ended = wait(start_cold(method, folder), chance.uniform(0, normal.cold_seconds))
+                ended = wait(start_cold(case, folder), chance.uniform(0, normal.cold_seconds))
             elif moment == "timed":
-                process = start_warm(method, folder, None)
+                process = start_warm(case, folder, None)
                 ended = wait(process, chance.uniform(0, normal.seconds))
             else:
                 left = chance.randint(1, normal.operations)
@@ -193,13 +220,13 @@ def kill_and_finish(method: int, moment: str, normal: Undisturbed, chance: rando
                     if left == 0:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-                ended = wait(start_warm(method, folder, told))
+                ended = wait(start_warm(case, folder, told))
             if ended:
                 break
             stages.append(stage(folder))
             if chance.random() < TORN_SHARE:
                 tear(folder, chance)
-        if not wait(start_warm(method, folder, None)):
+        if not wait(start_warm(case, folder, None)):
             raise AssertionError("the last start did not end by itself")
         if contents(folder) != normal.files:
             raise AssertionError(f"ended with {', '.join(contents(folder))}, not as undisturbed")
@@ -214,9 +241,8 @@ def main(args) -> None:
 
     assert pandas.DataFrame
     torch.set_num_threads(1)  # children are forked: no thread of a library may run here
-    os.environ["OMP_NUM_THREADS"] = "1"
     chance = random.Random(args.seed)
-    normal = [undisturbed(method) for method in range(len(METHODS))]
+    normal = [undisturbed(case) for case in range(len(CASES))]
     say(
         "undisturbed: "
         + ", ".join(f"{n.seconds:.1f} s, {n.operations} file operations" for n in normal)
@@ -224,10 +250,10 @@ def main(args) -> None:
     runs, equal, stages = Counter(), Counter(), Counter()
     with progress(args.runs, "killed and finished", "runs") as advance:
         for number in range(args.runs):
-            method, moment = number % len(METHODS), MOMENTS[number % len(MOMENTS)]
+            case, moment = number % len(CASES), MOMENTS[number // len(CASES) % len(MOMENTS)]
             runs[moment] += 1
             try:
-                stages.update(kill_and_finish(method, moment, normal[method], chance))
+                stages.update(kill_and_finish(case, moment, normal[case], chance))
                 equal[moment] += 1
             except AssertionError as problem:
                 say(f"run {number} ({moment}): {problem}")

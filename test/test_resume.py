@@ -36,7 +36,10 @@ SUFFIXES = (".csv", ".feather", ".json")
 
 
 class Killed(BaseException):
-    """As good as SIGKILL for what is on the disk: no `except` of ours sees it."""
+    """Ends a run where it stands; no `except` of ours sees it, but `finally` does.
+
+    benchmark/kill.py kills for real.
+    """
 
 
 @pytest.fixture
@@ -101,10 +104,11 @@ def kill_at_call(monkeypatch, owner, name: str, nth: int, *, after: bool):
         calls += 1
         if calls == nth and not after:
             raise Killed
-        result = real(*args, **settings)
-        if calls == nth:
-            raise Killed
-        return result
+        try:
+            return real(*args, **settings)
+        finally:
+            if calls == nth:
+                raise Killed
 
     monkeypatch.setattr(owner, name, call)
 
@@ -142,20 +146,34 @@ def test_killed_at_any_batch(command, undisturbed, tmp_path, monkeypatch, name, 
     assert batches == {"attention": 4, "avg": 4, "weighted_avg": 8}.get(name, 4)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
-def test_killed_at_any_file_operation(command, undisturbed, tmp_path, monkeypatch, call):
-    """One run, killed at its first such call, started again and killed at its second, and so on."""
-    expected = undisturbed("avg", command)
-    argv = command(tmp_path)
-    nth = 1
-    while interrupt(monkeypatch, generate, argv, nth, owner=os, name=call):
-        if call != "unlink":  # Path.unlink has its own way there
-            nth += 1
-        assert nth < 40
-        for path in tmp_path.rglob("*.lock"):
-            path.unlink()  # a lock lives no longer than its process, which this one outlives
-    assert (tables_in(tmp_path), manifest_in(tmp_path)) == expected
-    assert len(names_in(tmp_path)) == 3, names_in(tmp_path)
+# How often an undisturbed run of each makes the call, at least.
+CALLS = {"fsync": 10, "replace": 4, "unlink": 5}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("first", [0, 3])
+def test_killed_at_any_file_operation(
+    command, undisturbed, tmp_path, monkeypatch, capsys, call, first
+):
+    """Killed at its nth such call, then let alone, for every n; also while it extends a file."""
+    kills = 0
+    while True:
+        folder = tmp_path / str(kills)
+        if first:
+            assert run_script(generate, *command(folder, "--max_samples", first)) == 0
+        argv = command(folder)
+        if not interrupt(monkeypatch, generate, argv, kills + 1, owner=os, name=call):
+            break
+        kills += 1
+        capsys.readouterr()
+        assert run_script(generate, *argv) == 0, capsys.readouterr().err
+        assert len(names_in(folder)) == 3, names_in(folder)
+        if not first:
+            assert (tables_in(folder), manifest_in(folder)) == undisturbed("avg", command)
+    assert kills >= CALLS[call] - 2 * bool(first)
+    last = tables_in(folder)
+    for number in range(kills):
+        assert tables_in(tmp_path / str(number)) == last
 
 
 def test_answered_batches_are_not_answered_again(command, tmp_path, monkeypatch, capsys):
@@ -180,6 +198,7 @@ def test_another_batch_size_plans_what_is_left_anew(command, undisturbed, tmp_pa
     assert run_script(generate, *command(tmp_path, "--batch_size", 1)) == 0
     manifest = manifest_in(tmp_path)
     assert manifest["counts"]["largest_batch"] == 2
+    assert [begun["batch_size"] for begun in manifest["begun_with"]] == [2]
     tables, _ = undisturbed("avg", command)
     (tmp_path / "undisturbed.csv").write_bytes(tables["avg-3.csv"])
     generations = [read_results(path)["generation"].tolist() for path in tmp_path.rglob("*.csv")]
@@ -193,7 +212,8 @@ def test_what_computed_it_is_told_where_it_changed(command, tmp_path, monkeypatc
     assert run_script(generate, *argv) == 0
     manifest = manifest_in(tmp_path)
     assert manifest["device"] == "another device"
-    assert [begun["device"] for begun in manifest["begun_with"]] == ["cpu"]
+    [begun] = manifest["begun_with"]
+    assert re.fullmatch(r"cpu, \S+, 1 threads", begun["device"])
 
 
 def test_a_halved_batch_stays_halved(command, tmp_path, monkeypatch):
@@ -206,14 +226,19 @@ def test_a_halved_batch_stays_halved(command, tmp_path, monkeypatch):
         return real(self, groups, *rest)
 
     monkeypatch.setattr(Engine, "_answer", answer)
-    argv = [command(tmp_path / name) for name in ("undisturbed", "killed")]
+    argv = [command(tmp_path / name) for name in ("undisturbed", "killed", "elsewhere")]
     assert run_script(generate, *argv[0]) == 0
-    assert interrupt(monkeypatch, generate, argv[1], 2)
+    for killed in argv[1:]:
+        assert interrupt(monkeypatch, generate, killed, 2)
     assert run_script(generate, *argv[1]) == 0
     expected = manifest_in(tmp_path / "undisturbed")
     assert expected["counts"]["out_of_memory"] == 1
     assert manifest_in(tmp_path / "killed") == expected
     assert tables_in(tmp_path / "killed") == tables_in(tmp_path / "undisturbed")
+    # Another device has other memory.
+    monkeypatch.setattr("pipeline.describe_device", lambda device: "another device")
+    assert run_script(generate, *argv[2]) == 0
+    assert manifest_in(tmp_path / "elsewhere")["counts"]["out_of_memory"] == 2
 
 
 # ---- a damaged, foreign or unwritable journal -----------------------------------------------
@@ -293,7 +318,7 @@ def test_the_journal_of_another_run(command, tmp_path, monkeypatch, capsys):
     assert run_script(generate, *argv) == 0
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+@pytest.mark.parametrize("nth", range(1, 7))
 @pytest.mark.parametrize("name", ["attention", "weighted_avg"])
 def test_a_full_disk_loses_nothing(command, undisturbed, tmp_path, monkeypatch, capsys, name, nth):
     script, method = RUNS[name]
@@ -311,7 +336,8 @@ def test_a_full_disk_loses_nothing(command, undisturbed, tmp_path, monkeypatch, 
         patch.setattr(files.os, "fsync", fsync)
         assert "No space left on device" in refused(capsys, script, argv)
     kept = [journal.Journal.read(path.with_suffix("")) for path in tmp_path.rglob("*.journal")]
-    assert len(kept) == 1 and kept[0].answers
+    if nth > 2:  # the two folders, then the journal's first lines
+        assert len(kept) == 1 and kept[0].answers
     assert not any(name.startswith(".") for name in names_in(tmp_path))
     assert run_script(script, *argv) == 0
     assert (tables_in(tmp_path), manifest_in(tmp_path)) == undisturbed(name, command)
@@ -359,7 +385,7 @@ def test_an_extended_file_loses_its_lemmas_and_says_so(command, tmp_path, capsys
     assert "lemmatizer" in manifest_in(tmp_path)
     capsys.readouterr()
     assert run_script(generate, *command(tmp_path)) == 0
-    assert "lemmas that were there are dropped" in capsys.readouterr().err
+    assert "lemmas that were there will go" in capsys.readouterr().err
     table = read_results(next(tmp_path.rglob("*.feather")))
     assert len(table) == 7 and "predict_lemma" not in table
     manifest = manifest_in(tmp_path)
@@ -368,14 +394,39 @@ def test_an_extended_file_loses_its_lemmas_and_says_so(command, tmp_path, capsys
     assert len(read_results(next(tmp_path.rglob("*.csv")))["predict_lemma"]) == 7
 
 
+def test_extended_after_lemmas_were_added_to_half_of_the_files(command, tmp_path, monkeypatch):
+    """Killed between table and manifest, --lemmaize leaves columns that no manifest tells of."""
+    lemmaize = command(tmp_path, "--max_samples", 3, "--lemmaize")
+    assert run_script(generate, *command(tmp_path, "--max_samples", 3)) == 0
+    assert interrupt(monkeypatch, generate, lemmaize, 1, owner=os, name="replace")
+    assert "lemmatizer" not in manifest_in(tmp_path)
+    assert run_script(generate, *command(tmp_path)) == 0
+    assert "predict_lemma" not in read_results(next(tmp_path.rglob("*.feather")))
+
+
+def test_a_damaged_file_is_told_before_anything_is_answered(command, tmp_path, capsys):
+    assert run_script(generate, *command(tmp_path, "--max_samples", 3)) == 0
+    path = next(tmp_path.rglob("*.feather"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert f"cannot read {path}" in refused(capsys, generate, command(tmp_path))
+    assert not any(tmp_path.rglob("*.journal"))
+
+
+def test_a_name_that_is_not_utf8(small, command, tmp_path):
+    odd = tmp_path / os.fsdecode(b"q\xff.jsonl")
+    shutil.copy(small.questions, odd)
+    assert run_script(generate, *command(tmp_path / "out", "--dataset", odd)) == 0
+    assert len(names_in(tmp_path / "out")) == 3
+
+
 def test_a_finished_file_that_is_not_what_its_manifest_says_is_not_extended(
     command, tmp_path, capsys
 ):
     assert run_script(generate, *command(tmp_path, "--max_samples", 3)) == 0
     (path,) = tmp_path.rglob("*.json")
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"num_questions": 2}))
-    assert "does not hold the 2 questions" in refused(capsys, generate, command(tmp_path))
+    path.write_text(json.dumps(manifest | {"num_questions": 4}))
+    assert "does not hold the 4 questions" in refused(capsys, generate, command(tmp_path))
 
 
 def test_fewer_questions_than_an_interrupted_run(command, tmp_path, monkeypatch, capsys):
@@ -397,8 +448,9 @@ def test_more_questions_than_an_interrupted_run(command, undisturbed, tmp_path, 
     assert read_results(csv)[columns].equals(read_results(other)[columns])
 
 
+@pytest.mark.parametrize("flag", [["--overwrite"], []])
 def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(
-    command, undisturbed, tmp_path, monkeypatch, capsys
+    command, undisturbed, tmp_path, monkeypatch, capsys, flag
 ):
     argv = command(tmp_path, "--max_new_tokens", 2)
     assert run_script(generate, *argv) == 0
@@ -406,9 +458,19 @@ def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(
     assert interrupt(monkeypatch, generate, command(tmp_path, "--overwrite"), 3)
     assert tables_in(tmp_path) == before
     capsys.readouterr()
-    assert run_script(generate, *command(tmp_path)) == 0  # goes on, without the flag
+    assert interrupt(monkeypatch, generate, command(tmp_path, "--overwrite"), 1, after=False)
     assert "6 of 7 questions were answered before" in capsys.readouterr().err
+    assert tables_in(tmp_path) == before
+    assert run_script(generate, *command(tmp_path, *flag)) == 0
     assert tables_in(tmp_path) == undisturbed("avg", command)[0]
+    assert len(names_in(tmp_path)) == 3
+
+
+def test_overwrite_with_fewer_questions_begins_anew(command, tmp_path, monkeypatch):
+    assert interrupt(monkeypatch, generate, command(tmp_path, "--overwrite"), 2)
+    assert run_script(generate, *command(tmp_path, "--overwrite", "--max_samples", 3)) == 0
+    assert manifest_in(tmp_path)["num_questions"] == 3
+    assert len(names_in(tmp_path)) == 3
 
 
 # ---- two at a time --------------------------------------------------------------------------
@@ -417,7 +479,10 @@ def test_overwrite_keeps_the_old_result_until_the_new_one_is_whole(
 def test_the_second_of_two_runs_says_who_is_first(command, tmp_path, capsys):
     stem = tmp_path / "capitals" / "tiny-llama" / "avg-3"
     with lock.held(stem):
+        # Whatever it is that the first run has written so far.
+        stem.with_name("avg-3.journal").write_text("being written")
         err = refused(capsys, generate, command(tmp_path))
+        stem.with_name("avg-3.journal").unlink()
         assert f"{stem} is being written by another run (process {os.getpid()} on " in err
         # Another method writes another file.
         assert run_script(generate, *command(tmp_path, "--method", "max")) == 0
