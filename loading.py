@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
@@ -70,10 +72,8 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
         raise UserError(f"--model: cannot load {name}: {_reason(error)}") from error
     check_config(config)
     where = choose_device(device)
-    fingerprint = getattr(config, "_commit_hash", None)
-    if fingerprint is None:
-        with say_if_slow(f"reading {name}"):
-            fingerprint = folder_fingerprint(Path(path))
+    with say_if_slow(f"reading {name}"):
+        fingerprint = folder_fingerprint(Path(path)) if is_folder else hub_commit(path, revision)
     return ModelSource(
         name=name,
         path=path,
@@ -135,6 +135,9 @@ def load_weights(source: ModelSource):
             f"--model: the folder {folder} holds no .safetensors weights; pickled ones are not "
             "loaded, since loading them can run any code"
         )
+    # Otherwise transformers has a public service convert pickled weights of the hub, and loads what
+    # that makes of them: another commit than the one on record.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -234,6 +237,13 @@ def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> tuple[str, str 
         without_flex,
     )
     return without_flex, problem
+
+
+def hub_commit(repository: str, revision: str | None) -> str:
+    """The commit that the hub's cache has a model of, after its configuration was read."""
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    assert isinstance(config, str), f"no config.json of {repository} at {revision} in the cache"
+    return Path(config).parent.name
 
 
 def folder_fingerprint(folder: Path) -> str:
