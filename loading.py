@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
 from constants import UserError, resolve_model
 from engine import Engine
+from hub_errors import explain
 from progress import say_if_slow
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
                 f"--model: {name} brings Python code of its own, which is never run; take a model "
                 "whose architecture is part of transformers"
             ) from error
-        raise UserError(f"--model: cannot load {name}: {_reason(error)}") from error
+        raise _cannot_load(name, path, revision, error) from error
     check_config(config)
     where = choose_device(device)
     with say_if_slow(f"reading {name}"):
@@ -122,9 +123,8 @@ def load_tokenizer(source: ModelSource):
         folder = Path(source.path)
         if folder.is_dir() and not (folder / "tokenizer.json").is_file():
             raise UserError(f"--model: the folder {folder} holds no tokenizer.json") from error
-        raise UserError(
-            f"--model: cannot load the tokenizer of {source.name}: {_reason(error)}"
-        ) from error
+        what = f"the tokenizer of {source.name}"
+        raise _cannot_load(what, source.path, source.revision, error) from error
 
 
 def load_weights(source: ModelSource):
@@ -149,9 +149,8 @@ def load_weights(source: ModelSource):
             output_loading_info=True,
         )
     except Exception as error:
-        raise UserError(
-            f"--model: cannot load the weights of {source.name}: {_reason(error)}"
-        ) from error
+        what = f"the weights of {source.name}"
+        raise _cannot_load(what, source.path, source.revision, error) from error
     for key, found, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
             f"--model: the weights of {source.name} do not fit its configuration: {key} is "
@@ -260,6 +259,15 @@ def folder_fingerprint(folder: Path) -> str:
         with path.open("rb") as file:
             hashlib.file_digest(file, lambda: digest)  # goes on in the same digest
     return digest.hexdigest()
+
+
+def _cannot_load(what: str, path: str, revision: str | None, error: Exception) -> UserError:
+    """The hub's, the network's or the disk's part in it if there is one, else what was said."""
+    problem = None if Path(path).is_dir() else explain(error, path, revision=revision)
+    if problem is not None and problem.kind == "revision":
+        return UserError(f"--revision {revision}: {problem.text}")
+    reason = _reason(error) if problem is None else problem.text
+    return UserError(f"--model: cannot load {what}: {reason}")
 
 
 def _reason(error: Exception) -> str:
