@@ -20,6 +20,9 @@ DEFAULT_INSTRUCTION = "Answer with a short fact and nothing else."
 # What --dataset takes besides the path of a file.
 DATASET_NAMES = ("demo",)
 
+WEBQA_REPOSITORY = "stanfordnlp/web_questions"
+MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"
+
 # Between the whole prompts of the `concat` layout.
 SEPARATOR = " [SEP] "
 
