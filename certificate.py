@@ -115,6 +115,8 @@ class _Report:
         self.items: dict[str, Item] = {}
 
     def add(self, name: str, passed: bool, figure, reason: str) -> None:
+        if figure is not None and not math.isfinite(figure):
+            figure = None  # JSON has no such number; the reason shows it
         self.items[name] = Item(name, PASSED if passed else FAILED, figure, reason)
 
     def finished(self, because: str) -> tuple[Item, ...]:
@@ -178,6 +180,7 @@ def certify(
             logits = _first_logits(trial, streams, steps=STEPS)
         forwards += more
         [order] = plan_batches(streams, len(streams), 0)
+        _check_fed(report, prefix, split, order, forwards)
         _check_masks(report, trial, split, streams, order, forwards)
         _check_fusion(report, trial, split, positions, logits)
         _check_isolation(report, trial, split, order, forwards)
@@ -259,6 +262,20 @@ def _shown(tokenizer, prefix, question: SplitQuestion, straddling) -> Cut:
         tail=texts(question.tail),
         straddling=straddling,
     )
+
+
+def _check_fed(report, prefix, split, order, forwards) -> None:
+    """That the model was given these very tokens: ``cut`` fails where it was not."""
+    *encoded, tail, _ = forwards
+    packed = [token for index in order for part in split[index].segments for token in part]
+    given = encoded[-1].ids[0].tolist()
+    right = given[: len(packed)] == packed
+    if prefix:
+        right = right and tuple(encoded[0].ids[0, : len(prefix)].tolist()) == prefix
+    for row, index in zip(tail.ids.tolist(), order, strict=True):
+        right = right and tuple(row[-len(split[index].tail) :]) == split[index].tail
+    if not right:
+        report.add("cut", False, None, "the model is fed other tokens than those that were cut")
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -351,7 +368,7 @@ def _watched(engine: Engine) -> Iterator[list[Forward]]:
         forwards.append(
             Forward(
                 plan=plan,
-                ids=kwargs["input_ids"].clone(),
+                ids=(kwargs["input_ids"] if "input_ids" in kwargs else args[0]).clone(),
                 hidden=output.last_hidden_state,
                 shares={
                     window: measure(plan, layer, scoring, heads)
@@ -498,7 +515,9 @@ def _check_masks(report, engine, split, streams, order, forwards) -> None:
     _check_encoded(findings, encoded[-1], prefix, packed)
     for forward in (tail, step):
         for row, index in enumerate(order):
-            _check_fused(findings, forward, row, prefix, streams[index][0], split[index], index)
+            _check_fused(
+                findings, engine, forward, row, prefix, streams[index][0], split[index], index
+            )
 
     good = {
         "segments_apart": "every segment attends to nothing of any other, its own question's or "
@@ -528,7 +547,7 @@ def _check_encoded(findings, forward: Forward, prefix, packed) -> None:
     query, key = _Columns(rows), _Columns(keys)
     order = torch.arange(len(rows))[:, None] + len(prefix) >= torch.arange(len(keys))
     same = query.owner[:, None] == key.owner
-    shared = query.of("segment")[:, None] & key.of("prefix")
+    shared = torch.arange(len(keys)) < len(prefix)  # padding sees it too, and nobody reads that
     for window, (lowest, highest) in forward.shares.items():
         visible = (same & order) | shared
         if window is not None:
@@ -537,22 +556,25 @@ def _check_encoded(findings, forward: Forward, prefix, packed) -> None:
         _compare(findings, rows, keys, expected, lowest, highest)
 
 
-def _check_fused(findings, forward: Forward, row: int, prefix, stream: Stream, question, index):
+def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, question, index):
     """One row's fused tokens: the mean over the segments of what each partition attends to."""
+    text = lambda token: engine.tokenizer.decode([token])  # noqa: E731
     placement = stream.placement
     K, M = forward.plan.segment_mask.shape[1:]
     slots = forward.plan.own_mask.shape[1]
     pad = slots - STEPS - len(stream.tail)  # tails are padded on their left to the longest
     keys = list(prefix)
     for number, start in enumerate(placement.starts):
-        length = len(question.segments[number])
+        segment = question.segments[number]
         for at in range(M):
-            part = "segment" if at < length else "padding"
-            keys.append(_Key(part, start + at, f"token {at + 1}", (index, number)))
+            real = at < len(segment)
+            part, shown = ("segment", text(segment[at])) if real else ("padding", "")
+            keys.append(_Key(part, start + at, shown, (index, number)))
     for slot in range(slots):
         at = slot - pad
         part = "fused" if at >= 0 else "padding"
-        keys.append(_Key(part, placement.fused_start + at, f"token {at + 1}", (-3, slot)))
+        shown = text(stream.tail[at]) if 0 <= at < len(stream.tail) else "the answer"
+        keys.append(_Key(part, placement.fused_start + at, shown, (-3, slot)))
     own = len(prefix) + K * M
     real = [at for at, slot in enumerate(forward.slots) if slot >= pad]
     rows = [keys[own + forward.slots[at]] for at in real]
@@ -615,6 +637,9 @@ def _compare(findings, rows, keys, expected, lowest, highest) -> None:
     def misses(q, kv):
         return f"{rows[q]} does not attend to {keys[kv]}"
 
+    def beyond(q, kv):
+        return f"{sees(q, kv)}, beyond its window"
+
     def unequal(q, kv):
         share = highest if highest[q, kv] - expected[q, kv] == off[q, kv] else lowest
         found, wanted = share[q, kv].item(), expected[q, kv].item()
@@ -624,7 +649,8 @@ def _compare(findings, rows, keys, expected, lowest, highest) -> None:
     findings.add("no_empty_row", seen & padding, sees)
     findings.add("no_empty_row", uneven & ~fused, unequal)
     findings.add("segments_apart", seen & foreign, sees)
-    findings.add("prefix_seen", (seen | hidden) & prefix, misses)
+    findings.add("prefix_seen", hidden & prefix, misses)
+    findings.add("prefix_seen", seen & prefix, beyond)
     findings.add("causal_order", seen & behind, sees)
     findings.add("causal_order", hidden & own, misses)
     findings.add("fused_sees_all", hidden & fused, misses)
@@ -670,9 +696,9 @@ def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -
     apart = max(_relative(alone[:, [number]], alone[:, :1]) for number in range(1, alone.shape[1]))
     allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
     said = (
-        f"permuting the paraphrases moves the first token's logits by {moved:.1e} of their spread "
-        f"(rounding: up to {allowed:.1e}); read off one paraphrase alone they would move by "
-        f"{apart:.1e}"
+        f"permuting the paraphrases moves the first token's logits by {moved:.2g} of their spread "
+        f"(rounding: up to {allowed:.2g}); read off one paraphrase alone they would move by "
+        f"{apart:.2g}"
     )
     report.add("first_token_fused", moved <= allowed, moved, said)
 
@@ -689,10 +715,15 @@ def _check_isolation(report, engine, split, order, forwards) -> None:
     packed = forwards[1 if P else 0]
     worst = dict.fromkeys(("keys", "values", "hidden states"), 0.0)
     largest = dict(worst)
-    at, where = 0, ""
+    at, where, mixed = 0, "", 0.0
     for index in order:
-        for number, segment in enumerate(split[index].segments):
-            alone = _states_alone(engine, [*engine.prefix_ids, *segment])
+        states = [
+            _states_alone(engine, [*engine.prefix_ids, *segment])
+            for segment in split[index].segments
+        ]
+        hidden = [hidden[P:].float() for hidden, _ in states]
+        mixed = max(mixed, _without_a_mask(engine, split[index], hidden))
+        for number, (segment, alone) in enumerate(zip(split[index].segments, states, strict=True)):
             own = slice(at, at + len(segment))
             at += len(segment)
             for kind, got, wanted in _pairs(packed, own, alone, P):
@@ -703,14 +734,13 @@ def _check_isolation(report, engine, split, order, forwards) -> None:
                 largest[kind] = max(largest[kind], (got - wanted).abs().max().item(), key=_size)
     figure = max(worst.values(), key=_size)
     allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
-    mixed = max(_without_a_mask(engine, question) for question in split)
-    shown = ", ".join(f"{kind} {worst[kind]:.1e} ({largest[kind]:.1e})" for kind in worst)
+    shown = ", ".join(f"{kind} {worst[kind]:.2g} ({largest[kind]:.2g})" for kind in worst)
     report.add(
         "packed_equals_separate",
         figure <= allowed,
         figure,
         f"relative (and largest) difference from each prompt alone: {shown}{where}; rounding: up "
-        f"to {allowed:.1e}; without the mask hidden states would differ by {mixed:.1e}",
+        f"to {allowed:.2g}; without the mask hidden states would differ by {mixed:.2g}",
     )
 
 
@@ -743,7 +773,7 @@ def _states_alone(engine, ids: Sequence[int]):
     return hidden, layers
 
 
-def _without_a_mask(engine, question: SplitQuestion) -> float:
+def _without_a_mask(engine, question: SplitQuestion, alone: Sequence[torch.Tensor]) -> float:
     """How far the segments' hidden states are off if each also sees the segments before it."""
     P, lengths = len(engine.prefix_ids), question.lengths
     ids = [*engine.prefix_ids, *(token for segment in question.segments for token in segment)]
@@ -754,8 +784,5 @@ def _without_a_mask(engine, question: SplitQuestion) -> float:
             position_ids=torch.tensor([positions], device=engine.device),
             use_cache=False,
         ).last_hidden_state[0, P:]
-    differences = []
-    for segment, got in zip(question.segments, mixed.float().split(lengths), strict=True):
-        wanted = _states_alone(engine, [*engine.prefix_ids, *segment])[0][P:].float()
-        differences.append(((got - wanted).norm() / wanted.norm()).item())
-    return max(differences)
+    pairs = zip(mixed.float().split(lengths), alone, strict=True)
+    return max(((got - wanted).norm() / wanted.norm()).item() for got, wanted in pairs)

@@ -554,6 +554,10 @@ def all_checks(args: Namespace) -> tuple[list[Check], list]:
         checks += check_devices()
     checks += [check_spacy_model(), check_memory(), *check_disk(), *check_hub(), check_demo()]
     certificates = []
+    if usable:
+        from pipeline import set_up_logging
+
+        set_up_logging(args.verbose)
     if usable and args.test_flex_attention:
         checks += check_flex_attention()
     if usable and args.model:
