@@ -137,9 +137,8 @@ def test_architectures_that_differ(architecture):
     assert failed(certificate_of(architecture=architecture, backend=backend)) == set()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_flex_attention(architecture):
-    assert failed(certificate_of(architecture=architecture, backend="flex")) == set()
+def test_flex_attention_with_windows():
+    assert failed(certificate_of(architecture="gemma3", backend="flex")) == set()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -329,7 +328,7 @@ BROKEN = {
     "prefix hidden, flex": (prefix_hidden_flex, "flex", "prefix_seen", {STATES}),
     "prefix hidden, sdpa": (prefix_hidden_sdpa, "sdpa", "prefix_seen", {STATES}),
     "blind to a segment": (blind_to_a_segment, "sdpa", "fused_sees_all", {ORDER}),
-    "blind to all but one": (blind_to_all_but_the_last, "flex", "fused_sees_all", {ORDER}),
+    "blind to all but one": (blind_to_all_but_the_last, "eager", "fused_sees_all", {ORDER}),
     "uneven": (uneven_partitions, "sdpa", "fused_sees_all", {ORDER}),
     "looks ahead, flex": (looks_ahead_flex, "flex", "causal_order", {STATES}),
     "looks ahead, sdpa": (looks_ahead_sdpa, "sdpa", "causal_order", {STATES}),
@@ -376,12 +375,13 @@ def wrong_cut(monkeypatch, change):
 
 def greedy_tail(prefix, split):
     """Of each question the last token of the first paraphrase goes to the tail."""
-    cut = (
-        lambda q: SplitQuestion(  # noqa: E731
-            tuple(part[:-1] for part in q.segments), q.segments[0][-1:] + q.tail
+    return prefix, [
+        SplitQuestion(
+            tuple(segment[:-1] for segment in question.segments),
+            question.segments[0][-1:] + question.tail,
         )
-    )
-    return prefix, [cut(question) for question in split]
+        for question in split
+    ]
 
 
 def greedy_prefix(prefix, split):
