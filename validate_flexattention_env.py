@@ -66,8 +66,8 @@ HUB_SECONDS = 3
 TRIED_PREFIX, TRIED_LENGTHS = 37, (12, 7, 1, 19, 9)
 TRIED_HEADS, TRIED_KV_HEADS, TRIED_SIZE = 4, 2, 64
 
-# Demo questions that a certificate asks, and how many wordings of each.
-ASKED, WORDINGS = 3, 5
+# Demo questions that a certificate asks, how many wordings of each, and solved examples before.
+ASKED, WORDINGS, FEW_SHOT = 3, 5, 5
 
 SHOWN_TOKENS = 10  # of a part, without --verbose
 
@@ -450,7 +450,7 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
 
     dataset = load_dataset("demo", max_samples=ASKED)
     questions = [record.paraphrases[:WORDINGS] for record in dataset.records]
-    plain = choose_template(dataset, instruction=None, few_shot_file=None, num_few_shot=5)
+    plain = choose_template(dataset, instruction=None, few_shot_file=None, num_few_shot=FEW_SHOT)
     checks, certificates = [], []
     try:
         source = find_model(name, revision=revision, device="auto", dtype="auto")

@@ -164,15 +164,15 @@ def test_the_engine_is_left_as_it_was():
 
 
 def packed_mask_with(patch, broken):
-    """FlexAttention's mask. broken: (visible, q, kv, P, segment_ids) → visible; not the prefix's
-    own mask, whose P is 0."""
+    """FlexAttention's mask. broken: (visible, q, kv, P, head) → visible; not the prefix's own
+    mask, whose P is 0."""
     intact = attention.packed_segment_mask
 
     def mask(segment_ids, position_ids, P, window):
         mask_mod = intact(segment_ids, position_ids, P, window)
         if P == 0:
             return mask_mod
-        return lambda b, h, q, kv: broken(mask_mod(b, h, q, kv), q, kv, P)
+        return lambda b, h, q, kv: broken(mask_mod(b, h, q, kv), q, kv, P, h)
 
     patch.setattr(attention, "packed_segment_mask", mask)
 
@@ -231,7 +231,17 @@ LAST, BEFORE = PACKED[-1], PACKED[-2]  # of the same question
 
 def sees_another_flex(patch):
     reader, key = LAST[2] + LAST[3] - 1, BEFORE[2]
-    packed_mask_with(patch, lambda v, q, kv, P: v | ((q == reader) & (kv == P + key)))
+    packed_mask_with(patch, lambda v, q, kv, P, _: v | ((q == reader) & (kv == P + key)))
+
+
+def sees_another_question(patch):
+    packed_mask_with(patch, lambda v, q, kv, P, _: v | ((q == LAST[2]) & (kv == P + PACKED[0][2])))
+
+
+def one_head_sees_another(patch):
+    packed_mask_with(
+        patch, lambda v, q, kv, P, h: v | ((h == 1) & (q == LAST[2]) & (kv == P + BEFORE[2]))
+    )
 
 
 def sees_another_sdpa(patch):
@@ -257,7 +267,7 @@ def sees_another_sdpa(patch):
 
 def prefix_hidden_flex(patch):
     packed_mask_with(
-        patch, lambda v, q, kv, P: v & ((kv >= P) | (q < LAST[2]) | (q >= LAST[2] + LAST[3]))
+        patch, lambda v, q, kv, P, _: v & ((kv >= P) | (q < LAST[2]) | (q >= LAST[2] + LAST[3]))
     )
 
 
@@ -266,11 +276,29 @@ def prefix_hidden_sdpa(patch):
 
 
 def looks_ahead_flex(patch):
-    packed_mask_with(patch, lambda v, q, kv, P: v | ((q == LAST[2]) & (kv == P + LAST[2] + 1)))
+    packed_mask_with(patch, lambda v, q, kv, P, _: v | ((q == LAST[2]) & (kv == P + LAST[2] + 1)))
 
 
 def looks_ahead_sdpa(patch):
     padded_mask_with(patch, -1, 0, 1, True)
+
+
+def prefix_looks_ahead(patch):
+    intact = EncodePlan._padded_mask
+
+    def mask(self, window):
+        found = intact(self, window)
+        if not self.prefix:
+            found[..., 0, 1] = True
+        return found
+
+    patch.setattr(EncodePlan, "_padded_mask", mask)
+
+
+def own_token_twice(patch):
+    """The last token of a segment that is not the longest sees the cell that pads it."""
+    row = next(at for at, part in enumerate(PACKED) if part[3] < max(p[3] for p in PACKED))
+    padded_mask_with(patch, row, PACKED[row][3] - 1, PACKED[row][3], True)
 
 
 def own_token_hidden(patch):
@@ -278,7 +306,7 @@ def own_token_hidden(patch):
 
 
 def empty_row_flex(patch):
-    packed_mask_with(patch, lambda v, q, kv, P: v & (q != LAST[2] + 1))
+    packed_mask_with(patch, lambda v, q, kv, P, _: v & (q != LAST[2] + 1))
 
 
 def empty_row_sdpa(patch):
@@ -286,7 +314,7 @@ def empty_row_sdpa(patch):
 
 
 def sees_padding_flex(patch):
-    packed_mask_with(patch, lambda v, q, kv, P: v | ((q == LAST[2]) & (kv == P + TOTAL)))
+    packed_mask_with(patch, lambda v, q, kv, P, _: v | ((q == LAST[2]) & (kv == P + TOTAL)))
 
 
 def fused_sees_padding(patch):
@@ -296,6 +324,14 @@ def fused_sees_padding(patch):
 
 def blind_to_a_segment(patch):
     fused_mask_with(patch, lambda plan, mask: mask.segments[:, :, 1].fill_(False))
+
+
+def blind_after_the_first_token(patch):
+    def broken(plan, mask):
+        if plan.queries == 1:
+            mask.segments[:, :, 1].fill_(False)
+
+    fused_mask_with(patch, broken)
 
 
 def blind_to_all_but_the_last(patch):
@@ -325,13 +361,18 @@ STATES, ORDER = "packed_equals_separate", "first_token_fused"
 BROKEN = {
     "segment sees another, flex": (sees_another_flex, "flex", "segments_apart", {STATES}),
     "segment sees another, sdpa": (sees_another_sdpa, "sdpa", "segments_apart", {STATES}),
+    "sees another question": (sees_another_question, "flex", "segments_apart", {STATES}),
+    "one head sees another": (one_head_sees_another, "flex", "segments_apart", {STATES}),
     "prefix hidden, flex": (prefix_hidden_flex, "flex", "prefix_seen", {STATES}),
     "prefix hidden, sdpa": (prefix_hidden_sdpa, "sdpa", "prefix_seen", {STATES}),
     "blind to a segment": (blind_to_a_segment, "sdpa", "fused_sees_all", {ORDER}),
     "blind to all but one": (blind_to_all_but_the_last, "eager", "fused_sees_all", {ORDER}),
+    "blind after the first": (blind_after_the_first_token, "sdpa", "fused_sees_all", set()),
     "uneven": (uneven_partitions, "sdpa", "fused_sees_all", {ORDER}),
     "looks ahead, flex": (looks_ahead_flex, "flex", "causal_order", {STATES}),
     "looks ahead, sdpa": (looks_ahead_sdpa, "sdpa", "causal_order", {STATES}),
+    "prefix looks ahead": (prefix_looks_ahead, "eager", "causal_order", {STATES}),
+    "own token twice": (own_token_twice, "sdpa", "no_empty_row", {STATES}),
     "own token hidden": (own_token_hidden, "eager", "causal_order", {STATES}),
     "fused looks ahead": (fused_looks_ahead, "sdpa", "causal_order", set()),
     "empty row, flex": (empty_row_flex, "flex", "no_empty_row", {STATES}),
