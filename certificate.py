@@ -206,11 +206,10 @@ def _check_cut(report, tokenizer, template, questions, prefix, split) -> tuple[C
             )
             ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
             segment = question.segments[number]
-            wrong += [
-                f"of {paraphrase!r}, {fault}"
-                for fault in _faults_of_cut(ids, offsets, template, paraphrase, prefix, segment)
-                or _faults_of_tail(ids, offsets, template, paraphrase, question.tail)
-            ]
+            faults = _faults_of_cut(offsets, template, paraphrase, prefix, question.tail)
+            wrong += [f"of {paraphrase!r}, {fault}" for fault in faults]
+            if not segment or not question.tail:
+                wrong.append(f"of {paraphrase!r}, nothing is left as a segment or as a tail")
             borders = (len(template.head), len(template.head) + len(paraphrase))
             straddling += [
                 tokenizer.decode([token])
@@ -235,23 +234,15 @@ def _check_cut(report, tokenizer, template, questions, prefix, split) -> tuple[C
     return tuple(cuts)
 
 
-def _faults_of_cut(ids, offsets, template, paraphrase, prefix, segment) -> list[str]:
+def _faults_of_cut(offsets, template, paraphrase: str, prefix, tail) -> list[str]:
+    """Whether the parts that all paraphrases share hold characters of this one."""
+    begin, end = len(template.head), len(template.head) + len(paraphrase)
     faults = []
-    head = len(template.head)
-    if any(stop > head for _, stop in offsets[: len(prefix)]):
+    if any(stop > begin for _, stop in offsets[: len(prefix)]):
         faults.append("the prefix holds characters of the paraphrase")
-    if not segment:
-        faults.append("nothing is left as a segment")
+    if any(start < end for start, _ in offsets[len(offsets) - len(tail) :]):
+        faults.append("the tail holds characters of the paraphrase")
     return faults
-
-
-def _faults_of_tail(ids, offsets, template, paraphrase, tail) -> list[str]:
-    behind = len(template.head) + len(paraphrase)
-    if not tail:
-        return ["there is no tail"]
-    if any(start < behind for start, _ in offsets[len(ids) - len(tail) :]):
-        return ["the tail holds characters of the paraphrase"]
-    return []
 
 
 def _shown(tokenizer, prefix, question: SplitQuestion, straddling) -> Cut:
@@ -474,6 +465,13 @@ class _Findings:
             self.counts[item] += len(where)
             self.first.setdefault(item, tell(*where[0].tolist()))
 
+    def no_empty(self, highest: torch.Tensor, name) -> torch.Tensor:
+        """Which rows attend to nothing, [rows, 1]; noted. name: row → what it is."""
+        self.rows += len(highest)
+        empty = ~(highest.sum(1, keepdim=True) > 0.5)  # also where it is no number
+        self.add("no_empty_row", empty, lambda row, _: f"{name(row)} attends to nothing")
+        return empty
+
 
 @dataclass(frozen=True)
 class _Key:
@@ -553,7 +551,7 @@ def _check_encoded(findings, forward: Forward, prefix, packed) -> None:
         if window is not None:
             visible = visible & (query.position[:, None] - key.position < window)
         expected = visible / visible.sum(1, keepdim=True)
-        _compare(findings, rows, keys, expected, lowest, highest)
+        _compare(findings, rows, keys, window, expected, lowest, highest)
 
 
 def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, question, index):
@@ -577,6 +575,7 @@ def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, qu
         keys.append(_Key(part, placement.fused_start + at, shown, (-3, slot)))
     own = len(prefix) + K * M
     real = [at for at, slot in enumerate(forward.slots) if slot >= pad]
+    padding = [at for at, slot in enumerate(forward.slots) if slot < pad]
     rows = [keys[own + forward.slots[at]] for at in real]
 
     query, key = _Columns(rows), _Columns(keys)
@@ -594,7 +593,9 @@ def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, qu
             if window is not None:
                 visible = (fused & (distance < window)) | (others & (distance - turn < window))
             expected += visible / visible.sum(1, keepdim=True) / K
-        _compare(findings, rows, keys, expected, lowest[row][real], highest[row][real])
+        _compare(findings, rows, keys, window, expected, lowest[row][real], highest[row][real])
+        # What pads the shorter tails: no number in its states would spread to all of the row.
+        findings.no_empty(highest[row][padding], lambda _: "a padding token among the fused tokens")
 
 
 class _Columns:
@@ -613,10 +614,9 @@ def _code(owner: tuple[int, int]) -> int:
     return owner[0] * 10**6 + owner[1]
 
 
-def _compare(findings, rows, keys, expected, lowest, highest) -> None:
+def _compare(findings, rows, keys, window, expected, lowest, highest) -> None:
     """Put every cell that is not as expected under the item it breaks. All [rows, keys]."""
-    findings.rows += len(rows)
-    empty = ~(highest.sum(1, keepdim=True) > 0.5)  # also where it is no number
+    empty = findings.no_empty(highest, lambda q: rows[q])
     seen = ~empty & (highest > 0) & (expected == 0)
     hidden = ~empty & (lowest <= 0) & (expected > 0)
     # Where something is seen or hidden that should not be, all shares of the row are off.
@@ -632,25 +632,22 @@ def _compare(findings, rows, keys, expected, lowest, highest) -> None:
     behind = ~foreign & ~prefix & ~padding & ~(fused & ~key.of("fused"))
 
     def sees(q, kv):
-        return f"{rows[q]} attends to {keys[kv]}"
+        within = "" if window is None else f", where it sees {window} positions back"
+        return f"{rows[q]} attends to {keys[kv]}{within}"
 
     def misses(q, kv):
         return f"{rows[q]} does not attend to {keys[kv]}"
-
-    def beyond(q, kv):
-        return f"{sees(q, kv)}, beyond its window"
 
     def unequal(q, kv):
         share = highest if highest[q, kv] - expected[q, kv] == off[q, kv] else lowest
         found, wanted = share[q, kv].item(), expected[q, kv].item()
         return f"{rows[q]} gives {keys[kv]} {found:.3g} of its attention, not {wanted:.3g}"
 
-    findings.add("no_empty_row", empty, lambda q, _: f"{rows[q]} attends to nothing")
     findings.add("no_empty_row", seen & padding, sees)
     findings.add("no_empty_row", uneven & ~fused, unequal)
     findings.add("segments_apart", seen & foreign, sees)
     findings.add("prefix_seen", hidden & prefix, misses)
-    findings.add("prefix_seen", seen & prefix, beyond)
+    findings.add("prefix_seen", seen & prefix, sees)
     findings.add("causal_order", seen & behind, sees)
     findings.add("causal_order", hidden & own, misses)
     findings.add("fused_sees_all", hidden & fused, misses)

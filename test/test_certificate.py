@@ -393,16 +393,52 @@ def test_a_broken_mask_is_named(fault, monkeypatch):
     assert wrong >= figures
 
 
-def test_a_window_that_is_lost_is_named(monkeypatch):
-    """Sliding windows see nearer keys only; their mask without one sees them all."""
-    intact = EncodePlan._padded_mask
+@pytest.mark.parametrize(
+    "plan, name, promises",
+    [
+        (EncodePlan, "_padded_mask", {"prefix_seen", "causal_order"}),
+        (FusePlan, "_build_masks", {"fused_sees_all"}),
+    ],
+)
+def test_a_window_that_is_lost_is_named(plan, name, promises, monkeypatch):
+    """Sliding windows see nearer keys only; a mask without one sees them all."""
+    intact = getattr(plan, name)
 
     def breaks():
-        monkeypatch.setattr(EncodePlan, "_padded_mask", lambda self, window: intact(self, None))
+        monkeypatch.setattr(plan, name, lambda self, window, *rest: intact(self, None, *rest))
 
     found = certificate_of(architecture="mistral", breaking=breaks)
-    assert failed(found) & set(MASK_ITEMS) == {"prefix_seen", "causal_order"}
-    assert "beyond its window" in reason(found, "prefix_seen")
+    assert failed(found) & set(MASK_ITEMS) == promises
+    for promise in promises:
+        assert "where it sees 7 positions back" in reason(found, promise)
+
+
+def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
+    """Its states would be no numbers, and a share of zero of those is none either."""
+    intact = FusePlan._build_masks
+    tokenizer = tokenizer_of("question mark and newline")
+    asked, told = "Who wrote {}?", "{} was written by [MASK]"
+    questions = [[text.format(x) for x in ("Emma", "Dune")] for text in (asked, told)]
+
+    def empty(self, window, group):
+        found = intact(self, window, group)
+        if self.queries > 1 and self.segment_mask.shape[1] > 1:
+            segments = found.segments.expand(-1, -1, -1, self.queries * group, -1).clone()
+            fused = found.fused.clone()
+            for part in (segments, fused):
+                part[:, ~self.own_mask[:, 0], :, 0 :: self.queries] = False
+            found = replace(found, segments=segments, fused=fused)
+        return found
+
+    template = PromptTemplate("", PLAIN.tail, add_special_tokens=False)  # no prefix to see
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr(FusePlan, "_build_masks", empty)
+        with engine_of(tokenizer) as engine:
+            found = certify(engine, template, questions, positions="exact")
+        assert len({len(cut.tail) for cut in found.cuts}) == 2
+        assert (statuses(found)["no_empty_row"] == FAILED) == broken
+    assert "a padding token among the fused tokens attends" in reason(found, "no_empty_row")
 
 
 # ---- cuts, BOS and positions that are wrong -------------------------------------------------
