@@ -542,12 +542,20 @@ def test_a_wrong_number_of_bos_is_named(name, own_bos, special, said):
     assert re.fullmatch(said, reason(found, "bos"))
 
 
-def test_a_chat_template_that_writes_bos_twice():
+@pytest.mark.parametrize(
+    "before, behind, said",
+    [
+        ("{{ bos_token }}", "", "one at most has a meaning to a model"),
+        ("", "{{ bos_token }}:", "a segment or a tail holds one"),
+        ("<|user|>", "", "it is not the first token"),
+    ],
+)
+def test_a_chat_template_that_writes_bos_where_it_should_not(before, behind, said):
     tokenizer = tokenizer_of("byte-level, BOS")
-    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    tokenizer.chat_template = before + CHAT + behind
     found = certificate_of(template=chat_prompt_template(tokenizer, PLAIN), chat=True)
     assert failed(found) == {"bos"}
-    assert reason(found, "bos").endswith("one at most has a meaning to a model")
+    assert reason(found, "bos").endswith(f": {said}")
 
 
 def test_positions_that_the_model_cannot_have():
