@@ -395,7 +395,8 @@ def encode_shares(plan: EncodePlan, layer: int, scoring, heads: int):
         if P:
             zero = torch.zeros_like(plan.prefix[layer].keys)
             look.prefix = {layer: KeyValues(zero, ones[:P].expand(J, P, width))}
-        value = ones[P:].expand(1, J, T, width)
+        # Laid out as the model's own: kernels are compiled for a layout.
+        value = ones[P:, None].expand(T, J, width).contiguous().transpose(0, 1)[None]
         columns.append(look.attend(layer, query, key, value, scoring)[0].float())  # [H, T, width]
     return _over_heads(torch.cat(columns, dim=-1), P + T, dim=0)
 

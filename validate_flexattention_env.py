@@ -578,7 +578,7 @@ def main(args: Namespace) -> None:
             "checks": [asdict(check) for check in checks],
             "certificates": [asdict(each) | {"passed": each.passed} for each in certificates],
         }
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print(json.dumps(report, indent=2))
     else:
         lines = table((c.name, c.status, c.found, c.todo) for c in checks)
         for each in certificates:

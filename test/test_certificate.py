@@ -413,6 +413,23 @@ def test_a_window_that_is_lost_is_named(plan, name, promises, monkeypatch):
         assert "where it sees 7 positions back" in reason(found, promise)
 
 
+@pytest.mark.parametrize("kind", ["keys", "values"])
+def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
+    """Right attention, and wrong keys or values kept of one layer."""
+    intact = EncodePlan.attend
+
+    def keeping(self, layer, *given):
+        out = intact(self, layer, *given)
+        if self.prefix and layer == 2:
+            own = self.layers[layer]
+            self.layers[layer] = replace(own, **{kind: getattr(own, kind) * 1.001})
+        return out
+
+    found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodePlan, "attend", keeping))
+    assert failed(found) == {STATES}
+    assert f"most in {kind} of segment" in reason(found, STATES)
+
+
 def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
     """Its states would be no numbers, and a share of zero of those is none either."""
     intact = FusePlan._build_masks
