@@ -448,11 +448,13 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     from dataset import chat_prompt_template, choose_template, load_dataset
     from loading import find_model, loaded_engine
 
-    dataset = load_dataset("demo", max_samples=ASKED)
-    questions = [record.paraphrases[:WORDINGS] for record in dataset.records]
-    plain = choose_template(dataset, instruction=None, few_shot_file=None, num_few_shot=FEW_SHOT)
     checks, certificates = [], []
     try:
+        dataset = load_dataset("demo", max_samples=ASKED)
+        questions = [record.paraphrases[:WORDINGS] for record in dataset.records]
+        plain = choose_template(
+            dataset, instruction=None, few_shot_file=None, num_few_shot=FEW_SHOT
+        )
         source = find_model(name, revision=revision, device="auto", dtype="auto")
         with loaded_engine(source, attention="auto") as engine:
             positions = source.default_positions
