@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_segments import CHAT, PLAIN, tokenizer_of
-from tiny import ARCHITECTURES, ROTARY, tiny_model
+from tiny import ARCHITECTURES, MIXED, ROTARY, tiny_model
 
 import attention
 import certificate
@@ -41,8 +41,9 @@ def quick_flex(monkeypatch):
 @contextmanager
 def engine_of(tokenizer, architecture="llama", backend="sdpa", dtype=torch.float32):
     # As many keys as a value is wide are told apart at a time; two layers are quicker than four.
-    quicker = {"llama": {"head_dim": 32, "num_hidden_layers": 2}, "gemma3": {"head_dim": 32}}
-    changes = quicker.get(architecture, {})
+    quicker = {"head_dim": 32, "num_hidden_layers": 2}
+    changes = {"llama": quicker, "gemma3": quicker | {"layer_types": MIXED[:2]}}
+    changes = changes.get(architecture, {})
     model = tiny_model(architecture, vocab_size=len(tokenizer), **changes).to(dtype)
     with FlexAttentionWrapper(model, backend, compiled=False) as wrapper:
         attention.check_architecture(wrapper)

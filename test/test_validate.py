@@ -24,8 +24,10 @@ from validate_flexattention_env import FAILED, OK, WARNING
 
 ROOT = Path(__file__).parent.parent
 # What flex_attention_generate.py imports, whatever it is asked for.
-MAIN_JOB = "answers attention cli constants dataset engine flex_attention_generate loading pipeline"
-MAIN_JOB += " progress results segments"
+MAIN_JOB = """
+answers attention cli constants dataset engine files flex_attention_generate interrupts journal
+loading lock pipeline progress results segments
+"""
 IMPORTED_AS = {"spacy-lookups-data": "spacy_lookups_data"}
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
