@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -299,6 +300,8 @@ class FusePlan:
         fusion: how the partitions are combined.
         recordable: every forward looks at all slots, filled or not, so that its shapes stay the
             same and it can be recorded once and replayed; the math is compiled.
+        observe: called with the layer and what `split_attention` says, in every layer of every
+            forward; not with ``recordable``, whose replays call nothing.
     """
 
     def __init__(
@@ -313,7 +316,9 @@ class FusePlan:
         slots: int,
         fusion: Fusion,
         recordable: bool = False,
+        observe: Callable[..., None] | None = None,
     ):
+        assert observe is None or not recordable, "a recorded forward cannot be observed"
         self.prefix = prefix
         self.segments = segments
         self.segment_mask = segment_mask
@@ -322,6 +327,7 @@ class FusePlan:
         self.rotary = rotary
         self.fusion = fusion
         self.recordable = recordable
+        self.observe = observe
         self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
         R = segment_mask.shape[0]
         device = segment_mask.device
@@ -397,6 +403,7 @@ class FusePlan:
             interleaved,
             scoring,
             self.fusion,
+            None if self.observe is None else partial(self.observe, layer),
         )
 
     def _visible(self, window, group):
@@ -456,6 +463,7 @@ def split_attention(
     interleaved: bool,
     scoring: Scoring,
     fusion: Fusion,
+    observe: Callable[..., None] | None = None,
 ) -> torch.Tensor:
     """The attention of fused tokens, split at the borders of prefix, segments and fused tokens.
 
@@ -466,6 +474,8 @@ def split_attention(
         angles: cosines and sines that turn the query towards each segment, [R, K, rotated size].
         interleaved: see `rotate`.
         scoring, fusion: how scores are made and partitions combined.
+        observe: called with the probabilities that the values of prefix, segments and fused tokens
+            are read with, [J, R, G, S, P], [J, R, K, G, S, M] and [J, R, G, S, F].
 
     Returns:
         [R, H, S, D].
@@ -492,6 +502,8 @@ def split_attention(
         masked(to_fused[:, :, None], visible.fused),
         fusion,
     )
+    if observe is not None:
+        observe(*(p.unflatten(-2, (G, S)) for p in (p_prefix, p_segments, p_fused)))
     out = _read(p_segments.transpose(2, 3).flatten(3), segments.values.flatten(2, 3))
     out = out + _read(p_fused, own.values)
     if prefix is not None:

@@ -71,8 +71,10 @@ def _underscored(arg: str) -> str:
     return flag + equals + value
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that both generating scripts take, with their defaults."""
+def add_question_arguments(
+    parser: argparse.ArgumentParser, *, max_samples: int | None = None
+) -> None:
+    """What `pipeline.read_questions` asks for but the prompt; ``max_samples`` is a default."""
     data = parser.add_argument_group("questions")
     data.add_argument(
         "--dataset",
@@ -97,10 +99,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--max_samples",
         type=positive_int,
+        default=max_samples,
         metavar="N",
-        help="the first N questions (default: all)",
+        help=f"the first N questions (default: {max_samples or 'all'})",
     )
 
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is run."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
@@ -129,6 +135,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "only auto falls back (default: %(default)s)",
     )
 
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands around the paraphrase."""
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("--instruction", metavar="TEXT", help="(default: the dataset's own)")
     prompt.add_argument(
@@ -151,6 +160,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the prompt into the model's own chat format (for instruct models)",
     )
 
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that both generating scripts take, with their defaults."""
+    add_question_arguments(parser)
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
     running = parser.add_argument_group("running")
     running.add_argument(
         "--max_new_tokens",
@@ -192,12 +207,50 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_fusion_arguments(method) -> None:
+    """How attention fusion fuses; ``method`` is a parser or a group of one."""
+    method.add_argument(
+        "--positions",
+        choices=("exact", "left", "right", "sequential"),
+        help="where the paraphrases stand (default: exact; left with joint fusion or where a "
+        "model's positions are learned)",
+    )
+    method.add_argument(
+        "--fusion",
+        choices=("mean", "joint"),
+        default="mean",
+        help="mean of the paraphrases' attentions, or one softmax over all (default: %(default)s)",
+    )
+    method.add_argument(
+        "--fusion_tau",
+        type=finite_float,
+        default=0.0,
+        metavar="TAU",
+        help="mean fusion: weigh each paraphrase by its attention mass to this power "
+        "(default: %(default)s, equal weights)",
+    )
+    method.add_argument(
+        "--weights",
+        type=weight_list,
+        metavar="U,U,...",
+        help="a weight for each paraphrase (default: equal)",
+    )
+
+
 def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where shared flags do not go together."""
     if args.spacy_model is not None and not args.lemmaize:
         parser.error("--spacy_model: only --lemmaize uses it")
     if args.lemmaize and args.overwrite:
         parser.error("--overwrite makes a result again, --lemmaize adds to a finished one")
+
+
+def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where these flags do not go together."""
+    if args.fusion == "joint" and args.fusion_tau != 0:
+        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
+    if args.fusion == "joint" and args.positions == "exact":
+        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
 
 
 # Types: each raises with a sentence that shows the text as it was typed.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -225,6 +226,7 @@ class Engine:
         self.rotary = None
         self.fitting: int | None = None  # questions at a time, once memory has run out
         self.recording = recorded and self.device.type == "cuda"
+        self.observe: Callable[..., None] | None = None
         self.compact_share = RECORDED_COMPACT_SHARE if self.recording else COMPACT_SHARE
         self.counts = Counts()
 
@@ -242,6 +244,38 @@ class Engine:
                 for layer, kv in plan.layers.items()
             }
             self.counts.encoded_tokens += P
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Within, every forward runs as it is."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    @contextmanager
+    def observed(self, observe: Callable[..., None]) -> Iterator[None]:
+        """Within, every layer of every fused forward is observed, and no step is recorded.
+
+        Args:
+            observe: see `attention.FusePlan`.
+        """
+        self.observe = observe
+        try:
+            with self.unrecorded():
+                yield
+        finally:
+            self.observe = None
+
+    @torch.inference_mode()
+    def encode_segments(self, streams: Sequence[Stream]) -> dict[int, KeyValues]:
+        """Keys and values of each layer, [J, T, D], of the packed segments, as `generate` has them.
+
+        The streams' segments come in order; what stands behind them is padding or separators.
+        """
+        encoded, _ = self._encode_streams(streams)
+        return encoded.layers
 
     def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
         """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
@@ -428,6 +462,7 @@ class Engine:
             slots=separators + tail + max_new_tokens,
             fusion=fusion,
             recordable=self.recording,
+            observe=self.observe,
         )
         if separators:
             at = encoded.gather[R * K :, 0].view(R, separators)

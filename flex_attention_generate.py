@@ -15,10 +15,10 @@ from pathlib import Path
 from cli import (
     Parser,
     add_common_arguments,
+    add_fusion_arguments,
     check_common_arguments,
-    finite_float,
+    check_fusion_arguments,
     run,
-    weight_list,
 )
 from constants import SEPARATOR, UserError
 from results import attention_method_name
@@ -206,38 +206,10 @@ def parse_args(argv: Sequence[str] | None = None):
         help="shared: the common prompt once, then the paraphrases; concat: whole prompts joined, "
         "as first described (default: %(default)s)",
     )
-    method.add_argument(
-        "--positions",
-        choices=("exact", "left", "right", "sequential"),
-        help="where the paraphrases stand (default: exact; left with joint fusion or where a "
-        "model's positions are learned)",
-    )
-    method.add_argument(
-        "--fusion",
-        choices=("mean", "joint"),
-        default="mean",
-        help="mean of the paraphrases' attentions, or one softmax over all (default: %(default)s)",
-    )
-    method.add_argument(
-        "--fusion_tau",
-        type=finite_float,
-        default=0.0,
-        metavar="TAU",
-        help="mean fusion: weigh each paraphrase by its attention mass to this power "
-        "(default: %(default)s, equal weights)",
-    )
-    method.add_argument(
-        "--weights",
-        type=weight_list,
-        metavar="U,U,...",
-        help="a weight for each paraphrase (default: equal)",
-    )
+    add_fusion_arguments(method)
     args = parser.parse_args(argv)
     check_common_arguments(parser, args)
-    if args.fusion == "joint" and args.fusion_tau != 0:
-        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
-    if args.fusion == "joint" and args.positions == "exact":
-        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
+    check_fusion_arguments(parser, args)
     return args
 
 
