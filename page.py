@@ -31,7 +31,8 @@ def render_page(files: Sequence[Scored], baseline: Scored | None, report: Mappin
     """
     methods = _methods(files, baseline)
     tables = [
-        f"<h2>{escape(title)}</h2>{_table(rows)}" for title, rows in report_tables(report).items()
+        f"<h2>{escape(title)}</h2>{html_table(rows)}"
+        for title, rows in report_tables(report).items()
     ]
     notes = [f"<p>{escape(line)}</p>" for line in [*report["notes"], *legend(report)]]
     picture = base64.b64encode(draw(report, "svg")).decode()
@@ -63,7 +64,8 @@ def _methods(files: Sequence[Scored], baseline: Scored | None) -> list[Scored]:
     return methods
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells as texts, the header first."""
     header, *body = [[escape(cell) for cell in row] for row in rows]
     lines = ["<tr>" + "".join(f"<th scope=col>{cell}</th>" for cell in header) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]

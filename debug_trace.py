@@ -1,0 +1,339 @@
+"""What the method does to one question, written down: cuts, isolation, and every step of decoding.
+
+Everything here is asked of the engine. The logits of a step are those that its reduction is given,
+the attention is the probabilities that its layers read their values with, and what single
+paraphrases would have said are answers of further streams whose tails end with the same tokens.
+
+Legend: ``N`` paraphrases, ``T`` steps, ``L`` layers, ``H`` query heads, ``P`` tokens of the prefix,
+``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import DynamicCache
+
+from attention import EncodePlan, Fusion, KeyValues
+from constants import UserError
+from engine import Answer, Engine, Stream, attention_streams, logit_streams, only_stream
+from segments import SplitQuestion, split_prompts
+
+# Keys and values of packed segments may differ from those of separate runs by this share of the
+# largest: kernels round by shape. A token that sees a foreign one moves them by more.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How paraphrases are fused: the flags of the command line."""
+
+    positions: str
+    fusion: str = "mean"
+    tau: float = 0.0
+    weights: tuple[float, ...] | None = None
+
+    def fusion_of(self, paraphrases: Sequence[int], device) -> Fusion | None:
+        """The fusion of only these paraphrases; None where their weights are all 0."""
+        if self.weights is None:
+            return Fusion(self.fusion, self.tau)
+        weights = [self.weights[i] for i in paraphrases]
+        return Fusion.of(self.fusion, self.tau, weights, device) if any(weights) else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of the answer, and what chose it.
+
+    logits: fused, [V].
+    attention: of the token whose output these logits are (the last of the tail, then the one chosen
+        before), [L, H, N + 2]: the shares of the prefix, of each paraphrase and of its own text
+        (tail and answer so far, itself included); over the last axis they sum to 1.
+    alone: logits of each paraphrase by itself after the same tokens, [N, V].
+    left_out: logits of the fusion without paraphrase i after the same tokens, [V] each; None where
+        nothing is left.
+    """
+
+    token: int
+    logits: torch.Tensor
+    attention: torch.Tensor
+    alone: torch.Tensor
+    left_out: tuple[torch.Tensor | None, ...]
+
+    @property
+    def decisive(self) -> list[int]:
+        """The paraphrases without which another token would have been chosen."""
+        return [
+            i
+            for i, logits in enumerate(self.left_out)
+            if logits is not None and int(logits.argmax()) != self.token
+        ]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A question's whole decode.
+
+    answer: as `flex_attention_generate.py` gives it. alone: each paraphrase's own. left_out: that
+    of the fusion without paraphrase i, None where nothing is left.
+    """
+
+    steps: tuple[Step, ...]
+    answer: Answer
+    alone: tuple[Answer, ...]
+    left_out: tuple[Answer | None, ...]
+
+    @property
+    def decisive(self) -> list[int]:
+        """The paraphrases without which a token of the answer would have been another."""
+        return sorted({i for step in self.steps for i in step.decisive})
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """Packed encoding held against separate runs.
+
+    differences: of each paraphrase's keys and values over all layers, the largest, as a share of
+        the largest value there.
+    unmasked: the same if all paraphrases stood in one causal sequence; None for one paraphrase.
+    tolerance: what passes.
+    """
+
+    differences: tuple[float, ...]
+    unmasked: float | None
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        # A value that is no number passes no comparison.
+        return all(difference <= self.tolerance for difference in self.differences)
+
+
+# ---- isolation ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def check_isolation(engine: Engine, question: SplitQuestion) -> Isolation:
+    """Encode a question's segments packed, as a run does, and each in a stock forward of its own.
+
+    Compared is what fused tokens read: the keys and values of every layer. Segments stand right
+    behind the prefix, where they would stand alone.
+    """
+    alone = [_stock_keys_values(engine, segment) for segment in question.segments]
+    [stream] = attention_streams(question, len(engine.prefix_ids), "left")
+    packed = _by_segment(engine.encode_segments([stream]), question.lengths)
+    unmasked = None
+    if len(question.segments) > 1:
+        without = _by_segment(_encode_unmasked(engine, stream), question.lengths)
+        unmasked = max(map(_difference, without, alone))
+    full = engine.model.dtype == torch.float32
+    return Isolation(
+        tuple(map(_difference, packed, alone)), unmasked, TOLERANCE if full else HALF_TOLERANCE
+    )
+
+
+def _stock_keys_values(engine: Engine, segment: Sequence[int]) -> list[KeyValues]:
+    """Each layer's keys and values of a segment, [J, n, D], by the model's own eager attention."""
+    cache, P = DynamicCache(), len(engine.prefix_ids)
+    ids = torch.tensor([[*engine.prefix_ids, *segment]], device=engine.device)
+    with engine.wrapper.taken_out():
+        engine.model.set_attn_implementation("eager")
+        engine.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return [KeyValues(layer.keys[0, :, P:], layer.values[0, :, P:]) for layer in cache.layers]
+
+
+def _encode_unmasked(engine: Engine, stream: Stream) -> dict[int, KeyValues]:
+    """All segments as if they were one."""
+    ids = torch.tensor([token for segment in stream.segments for token in segment])
+    pairs = zip(stream.segments, stream.placement.starts, strict=True)
+    positions = torch.cat([torch.arange(start, start + len(s)) for s, start in pairs])
+    ids, positions = ids.to(engine.device), positions.to(engine.device)
+    one = torch.zeros_like(ids)
+    plan = EncodePlan([len(ids)], one, positions, engine.prefix, backend="eager")
+    with engine.wrapper.planned(plan):
+        engine.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
+    return plan.layers
+
+
+def _by_segment(layers: dict[int, KeyValues], lengths: Sequence[int]) -> list[list[KeyValues]]:
+    found, at = [], 0
+    for length in lengths:
+        own = slice(at, at + length)
+        in_order = (layers[layer] for layer in sorted(layers))
+        found.append([KeyValues(kv.keys[:, own], kv.values[:, own]) for kv in in_order])
+        at += length
+    return found
+
+
+def _difference(these: Sequence[KeyValues], those: Sequence[KeyValues]) -> float:
+    pairs = [
+        pair
+        for a, b in zip(these, those, strict=True)
+        for pair in ((a.keys, b.keys), (a.values, b.values))
+    ]
+    tiny = torch.finfo(torch.float32).tiny  # where all is zero nothing differs
+    shares = [
+        (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=tiny)
+        for a, b in pairs
+    ]
+    return float(torch.stack(shares).max())
+
+
+# ---- decoding -----------------------------------------------------------------------------------
+
+
+def cut(engine: Engine, template, paraphrases: Sequence[str]) -> SplitQuestion:
+    """Cut a question's prompts, and encode what every prompt begins with."""
+    prefix, [question] = split_prompts(engine.tokenizer, template, [paraphrases])
+    if prefix != engine.prefix_ids:
+        engine.set_prefix(prefix)
+    return question
+
+
+def trace_question(
+    engine: Engine,
+    template,
+    paraphrases: Sequence[str],
+    *,
+    settings: Settings,
+    max_new_tokens: int,
+) -> Trace:
+    """Answer a question as `flex_attention_generate.py` does, and keep what was met on the way.
+
+    On a GPU too every step runs as it is, not recorded: where steps are recorded, half precision
+    may round otherwise.
+
+    Raises:
+        UserError: the tokenizer, the model or the lengths do not allow it.
+    """
+    with engine.unrecorded():
+        return _trace(engine, template, paraphrases, settings, max_new_tokens)
+
+
+def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
+    question, P = cut(engine, template, paraphrases), len(engine.prefix_ids)
+    everything = range(len(paraphrases))
+    [stream] = attention_streams(question, P, settings.positions)
+    alone = logit_streams(question, P)
+    without = _left_out_streams(engine, template, paraphrases, settings.positions)
+    if not engine.can_turn([[stream], alone, without] if without else [[stream]], max_new_tokens):
+        raise UserError(
+            "--positions exact: this model's positions are not rotary, or turn in a way that is "
+            "not known here; use --positions left"
+        )
+    fusion = settings.fusion_of(everything, engine.device)
+    answer, tokens, logits, attention = watch(engine, stream, fusion, max_new_tokens)
+
+    fusions = [
+        settings.fusion_of([j for j in everything if j != i], engine.device) if without else None
+        for i in everything
+    ]
+    own_logits = logits_on_the_way(engine, alone, Fusion(), tokens)  # [N, T, V]
+    left_out_logits = [
+        None if kind is None else logits_on_the_way(engine, [without[i]], kind, tokens)[0]
+        for i, kind in enumerate(fusions)
+    ]
+    steps = [
+        Step(
+            token,
+            logits[t],
+            attention[t],
+            own_logits[:, t],
+            tuple(None if found is None else found[t] for found in left_out_logits),
+        )
+        for t, token in enumerate(tokens)
+    ]
+    return Trace(
+        tuple(steps),
+        answer,
+        tuple(_answers(engine, alone, Fusion(), max_new_tokens)),
+        tuple(
+            None if kind is None else _answers(engine, [without[i]], kind, max_new_tokens)[0]
+            for i, kind in enumerate(fusions)
+        ),
+    )
+
+
+def _left_out_streams(engine, template, paraphrases, positions) -> list[Stream]:
+    """The question without paraphrase i, for each i; none where nothing is left.
+
+    Cut anew: fewer paraphrases may share a longer tail.
+    """
+    if len(paraphrases) == 1:
+        return []
+    rests = [
+        [text for j, text in enumerate(paraphrases) if j != i] for i in range(len(paraphrases))
+    ]
+    _, questions = split_prompts(engine.tokenizer, template, rests)
+    P = len(engine.prefix_ids)
+    return [
+        stream for question in questions for stream in attention_streams(question, P, positions)
+    ]
+
+
+def watch(engine, stream, fusion, max_new_tokens):
+    """One question's decode: its answer, its tokens with the stop, and at each of T steps the
+    logits [V] and the attention [L, H, N + 2]."""
+    layers, logits, attention = {}, [], []
+
+    def see_attention(layer, prefix, segments, fused):
+        newest = (part[..., -1, :].sum(-1).flatten(0, 1) for part in (prefix, fused))
+        to_prefix, to_own = (part.flatten() for part in newest)  # [H], of the only row
+        to_segments = segments[..., -1, :].sum(-1)[:, 0].transpose(1, 2).flatten(0, 1)  # [H, N]
+        layers[layer] = torch.cat([to_prefix[:, None], to_segments, to_own[:, None]], dim=1).cpu()
+
+    def see_logits(given, weights):
+        fused = only_stream(given, weights)
+        logits.append(fused[0].cpu())
+        attention.append(torch.stack([layers[layer] for layer in sorted(layers)]))
+        return fused
+
+    with engine.observed(see_attention):
+        [answer] = _answers(engine, [stream], fusion, max_new_tokens, see_logits)
+    return answer, [int(each.argmax()) for each in logits], logits, attention
+
+
+def _answers(engine, streams, fusion, max_new_tokens, combine=only_stream) -> list[Answer]:
+    """Each stream a question of its own; all have as many segments."""
+    batches = engine.generate(
+        [[stream] for stream in streams],
+        fusion=fusion,
+        combine=combine,
+        max_new_tokens=max_new_tokens,
+        batch_size=None,
+    )
+    found = dict(pair for batch in batches for pair in batch)
+    return [found[index] for index in range(len(streams))]
+
+
+def logits_on_the_way(engine, streams, fusion, tokens) -> torch.Tensor:
+    """What each stream says after the tail and after each of the tokens but the last,
+    [streams, T, V].
+
+    A tail that goes on with the tokens so far: the same math as having decoded them.
+    """
+    grown = [
+        replace(stream, tail=stream.tail + tuple(tokens[:t]))
+        for stream in streams
+        for t in range(len(tokens))
+    ]
+    seen = []
+
+    def keep(logits, weights):
+        fused = only_stream(logits, weights)
+        seen.append(fused.cpu())
+        return fused
+
+    batches = engine.generate(
+        [[stream] for stream in grown],
+        fusion=fusion,
+        combine=keep,
+        max_new_tokens=1,
+        batch_size=None,
+    )
+    order = torch.tensor([index for batch in batches for index, _ in batch])
+    logits = torch.cat(seen)[order.argsort()]  # batches come shortest first
+    assert len(logits) == len(grown), (len(logits), len(grown))
+    return logits.unflatten(0, (len(streams), len(tokens)))
