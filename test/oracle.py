@@ -15,10 +15,11 @@ FAR = 10**6  # a position that is no position: padding
 
 
 @contextmanager
-def plain_attention(model, combine, visible, positions, bias=0.0):
+def plain_attention(model, combine, visible, positions, bias=0.0, watch=None):
     """Eager attention under ``visible`` [rows, tokens, tokens]; ``combine`` sees every output.
 
-    positions [rows, tokens] are what sliding windows count; ``bias`` is added to the scores.
+    positions [rows, tokens] are what sliding windows count; ``bias`` is added to the scores;
+    ``watch`` gets every layer's number, probabilities [rows, H, tokens, tokens] and lse.
     """
 
     def attention(
@@ -36,6 +37,8 @@ def plain_attention(model, combine, visible, positions, bias=0.0):
             seen = seen & (positions[:, :, None] - positions[:, None, :] < sliding_window)
         seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool)
         scores = (scores + bias).masked_fill(~seen[:, None], float("-inf"))
+        if watch is not None:
+            watch(module.layer_idx, scores.softmax(-1), scores.logsumexp(-1))
         out = combine(scores.softmax(-1) @ value, scores.logsumexp(-1))
         return out.transpose(1, 2), None
 
@@ -68,7 +71,7 @@ def partition_positions(lengths, P, F, scheme):
 
 
 @torch.no_grad()
-def mean_oracle(model, prefix, segments, fused, scheme, tau=0.0, weights=None):
+def mean_oracle(model, prefix, segments, fused, scheme, tau=0.0, weights=None, watch=None):
     """Logits at every fused token, [F, V]."""
     P, F, N = len(prefix), len(fused), len(segments)
     lengths = [len(s) for s in segments]
@@ -92,14 +95,14 @@ def mean_oracle(model, prefix, segments, fused, scheme, tau=0.0, weights=None):
         out[:, :, -F:] = (share * out[:, :, -F:]).sum(0, keepdim=True)
         return out
 
-    with plain_attention(model, combine, visible, positions):
+    with plain_attention(model, combine, visible, positions, watch=watch):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     assert (logits[:1, -F:] - logits[:, -F:]).abs().max() < 1e-4, "fused tokens are the same"
     return logits[0, -F:]
 
 
 @torch.no_grad()
-def joint_oracle(model, prefix, segments, fused, scheme, weights=None):
+def joint_oracle(model, prefix, segments, fused, scheme, weights=None, watch=None):
     """Logits at every fused token, [F, V], of one softmax over everything."""
     P, F, N = len(prefix), len(fused), len(segments)
     lengths = [len(s) for s in segments]
@@ -116,7 +119,7 @@ def joint_oracle(model, prefix, segments, fused, scheme, weights=None):
             if weights is not None and owner[q] == N and 0 <= owner[kv] < N:
                 bias[q, kv] = torch.tensor(N * weights[owner[kv]] / sum(weights)).log()
     positions = torch.tensor([positions])
-    with plain_attention(model, lambda out, lse: out, visible, positions, bias):
+    with plain_attention(model, lambda out, lse: out, visible, positions, bias, watch):
         logits = model(
             input_ids=torch.tensor([ids]), position_ids=positions, use_cache=False
         ).logits
