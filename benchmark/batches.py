@@ -16,7 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import Parser, add_common_arguments, check_common_arguments, run
+from cli import (
+    Parser,
+    add_model_arguments,
+    add_prompt_arguments,
+    add_question_arguments,
+    positive_int,
+    run,
+)
 
 BATCH = 64
 
@@ -78,6 +85,7 @@ def compare(engine, groups, combine, **settings) -> dict[str, list[float]]:
 
 def main(args) -> None:
     from attention import Fusion
+    from dataset import chat_prompt_template
     from engine import only_stream
     from flex_attention_generate import split_and_place
     from generate import split_and_set_prefix
@@ -85,21 +93,24 @@ def main(args) -> None:
     from pipeline import read_questions, set_up_logging
     from reductions import average_logits
 
-    set_up_logging(args.verbose)
+    set_up_logging(verbose=False)
     data = read_questions(args)
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     settings = {"max_new_tokens": args.max_new_tokens, "fusion": Fusion()}
     with loaded_engine(source, attention=args.attention) as engine:
+        template = data.template
+        if args.chat_template:
+            template = chat_prompt_template(engine.tokenizer, template)
         fused = split_and_place(
             engine,
-            data.template,
+            template,
             [record.paraphrases for record in data.records],
             layout="shared",
             positions=source.default_positions,
             max_new_tokens=args.max_new_tokens,
         )
         told = {"attention fusion": compare(engine, fused, only_stream, **settings)}
-        averaged = split_and_set_prefix(engine, data.template, data.records)
+        averaged = split_and_set_prefix(engine, template, data.records)
         told["avg"] = compare(engine, averaged, average_logits, **settings)
 
     print(
@@ -117,10 +128,17 @@ def main(args) -> None:
 
 def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
-    add_common_arguments(parser)
-    args = parser.parse_args(argv)
-    check_common_arguments(parser, args)
-    return args
+    add_question_arguments(parser)
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
+    parser.add_argument(
+        "--max_new_tokens",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
