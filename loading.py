@@ -19,6 +19,7 @@ from attention import FlexAttentionWrapper, check_architecture, check_config, fl
 from constants import UserError, resolve_model
 from engine import Engine
 from hub_errors import explain
+from memory import check_fits
 from progress import say_if_slow
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ def load_weights(source: ModelSource):
     # that makes of them: another commit than the one on record.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
+        check_fits(source.name, source.config, source.dtype, source.device)
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
             revision=source.revision,
@@ -148,6 +150,8 @@ def load_weights(source: ModelSource):
             ignore_mismatched_sizes=True,  # they are reported, and refused below
             output_loading_info=True,
         )
+    except UserError:
+        raise
     except Exception as error:
         what = f"the weights of {source.name}"
         raise _cannot_load(what, source.path, source.revision, error) from error

@@ -35,6 +35,7 @@ from urllib.request import urlopen
 
 from cli import Parser, run
 from constants import DEMO_MODEL, DEMO_QUESTIONS, ROOT, UserError, resolve_model
+from memory import GIB, available_memory
 from progress import say
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -55,7 +56,6 @@ NEEDED_ONLY_BY = {
     "spacy-lookups-data": LEMMAS,
 }
 
-GIB = 2**30
 LITTLE_MEMORY, LITTLE_ROOM, LITTLE_CACHE = 2 * GIB, GIB // 2, 10 * GIB
 SMALLEST_DEMO = 2**20  # bytes of its weights; what git-lfs puts in a file's place is smaller
 
@@ -222,22 +222,6 @@ def check_memory() -> Check:
         "the demo takes about 1 GiB, a model twice its weights while it loads" if short else "",
         {"available_bytes": free},
     )
-
-
-def available_memory() -> int | None:
-    """Bytes: of the machine or, if that is less, of the control group this process is in."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) * 1024
-    except (OSError, TypeError):  # no Linux
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or `max`
-        return free
-    return min(free, max(0, limit - used))
 
 
 def check_disk() -> Iterator[Check]:

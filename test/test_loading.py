@@ -2,13 +2,14 @@
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
 import torch
 from small import run_script
 from tiny import COMMON, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import attention
@@ -16,6 +17,7 @@ import engine
 import flex_attention_generate
 import generate
 import loading
+import memory
 from attention import FlexAttentionWrapper, check_architecture
 from constants import UserError
 from results import read_manifest, read_results
@@ -153,6 +155,39 @@ def test_unknown_model(run, script, model, named):
     assert (code, written) == (2, []) and err.startswith("error: ") and err.count("\n") == 1
     for part in ("--model: ", *named):
         assert part in err
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_a_model_that_memory_cannot_hold(small, run, monkeypatch, dtype, size):
+    """Refused with both figures before a weight is read."""
+    needed = size * sum(p.numel() for p in small.model.parameters())
+    calls = []
+    monkeypatch.setattr(memory, "available_memory", lambda: needed + 200)  # some for its buffers
+    monkeypatch.setattr(memory, "GIB", 1)
+    argv = ["--model", small.folder, "--dtype", dtype]
+    assert run(generate, *argv)[0] == 0
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", calls.append)
+    code, err, _ = run(generate, *argv, "--overwrite")
+    assert code == 2 and err.count("\n") == 1 and not calls
+    figures = [float(number) for number in re.findall(r"(\d+\.\d) GiB", err)]
+    assert needed <= figures[0] <= needed + 200 and figures[1] == needed - 1
+    assert dtype in err
+
+
+def test_what_large_models_take():
+    """Of the Llama-3.2-3B shape, tied: 3.21e9 weights."""
+    config = LlamaConfig(
+        hidden_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=24,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=8192,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    )
+    assert memory.weight_bytes(config, torch.bfloat16) == pytest.approx(2 * 3.2127e9, rel=1e-4)
 
 
 def test_a_file_is_no_model(small, run):
