@@ -190,7 +190,7 @@ def select_paraphrases(
     for record in records:
         if len(record.paraphrases) <= max(chosen):
             found = len(record.paraphrases)
-            raise UserError(f"{asked}, but question {record.uuid} has {found}")
+            raise UserError(f"{asked}, but question {_name(record.uuid)} has {found}")
         paraphrases = tuple(record.paraphrases[index] for index in chosen)
         selected.append(replace(record, paraphrases=paraphrases))
     return selected
@@ -273,7 +273,7 @@ def _load_records(path: Path) -> dict:
                 asked = record.question or record.paraphrases[0]
                 problem = f"asks {_show(asked)}, without a uuid of its own,"
             else:
-                problem = f"has the uuid {record.uuid}"
+                problem = f"has the uuid {_name(record.uuid)}"
             raise UserError(f"{where} {problem} like {places[record.uuid]}")
         places[record.uuid] = where
         records.append(record)
@@ -283,7 +283,7 @@ def _load_records(path: Path) -> dict:
 def _record(row: dict, numbered: list[str], where: str) -> Record:
     uuid = _label(row.get("uuid"), "uuid", where)
     if uuid is not None:
-        where = f"{where} (uuid {uuid})"
+        where = f"{where} (uuid {_name(uuid)})"
     relation_column = "rel" if _is_missing(row.get("relation")) else "relation"
     relation = _label(row.get(relation_column), relation_column, where)
     question = row.get("question")
@@ -382,8 +382,25 @@ def _looks_like_list(text: str) -> bool:
 
 
 def _show(value) -> str:
-    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    """A value from a file as it can stand in a sentence."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} in which many others are nested"
+    return _cut(shown if shown.isprintable() else ascii(value), 60)
+
+
+def _name(text: str) -> str:
+    """A text that names something, without quotes where it can be read without."""
+    return text if text.isprintable() and len(text) <= 60 else _show(text)
+
+
+def _names(texts: Sequence[str]) -> str:
+    return _cut(", ".join(_name(text) for text in texts), 150) or "none"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _numbered_columns(path: Path, columns: list[str]) -> list[str]:
@@ -398,8 +415,7 @@ def _numbered_columns(path: Path, columns: list[str]) -> list[str]:
 def _require(path: Path, columns: list[str], any_of: Sequence[str]) -> None:
     if not set(columns) & set(any_of):
         raise UserError(
-            f"{path} has none of the columns {', '.join(any_of)}; "
-            f"its columns are {', '.join(columns) or 'none'}"
+            f"{path} has none of the columns {', '.join(any_of)}; its columns are {_names(columns)}"
         )
 
 
@@ -440,7 +456,7 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
         raise UserError(f"{path} cannot be read: {error.strerror or _first_line(error)}") from error
     doubled = sorted({column for column in columns if columns.count(column) > 1})
     if doubled:
-        raise UserError(f"{path} has two columns named {doubled[0]!r}")
+        raise UserError(f"{path} has two columns named {_show(doubled[0])}")
     if not rows:
         raise UserError(f"{path} has no rows")
     return columns, rows
@@ -525,7 +541,13 @@ def _read_arrow(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
             if row is None:
                 raise UserError(f"{path}: {name} is damaged: {_first_line(error)}") from error
             raise UserError(f"row {row} of {path}: {name} is not valid UTF-8") from error
-    return columns, [(f"row {i} of {path}", row) for i, row in enumerate(table.to_pylist(), 1)]
+    try:
+        rows = table.to_pylist()
+    except (OverflowError, ValueError) as error:  # times beyond the year 9999, and the like
+        raise UserError(
+            f"{path} holds a value that cannot be read: {_first_line(error)}"
+        ) from error
+    return columns, [(f"row {i} of {path}", row) for i, row in enumerate(rows, 1)]
 
 
 def _undecodable_row(column) -> int | None:
@@ -545,7 +567,9 @@ def _is_used(column: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What a library says, of which a damaged file's bytes may be a part."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return _cut(line if line.isprintable() else ascii(line)[1:-1], 120)
 
 
 READERS: dict[str, Callable[[Path], tuple[list[str], list[tuple[str, dict]]]]] = {

@@ -44,6 +44,7 @@ RESULT_SUFFIXES = (".feather", ".csv", ".json")
 MAX_NAME_BYTES = 120
 # How much of a value an error message shows.
 SHOWN_CHARACTERS = 80
+MAX_REASON = 200
 
 
 def run_name(method: str, *, num_paraphrases: int, indexs: Sequence[int] | None = None) -> str:
@@ -347,9 +348,11 @@ def read_results(path: str | Path) -> "DataFrame":
         raise UserError(f"cannot read {path}: its suffix is none of {known}")
     import pyarrow as pa
 
+    # OverflowError: times beyond the year 9999, and the like.
+    unreadable = (OSError, ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException)
     try:
         columns = readers[path.suffix.lower()](path)
-    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
+    except unreadable as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
     if not columns:
         raise UserError(f"cannot read {path}: it is empty")
@@ -363,8 +366,12 @@ def _read_arrow(path: Path) -> dict[str, list]:
     # abort the whole process at its exit (apache/arrow issues 34314 and 50482).
     if path.suffix.lower() == ".parquet":
         with parquet.ParquetFile(str(path)) as file:
-            return file.read(use_threads=False).to_pydict()
-    return feather.read_table(str(path), use_threads=False).to_pydict()
+            table = file.read(use_threads=False)
+    else:
+        table = feather.read_table(str(path), use_threads=False)
+    # Reading a damaged column without this could end the interpreter instead of raising.
+    table.validate(full=True)
+    return table.to_pydict()
 
 
 def _read_csv(path: Path) -> dict[str, list]:
@@ -429,6 +436,11 @@ def _frame_of_objects(columns: Mapping[str, list]) -> "DataFrame":
 
 
 def _reason(error: Exception) -> str:
-    """Why something failed, as one line without the path, which the caller's sentence has."""
+    """Why something failed, as one line without the path, which the caller's sentence has.
+
+    A library's text may hold a damaged file's bytes.
+    """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
