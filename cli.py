@@ -17,8 +17,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from constants import DATASET_NAMES, UserError
+from constants import (
+    DATASET_NAMES,
+    DEFAULT_NUM_AUTO,
+    DEFAULT_NUM_MANUAL,
+    DEFAULT_SEED,
+    UserError,
+)
 from interrupts import ctrl_c_ends_soon, leave
+
+# Flags of --dataset, and which datasets use them; the first say where a dataset is from.
+SOURCE_FLAGS = ("data_dir", "dataset_revision")
+DATASET_FLAGS = {
+    **dict.fromkeys(SOURCE_FLAGS, ("webqa", "myriadlama")),
+    "paraphrase_model": ("webqa",),
+    **dict.fromkeys(("num_manual", "num_auto", "seed"), ("myriadlama",)),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,11 +98,56 @@ def add_question_arguments(
         "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... (default: demo)",
     )
     data.add_argument(
+        "--data_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="webqa, myriadlama: a folder with the tables as files, instead of the hub",
+    )
+    data.add_argument(
+        "--dataset_revision",
+        metavar="REVISION",
+        help="webqa, myriadlama: branch, tag or commit of the dataset on the hub",
+    )
+    data.add_argument(
+        "--paraphrase_model",
+        metavar="NAME",
+        help="webqa: the model whose paraphrases are taken, as paraphrase.py --model had it "
+        "(default: that of --model)",
+    )
+    data.add_argument(
+        "--num_manual",
+        type=non_negative_int,
+        metavar="M",
+        help="myriadlama: how many manual paraphrases of each question are drawn "
+        f"(default: {DEFAULT_NUM_MANUAL})",
+    )
+    data.add_argument(
+        "--num_auto",
+        type=non_negative_int,
+        metavar="A",
+        help="myriadlama: and how many automatic ones; they are mixed, and --num_paraphrases or "
+        f"--indexs takes from the mixture (default: {DEFAULT_NUM_AUTO})",
+    )
+    data.add_argument(
+        "--seed",
+        type=non_negative_int,
+        help="myriadlama: what the draw depends on, with the question's uuid "
+        f"(default: {DEFAULT_SEED})",
+    )
+    data.add_argument(
         "--num_paraphrases",
         type=positive_int,
         default=5,
         metavar="N",
         help="the first N paraphrases of each question (default: %(default)s)",
+    )
+    data.add_argument(
+        "--num_samples",
+        dest="num_paraphrases",
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="another name of --num_paraphrases",
     )
     data.add_argument(
         "--indexs",
@@ -239,6 +298,7 @@ def add_fusion_arguments(method) -> None:
 
 def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where shared flags do not go together."""
+    _check_dataset_arguments(parser, args)
     if args.spacy_model is not None and not args.lemmaize:
         parser.error("--spacy_model: only --lemmaize uses it")
     if args.lemmaize and args.overwrite:
@@ -251,6 +311,23 @@ def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
     if args.fusion == "joint" and args.positions == "exact":
         parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
+
+
+def _check_dataset_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where a flag of one dataset is given with another."""
+    is_original = getattr(args, "method", None) == "origin"
+    for flag in DATASET_FLAGS:
+        if getattr(args, flag) is None:
+            continue
+        if args.dataset not in DATASET_FLAGS[flag]:
+            users = " and ".join(DATASET_FLAGS[flag])
+            parser.error(f"--{flag} belongs to --dataset {users}; {args.dataset} does not use it")
+        if is_original and flag not in SOURCE_FLAGS:
+            parser.error(f"--{flag}: --method origin asks the original wording only")
+    if args.data_dir is not None and args.dataset_revision is not None:
+        parser.error("--dataset_revision: a folder (--data_dir) has one state only")
+    if args.num_manual == 0 and args.num_auto == 0:
+        parser.error("--num_manual 0 and --num_auto 0 leave nothing to ask")
 
 
 # Types: each raises with a sentence that shows the text as it was typed.

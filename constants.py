@@ -18,7 +18,21 @@ DEMO_INSTRUCTION = "Give the missing fact in as few words as possible."
 DEFAULT_INSTRUCTION = "Answer with a short fact and nothing else."
 
 # What --dataset takes besides the path of a file.
-DATASET_NAMES = ("demo",)
+DATASET_NAMES = ("demo", "webqa", "myriadlama")
+
+WEBQA_REPOSITORY = "stanfordnlp/web_questions"
+MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"
+
+WEBQA_INSTRUCTION = "Answer the question with a short fact and nothing else."
+# The very text that MyriadLAMA's published predictions were made with: to be comparable.
+MYRIADLAMA_INSTRUCTION = "Based on the context, predict the [MASK] in the sentence in one word."
+
+# Where paraphrases of questions are kept, as results/ is: below the folder the user is in.
+DATA_ROOT = Path("data")
+PARAPHRASE_FILE = "paraphrases.jsonl"
+
+# Of each question of MyriadLAMA, so many of its paraphrases are drawn, with this seed.
+DEFAULT_NUM_MANUAL, DEFAULT_NUM_AUTO, DEFAULT_SEED = 5, 5, 42
 
 WEBQA_REPOSITORY = "stanfordnlp/web_questions"
 MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"

@@ -1,6 +1,7 @@
 """Questions in several wordings, and the prompts made of them.
 
 `load_dataset` gives the same records for every source: the bundled demo, or a user's own file.
+(WebQuestions and MyriadLAMA: hub_datasets.py.)
 
 A file is .parquet, .feather, .jsonl or .csv (UTF-8, commas, a header; a list is written as JSON).
 Its columns:
@@ -25,6 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from constants import (
     DATASET_NAMES,
@@ -34,6 +36,9 @@ from constants import (
     DEMO_QUESTIONS,
     UserError,
 )
+
+if TYPE_CHECKING:
+    import pyarrow
 
 ANSWER_COLUMNS = ("answers", "answer")
 LIST_COLUMNS = ("paraphrases", "manual_paraphrases", "auto_paraphrases")
@@ -207,6 +212,8 @@ def _check_indexs(indexs: Sequence[int]) -> None:
 def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
     """The demo, or a user's own file (its columns: top of this module).
 
+    WebQuestions and MyriadLAMA have settings of their own: `hub_datasets.open_dataset`.
+
     `max_samples` keeps the first so many records; the whole file is read and checked all the same.
     Raises UserError, one sentence that names file, row and uuid, for anything that is not as it
     should be.
@@ -216,7 +223,7 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
             name="demo",
             few_shot=load_few_shot(DEMO_FEW_SHOT),
             instruction=DEMO_INSTRUCTION,
-            **_load_records(DEMO_QUESTIONS),
+            **fields_of(records_of(DEMO_QUESTIONS, *read_rows(DEMO_QUESTIONS))),
         )
     else:
         path = Path(name_or_path)
@@ -226,7 +233,10 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
                 f"or give the path of a file ({', '.join(READERS)})"
             )
         dataset = Dataset(
-            name=path.stem, few_shot=(), instruction=DEFAULT_INSTRUCTION, **_load_records(path)
+            name=path.stem,
+            few_shot=(),
+            instruction=DEFAULT_INSTRUCTION,
+            **fields_of(records_of(path, *read_rows(path))),
         )
     return replace(dataset, records=dataset.records[:max_samples])
 
@@ -237,141 +247,157 @@ def load_few_shot(path: Path) -> tuple[FewShot, ...]:
     `question`, or the first of `paraphrases`; `answer`, or the first of `answers`.
     """
     path = Path(path)
-    columns, rows = _read_rows(path)
-    _require(path, columns, ("question", "paraphrases"))
-    _require(path, columns, ANSWER_COLUMNS)
-    few_shot = []
-    for where, row in rows:
-        if _is_missing(row.get("question")):
-            question = _texts(row.get("paraphrases"), "paraphrases", where)[0]
-        else:
-            question = _text(row["question"], "question", where)
-        if _is_missing(row.get("answer")):
-            answer = _answers(row, where)[0]
-        else:
-            answer = _text(row["answer"], "answer", where)
-        few_shot.append(FewShot(question=question, answer=answer))
-    return tuple(few_shot)
+    columns, rows = read_rows(path)
+    require_columns(path, columns, ("question", "paraphrases"))
+    require_columns(path, columns, ANSWER_COLUMNS)
+    return tuple(solved_example(where, row) for where, row in rows)
+
+
+def solved_example(where: str, row: dict) -> FewShot:
+    """A row as `load_few_shot` takes it."""
+    if is_missing(row.get("question")):
+        question = checked_texts(row.get("paraphrases"), "paraphrases", where)[0]
+    else:
+        question = checked_text(row["question"], "question", where)
+    if is_missing(row.get("answer")):
+        answer = _answers(row, where)[0]
+    else:
+        answer = checked_text(row["answer"], "answer", where)
+    return FewShot(question=question, answer=answer)
 
 
 # Rows to records
 
 
-def _load_records(path: Path) -> dict:
-    """The checked records of a file and their fingerprint, as the fields of a Dataset."""
-    columns, rows = _read_rows(path)
-    numbered = _numbered_columns(path, columns)
-    _require(path, columns, ANSWER_COLUMNS)
+# A row with its place in words, such as `line 3 of questions.jsonl`, which errors begin with.
+Row = tuple[str, dict]
+
+
+def records_of(source: Path | str, columns: list[str], rows: list[Row]) -> list[Record]:
+    """The rows as records, each checked, no uuid twice.
+
+    Raises UserError, one sentence that names row and uuid, or `source` where a column lacks.
+    """
+    numbered = _numbered_columns(source, columns)
+    require_columns(source, columns, ANSWER_COLUMNS)
     if not numbered:
-        _require(path, columns, (*LIST_COLUMNS, "paraphrase0", "question"))
+        require_columns(source, columns, (*LIST_COLUMNS, "paraphrase0", "question"))
     records = []
     places: dict[str, str] = {}
     for where, row in rows:
         record = _record(row, numbered, where)
         if record.uuid in places:
-            if _is_missing(row.get("uuid")):
+            if is_missing(row.get("uuid")):
                 asked = record.question or record.paraphrases[0]
-                problem = f"asks {_show(asked)}, without a uuid of its own,"
+                problem = f"asks {show(asked)}, without a uuid of its own,"
             else:
                 problem = f"has the uuid {_name(record.uuid)}"
             raise UserError(f"{where} {problem} like {places[record.uuid]}")
         places[record.uuid] = where
         records.append(record)
-    return {"records": records, "fingerprint": _fingerprint(records)}
+    return records
+
+
+def fields_of(records: list[Record]) -> dict:
+    """The records and their fingerprint, as the fields of a Dataset."""
+    content = [[r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records]
+    return {"records": records, "fingerprint": sha256(_json(content))}
 
 
 def _record(row: dict, numbered: list[str], where: str) -> Record:
-    uuid = _label(row.get("uuid"), "uuid", where)
+    uuid = checked_label(row.get("uuid"), "uuid", where)
     if uuid is not None:
         where = f"{where} (uuid {_name(uuid)})"
-    relation_column = "rel" if _is_missing(row.get("relation")) else "relation"
-    relation = _label(row.get(relation_column), relation_column, where)
+    relation_column = "rel" if is_missing(row.get("relation")) else "relation"
+    relation = checked_label(row.get(relation_column), relation_column, where)
     question = row.get("question")
-    question = None if _is_missing(question) else _text(question, "question", where)
+    question = None if is_missing(question) else checked_text(question, "question", where)
     answers = _answers(row, where)
     paraphrases = _paraphrases(row, numbered, question, where)
     if uuid is None:
         # Two rows may share their first wording and differ in what is right.
         content = _json([paraphrases[0], *answers]) if question is None else question
-        uuid = _sha256(content)[:32]
+        uuid = uuid_of(content)
     return Record(uuid, paraphrases, answers, question, relation)
 
 
+def uuid_of(question: str) -> str:
+    return sha256(question)[:32]
+
+
 def _answers(row: dict, where: str) -> tuple[str, ...]:
-    column = "answer" if _is_missing(row.get("answers")) else "answers"
+    column = "answer" if is_missing(row.get("answers")) else "answers"
     value = row.get(column)
-    if _is_missing(value):
+    if is_missing(value):
         raise UserError(f"{where} has no answers")
     if isinstance(value, str) and not _looks_like_list(value):
-        return (_text(value, column, where),)
+        return (checked_text(value, column, where),)
     if not isinstance(value, (str, list)):
-        raise UserError(
-            f"{where}: {column} must be a text or a list of texts, found {_show(value)}"
-        )
-    return _texts(value, column, where)
+        raise UserError(f"{where}: {column} must be a text or a list of texts, found {show(value)}")
+    return checked_texts(value, column, where)
 
 
 def _paraphrases(
     row: dict, numbered: list[str], question: str | None, where: str
 ) -> tuple[str, ...]:
-    if not _is_missing(row.get("paraphrases")):
-        return _texts(row["paraphrases"], "paraphrases", where)
+    if not is_missing(row.get("paraphrases")):
+        return checked_texts(row["paraphrases"], "paraphrases", where)
     pooled: tuple[str, ...] = ()
     for column in ("manual_paraphrases", "auto_paraphrases"):
         value = row.get(column)
-        if not _is_missing(value) and value not in ([], "[]"):
-            pooled += _texts(value, column, where)
+        if not is_missing(value) and value not in ([], "[]"):
+            pooled += checked_texts(value, column, where)
     if pooled:
         return pooled
     # A row of a wide table has fewer wordings than the widest where its last cells are empty.
     cells = [row.get(column) for column in numbered]
-    while cells and _is_missing(cells[-1]):
+    while cells and is_missing(cells[-1]):
         cells.pop()
     if cells:
-        return tuple(_text(cell, f"paraphrase{i}", where) for i, cell in enumerate(cells))
+        return tuple(checked_text(cell, f"paraphrase{i}", where) for i, cell in enumerate(cells))
     if question is not None:
         return (question,)
     raise UserError(f"{where} has no paraphrases and no question")
 
 
-def _texts(value, column: str, where: str) -> tuple[str, ...]:
+def checked_texts(value, column: str, where: str) -> tuple[str, ...]:
     """A list of texts, as it is or written as JSON."""
     if isinstance(value, str) and _looks_like_list(value):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise UserError(
-                f"{where}: {column} looks like a list but is not JSON: {_show(value)}"
+                f"{where}: {column} looks like a list but is not JSON: {show(value)}"
             ) from None
     if not isinstance(value, list):
-        raise UserError(f"{where}: {column} must be a list of texts, found {_show(value)}")
+        raise UserError(f"{where}: {column} must be a list of texts, found {show(value)}")
     if not value:
         raise UserError(f"{where}: {column} is an empty list")
-    return tuple(_text(text, f"{column}[{i}]", where) for i, text in enumerate(value))
+    return tuple(checked_text(text, f"{column}[{i}]", where) for i, text in enumerate(value))
 
 
-def _text(value, what: str, where: str) -> str:
-    if _is_missing(value):
+def checked_text(value, what: str, where: str) -> str:
+    if is_missing(value):
         raise UserError(f"{where}: {what} is empty")
     if not isinstance(value, str):
-        raise UserError(f"{where}: {what} must be a text, found {_show(value)}")
+        raise UserError(f"{where}: {what} must be a text, found {show(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {what} holds half a character: {_show(value)}") from None
+        raise UserError(f"{where}: {what} holds half a character: {show(value)}") from None
     return value
 
 
-def _label(value, what: str, where: str) -> str | None:
+def checked_label(value, what: str, where: str) -> str | None:
     """A name: a text, or a whole number, which is as good a name."""
-    if _is_missing(value):
+    if is_missing(value):
         return None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _text(value, what, where)
+    return checked_text(value, what, where)
 
 
-def _is_missing(value) -> bool:
+def is_missing(value) -> bool:
     """Null, NaN, or nothing but white space."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
@@ -381,7 +407,7 @@ def _looks_like_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
 
 
-def _show(value) -> str:
+def show(value) -> str:
     """A value from a file as it can stand in a sentence."""
     try:
         shown = repr(value)
@@ -392,7 +418,7 @@ def _show(value) -> str:
 
 def _name(text: str) -> str:
     """A text that names something, without quotes where it can be read without."""
-    return text if text.isprintable() and len(text) <= 60 else _show(text)
+    return text if text.isprintable() and len(text) <= 60 else show(text)
 
 
 def _names(texts: Sequence[str]) -> str:
@@ -403,19 +429,20 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def _numbered_columns(path: Path, columns: list[str]) -> list[str]:
+def _numbered_columns(source: Path | str, columns: list[str]) -> list[str]:
     """paraphrase0, paraphrase1, … in order of their numbers."""
     numbers = sorted(int(m[1]) for c in columns if (m := NUMBERED_COLUMN.fullmatch(c)))
     for expected, number in enumerate(numbers):
         if number != expected:
-            raise UserError(f"{path} has a column paraphrase{number} but no paraphrase{expected}")
+            raise UserError(f"{source} has a column paraphrase{number} but no paraphrase{expected}")
     return [f"paraphrase{number}" for number in numbers]
 
 
-def _require(path: Path, columns: list[str], any_of: Sequence[str]) -> None:
+def require_columns(source: Path | str, columns: list[str], any_of: Sequence[str]) -> None:
     if not set(columns) & set(any_of):
         raise UserError(
-            f"{path} has none of the columns {', '.join(any_of)}; its columns are {_names(columns)}"
+            f"{source} has none of the columns {', '.join(any_of)}; "
+            f"its columns are {_names(columns)}"
         )
 
 
@@ -423,20 +450,14 @@ def _json(value) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def _fingerprint(records: list[Record]) -> str:
-    return _sha256(
-        _json([[r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records])
-    )
 
 
 # Files to rows: columns, and for each row its place in words and its values
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+def read_rows(path: Path) -> tuple[list[str], list[Row]]:
     reader = READERS.get(path.suffix.lower())
     try:
         # os.path, since those of Path raise on too long a name.
@@ -453,16 +474,16 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
             raise UserError(f"{path} is empty")
         columns, rows = reader(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or _first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
     doubled = sorted({column for column in columns if columns.count(column) > 1})
     if doubled:
-        raise UserError(f"{path} has two columns named {_show(doubled[0])}")
+        raise UserError(f"{path} has two columns named {show(doubled[0])}")
     if not rows:
         raise UserError(f"{path} has no rows")
     return columns, rows
 
 
-def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+def _read_jsonl(path: Path) -> tuple[list[str], list[Row]]:
     columns: dict[str, None] = {}
     rows = []
     # Not splitlines: texts may hold other line separators of Unicode.
@@ -479,13 +500,13 @@ def _read_jsonl(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON that can be read: {error}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{where} is not a JSON object with named values, found {_show(row)}")
+            raise UserError(f"{where} is not a JSON object with named values, found {show(row)}")
         columns.update(dict.fromkeys(row))
         rows.append((where, row))
     return list(columns), rows
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -513,7 +534,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
     return columns, rows
 
 
-def _read_arrow(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
+def _read_arrow(path: Path) -> tuple[list[str], list[Row]]:
+    columns, table = read_table(path, is_used=_is_used)
+    return columns, rows_of(path, table)
+
+
+def read_table(path: Path, *, is_used: Callable[[str], bool]) -> "tuple[list[str], pyarrow.Table]":
+    """The names of a .parquet or .feather file's columns, and those of them that `is_used`."""
     # pyarrow only here, and no pandas: --help stays quick, and rows hold plain Python values.
     import pyarrow as pa
     import pyarrow.feather
@@ -524,14 +551,14 @@ def _read_arrow(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
         if is_parquet:
             with pa.parquet.ParquetFile(path) as file:
                 columns = file.schema_arrow.names
-                table = file.read(columns=[column for column in columns if _is_used(column)])
+                table = file.read(columns=[column for column in columns if is_used(column)])
         else:
             table = pa.feather.read_table(path, memory_map=False)
             columns = table.column_names
-            table = table.select([i for i, column in enumerate(columns) if _is_used(column)])
+            table = table.select([i for i, column in enumerate(columns) if is_used(column)])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "parquet" if is_parquet else "feather"
-        raise UserError(f"{path} is not a whole {kind} file: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a whole {kind} file: {first_line(error)}") from error
     for name, column in zip(table.column_names, table.columns, strict=True):
         # Reading a damaged column without this could end the interpreter instead of raising.
         try:
@@ -539,15 +566,19 @@ def _read_arrow(path: Path) -> tuple[list[str], list[tuple[str, dict]]]:
         except pa.ArrowInvalid as error:
             row = _undecodable_row(column) if "UTF8" in str(error) else None
             if row is None:
-                raise UserError(f"{path}: {name} is damaged: {_first_line(error)}") from error
+                raise UserError(f"{path}: {name} is damaged: {first_line(error)}") from error
             raise UserError(f"row {row} of {path}: {name} is not valid UTF-8") from error
+    return columns, table
+
+
+def rows_of(source: Path | str, table: "pyarrow.Table") -> list[Row]:
     try:
         rows = table.to_pylist()
     except (OverflowError, ValueError) as error:  # times beyond the year 9999, and the like
         raise UserError(
-            f"{path} holds a value that cannot be read: {_first_line(error)}"
+            f"{source} holds a value that cannot be read: {first_line(error)}"
         ) from error
-    return columns, [(f"row {i} of {path}", row) for i, row in enumerate(rows, 1)]
+    return [(f"row {i} of {source}", row) for i, row in enumerate(rows, 1)]
 
 
 def _undecodable_row(column) -> int | None:
@@ -566,13 +597,13 @@ def _is_used(column: str) -> bool:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What a library says, of which a damaged file's bytes may be a part."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return _cut(line if line.isprintable() else ascii(line)[1:-1], 120)
 
 
-READERS: dict[str, Callable[[Path], tuple[list[str], list[tuple[str, dict]]]]] = {
+READERS: dict[str, Callable[[Path], tuple[list[str], list[Row]]]] = {
     ".parquet": _read_arrow,
     ".feather": _read_arrow,
     ".jsonl": _read_jsonl,

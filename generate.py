@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import Parser, add_common_arguments, check_common_arguments, positive_int, run
-from constants import UserError
+from constants import DATASET_NAMES, UserError
 from reductions import REDUCTIONS, WEIGHTED, confidence, majority
 
 METHODS = ("origin", "per_prompt", *REDUCTIONS, "vote")
@@ -58,8 +58,10 @@ def read_confidences(args, records) -> tuple[list[list[float]], str]:
     """
     from results import fingerprint, read_results
 
-    if args.dataset == "demo":
-        raise UserError("--confidence: the demo has no such column; give a file with --dataset")
+    if args.dataset in DATASET_NAMES:
+        raise UserError(
+            f"--confidence: {args.dataset} has no such column; give a file with --dataset"
+        )
     table = read_results(args.dataset)
     if args.confidence not in table:
         raise UserError(

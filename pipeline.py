@@ -20,10 +20,10 @@ from dataset import (
     Record,
     chat_prompt_template,
     choose_template,
-    load_dataset,
     select_paraphrases,
 )
 from files import remove_leftovers
+from hub_datasets import open_dataset
 from interrupts import advise
 from journal import JOURNAL_SUFFIX, Journal
 from lock import held, sweep
@@ -57,7 +57,7 @@ def read_questions(args, *, original: bool = False) -> Questions:
 
     ``original`` takes one wording each: the column `question`, else paraphrase 0.
     """
-    dataset = load_dataset(args.dataset, max_samples=args.max_samples)
+    dataset = open_dataset(args, original=original)
     template = choose_template(
         dataset,
         instruction=args.instruction,

@@ -1,0 +1,183 @@
+"""Where the tables of a dataset of the hub come from: the hub, or a folder with the same as files.
+
+    place, table = hub_table(fetch("stanfordnlp/web_questions", None), "…", "test")
+    place, columns, rows = read_files(find_files(Path("folder"), ("web_questions_test", "test")))
+
+A `place` is a name for messages.
+"""
+
+import errno
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from constants import UserError
+from dataset import READERS, Row, first_line, read_rows
+from progress import say_if_slow
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+# `train-00001-of-00003.parquet`, as the hub's own files are named.
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "Not enough disk space")
+OR_FILES = "or give the tables as files with --data_dir"
+
+
+# A folder
+
+
+def checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"--data_dir: there is no folder {folder}")
+    return folder
+
+
+def needed_files(folder: Path, names: Sequence[str], what: str) -> list[Path]:
+    files = find_files(folder, names)
+    if not files:
+        raise UserError(
+            f"--data_dir: {folder} holds no {what}: no file is named {' or '.join(names)} "
+            f"({', '.join(READERS)})"
+        )
+    return files
+
+
+def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The file of one of the names, or the parts of it; empty where there is none.
+
+    Raises:
+        UserError: there are several to choose from, or a part is missing.
+    """
+    found = []
+    for name in names:
+        found += [[path] for path in (folder / f"{name}{s}" for s in READERS) if path.is_file()]
+        for place in (folder, folder / "data"):
+            parts = sorted(p for p in place.glob(f"{name}-*-of-*") if p.suffix in READERS)
+            if parts:
+                found.append(parts)
+    if len(found) > 1:
+        raise UserError(
+            f"--data_dir: {folder} holds both {found[0][0].name} and {found[1][0].name}; which of "
+            "them is meant cannot be told"
+        )
+    for path in found[0] if found else ():
+        part = SHARD.search(path.name)
+        if part and int(part[2]) != len(found[0]):
+            raise UserError(
+                f"--data_dir: {path.parent} holds {len(found[0])} of the {int(part[2])} parts of "
+                f"{path.name.replace(part[0], '')}"
+            )
+    return found[0] if found else []
+
+
+def read_files(files: Sequence[Path]) -> tuple[str, list[str], list[Row]]:
+    """The parts of a table: a name for messages, all columns, all rows."""
+    columns: dict[str, None] = {}
+    rows: list[Row] = []
+    for path in files:
+        of_part, more = read_rows(path)
+        columns.update(dict.fromkeys(of_part))
+        rows += more
+    return str(files[0]), list(columns), rows
+
+
+# The hub
+
+
+def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
+    """A dataset of the hub with all its splits, from the cache where it is there already.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{repository} is read through the package datasets, which cannot be imported "
+            f"({error}): pip install datasets, or give the tables as files with --data_dir"
+        ) from None
+    # A proxy, a cache, a file of the repository's, the hub itself: anything may raise anything.
+    try:
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        with say_if_slow(f"loading {repository}"):
+            return datasets.load_dataset(repository, revision=revision)
+    except Exception as error:
+        raise UserError(hub_problem(error, repository, revision)) from error
+
+
+def hub_table(
+    splits: "datasets.DatasetDict", repository: str, split: str
+) -> tuple[str, "pyarrow.Table"]:
+    """A split as a table, with a name for messages."""
+    if split not in splits:
+        raise UserError(f"{repository} has no split {split}; it has {', '.join(splits)}")
+    return f"{repository} ({split})", splits[split].with_format("arrow")[:]
+
+
+def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
+    """What went wrong with a dataset of the hub, and what to do, as one sentence.
+
+    The library passes some errors on as text only.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import httpx
+
+    chain = list(_chain(error))
+    text = " ".join(str(link) for link in chain)
+    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)), None)
+
+    def is_any(*kinds) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    def has_errno(*codes) -> bool:
+        return any(isinstance(link, OSError) and link.errno in codes for link in chain)
+
+    what = f"cannot fetch {repository} from {constants.ENDPOINT}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if has_errno(errno.ENOSPC, errno.EDQUOT) or any(words in text for words in DISK_IS_FULL):
+        return f"{what}: the disk is full; make room in {constants.HF_HOME}, or set HF_HOME"
+    if has_errno(errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{what}: {constants.HF_HOME} cannot be written; set HF_HOME to a folder of yours"
+    if is_any(GatedRepoError) or "is a gated dataset" in text:
+        page = f"{constants.ENDPOINT}/datasets/{repository}"
+        return f"{what}: it is gated; agree to its terms at {page}, and {log_in}"
+    if is_any(RevisionNotFoundError) or f"Revision '{revision}' doesn't exist" in text:
+        return f"{what}: it has no revision {revision!r} (--dataset_revision)"
+    if status == 401 and not is_any(RepositoryNotFoundError):
+        return f"{what}: the hub does not accept the token; {log_in}"
+    if status == 403:
+        return f"{what}: access is refused to this account; {log_in} with another"
+    if is_any(RepositoryNotFoundError) or "doesn't exist on the Hub or cannot be accessed" in text:
+        return f"{what}: there is none of that name, or only for who is logged in; {log_in}"
+    if is_any(OfflineModeIsEnabled) or "offline mode" in text.lower():
+        return f"{what}: HF_HUB_OFFLINE is set and it is not in the cache; {OR_FILES}"
+    unreachable = (ConnectionError, TimeoutError, LocalEntryNotFoundError, httpx.RequestError)
+    if is_any(*unreachable) or (status or 0) in (429, 500, 502, 503, 504):
+        reason = f"it answers {status}" if status else "it cannot be reached, or broke off"
+        return (
+            f"{what}: {reason}; check the network, HF_ENDPOINT and proxies, try again, {OR_FILES}"
+        )
+    return f"{what}: {first_line(error)}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return iter(seen)
