@@ -218,6 +218,7 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
     Raises UserError, one sentence that names file, row and uuid, for anything that is not as it
     should be.
     """
+    assert name_or_path not in ("webqa", "myriadlama"), "see hub_datasets.open_dataset"
     if name_or_path == "demo":
         dataset = Dataset(
             name="demo",
@@ -229,7 +230,7 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
         path = Path(name_or_path)
         if not path.suffix and not os.path.exists(path):
             raise UserError(
-                f"unknown dataset {name_or_path!r}: there is {', '.join(DATASET_NAMES)}, "
+                f"unknown dataset {show(name_or_path)}: there is {', '.join(DATASET_NAMES)}, "
                 f"or give the path of a file ({', '.join(READERS)})"
             )
         dataset = Dataset(

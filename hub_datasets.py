@@ -16,7 +16,7 @@ questions nor of rows, and a smaller draw is the beginning of a larger one.
 """
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +68,14 @@ SPLIT_SEED = FEW_SHOT_SEED = 42
 # More solved examples than anyone shows. The first five are the same as if five were drawn.
 NUM_FEW_SHOT = 64
 
-NO_EXAMPLES = "solved examples (give --few_shot FILE, or --num_few_shot 0)"
 FACT_COLUMNS = ("uuid", "rel_uri", "sub_ent", "obj_aliases", "template", "is_manual")
+NO_EXAMPLES = "solved examples (give --few_shot FILE, or --num_few_shot 0)"
 # Names of files in a folder, without suffix. `<name>-00000-of-00002.parquet` and the like count
 # too, also in a folder `data`: so they lie in a copy of the hub's repository.
-WEBQA_TEST = ("web_questions_test", "test")
-WEBQA_TRAIN = ("web_questions_train", "train")
+WEBQA_FILES = {
+    "test": (("web_questions_test", "test"), "test questions"),
+    "train": (("web_questions_train", "train"), NO_EXAMPLES),
+}
 MYRIADLAMA_FACTS = ("myriadlama", "train")
 MYRIADLAMA_SAMPLE = ("myriadlama_sample", "test")
 MYRIADLAMA_EXAMPLES = ("myriadlama_fewshot_examples", "few_shot")
@@ -141,29 +143,32 @@ class WebQADataset:
             UserError: a table cannot be had, or there are no paraphrases of the first
                 `max_samples` questions.
         """
-        test, train = self._tables(needs_few_shot)
-        records = records_of(*test)
+        read = self._reader()
+        records = records_of(*read("test"))
         if self.paraphrase_model is not None:
             records = self._with_paraphrases(records, max_samples)
         return Dataset(
             name=self.name,
-            few_shot=_draw_examples(train[-1]) if needs_few_shot else (),
+            few_shot=_draw_examples(read("train")[-1]) if needs_few_shot else (),
             instruction=WEBQA_INSTRUCTION,
             **fields_of(records) | {"records": records[:max_samples]},
         )
 
-    def _tables(self, needs_train: bool) -> list[tuple[str, list[str], list[Row]]]:
-        """Of test and (if needed) train: where from, its columns, its rows."""
+    def _reader(self) -> Callable[[str], tuple[str, list[str], list[Row]]]:
+        """Of a split: a name for messages, its columns, its rows."""
         if self.data_dir is None:
             splits = fetch(WEBQA_REPOSITORY, self.revision)
-            names = ("test", "train") if needs_train else ("test",)
-            tables = [hub_table(splits, WEBQA_REPOSITORY, name) for name in names]
-            return [(place, t.column_names, rows_of(place, t)) for place, t in tables]
-        folder = checked_folder(self.data_dir)
-        test = needed_files(folder, WEBQA_TEST, "test questions")
-        if not needs_train:
-            return [read_files(test)]
-        return [read_files(test), read_files(needed_files(folder, WEBQA_TRAIN, NO_EXAMPLES))]
+
+            def read(split: str):
+                place, table = hub_table(splits, WEBQA_REPOSITORY, split)
+                return place, table.column_names, rows_of(place, table)
+        else:
+            folder = checked_folder(self.data_dir)
+
+            def read(split: str):
+                return read_files(needed_files(folder, *WEBQA_FILES[split]))
+
+        return read
 
     def _with_paraphrases(self, records: list[Record], max_samples: int | None) -> list[Record]:
         path = self.paraphrase_file

@@ -130,7 +130,6 @@ def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -163,10 +162,10 @@ def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
         return f"{what}: access is refused to this account; {log_in} with another"
     if is_any(RepositoryNotFoundError) or "doesn't exist on the Hub or cannot be accessed" in text:
         return f"{what}: there is none of that name, or only for who is logged in; {log_in}"
-    if is_any(OfflineModeIsEnabled) or "offline mode" in text.lower():
-        return f"{what}: HF_HUB_OFFLINE is set and it is not in the cache; {OR_FILES}"
     unreachable = (ConnectionError, TimeoutError, LocalEntryNotFoundError, httpx.RequestError)
     if is_any(*unreachable) or (status or 0) in (429, 500, 502, 503, 504):
+        if constants.HF_HUB_OFFLINE:
+            return f"{what}: HF_HUB_OFFLINE is set and it is not in the cache; unset it, {OR_FILES}"
         reason = f"it answers {status}" if status else "it cannot be reached, or broke off"
         return (
             f"{what}: {reason}; check the network, HF_ENDPOINT and proxies, try again, {OR_FILES}"

@@ -1,0 +1,597 @@
+"""WebQuestions and MyriadLAMA: the same records from every source, and what is refused."""
+
+import errno
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from small import run_script
+from test_dataset import error_of, write
+
+import flex_attention_generate
+import generate
+import hub_datasets
+import hub_tables
+from constants import MYRIADLAMA_INSTRUCTION, WEBQA_INSTRUCTION
+from dataset import FewShot, Record, load_dataset, prompt_template
+from hub_datasets import Draw, Fact, MyriadLamaDataset, WebQADataset, draw_examples, fill
+from results import read_manifest, read_results
+
+TEST = [
+    {"url": "http://a/b", "question": "who rules peru?", "answers": ["Nobody", "Somebody"]},
+    {"url": "http://a/c", "question": "where is lima?", "answers": ["Peru"]},
+    {"url": "http://a/d", "question": "what is “é”?", "answers": ["a \\/ b"]},
+]
+TRAIN = [
+    {"url": f"http://t/{i}", "question": f"what is {i}?", "answers": [f"{i}", "other"]}
+    for i in range(30)
+]
+
+MANUAL = ["[X] is in [Y].", "[Y] holds [X]!", "Where is [X]? [Y]."]
+AUTO = [f"{word} [Y] one finds [X]." for word in ("In", "Inside", "Within", "Around")]
+NUM_TEST = 12
+
+
+def fact_rows(count=30):
+    """A row a template, as the hub has it; the columns that are not used too."""
+    return [
+        {
+            "uuid": f"{number * 7919 % 1000:03d}-{number:03d}",
+            "rel_uri": f"P{number % 3}",
+            "sub_ent": f"Côte {number}",
+            "sub_uri": "Q1",
+            "obj_aliases": [f"land {number}", "x"],
+            "template": template,
+            "is_manual": template in MANUAL,
+        }
+        for number in range(count)
+        for template in [*MANUAL, *AUTO]
+    ]
+
+
+SAMPLE = [
+    {
+        "uuid": f"5d-{number}",
+        "rel": "P36",
+        "answers": [f"city {number}", "x"],
+        "manual_paraphrases": [f"m{i} {number} [MASK]." for i in range(5)],
+        "auto_paraphrases": [f"a{i} {number} [MASK]." for i in range(5 + number % 3)],
+        "sub_ent": str(number),
+        "n_manual_observed": 5,
+    }
+    for number in range(6)
+]
+
+
+@pytest.fixture
+def webqa(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write(folder / "web_questions_test.parquet", TEST)
+    write(folder / "web_questions_train.parquet", TRAIN)
+    return folder
+
+
+@pytest.fixture
+def myriadlama(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    write(folder / "myriadlama_sample.parquet", SAMPLE)
+    shots = [{"paraphrases": [f"q{i} [MASK].", "other"], "answer": f"a{i}"} for i in range(6)]
+    write(folder / "myriadlama_fewshot_examples.jsonl", shots)
+    return folder
+
+
+@pytest.fixture
+def few_test_facts(monkeypatch):
+    monkeypatch.setattr(hub_datasets, "NUM_TEST_FACTS", NUM_TEST)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """`data/` and `results/` of the tests lie below a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paraphrased(records, count=3):
+    return [
+        {
+            "uuid": record.uuid,
+            "question": record.question,
+            "paraphrases": [f"{record.question} ({i})" for i in range(count)],
+        }
+        for record in records
+    ]
+
+
+def write_paraphrases(here, rows, model="tiny"):
+    path = here / "data" / "webqa" / model / "paraphrases.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write(path, rows)
+
+
+# WebQuestions
+
+
+def test_webqa_has_the_questions_in_order_and_examples_from_train(webqa, tmp_path):
+    loaded = WebQADataset(data_dir=webqa).load()
+    own = load_dataset(str(write(tmp_path / "own.jsonl", TEST)), max_samples=None)
+    # The records of a user's own file with the same columns: the same uuids.
+    assert loaded.records == own.records and loaded.fingerprint == own.fingerprint
+    assert [record.question for record in loaded.records] == [row["question"] for row in TEST]
+    assert loaded.name == "webqa" and loaded.instruction == WEBQA_INSTRUCTION
+    drawn = random.Random(42).sample(range(30), 30)
+    assert loaded.few_shot == tuple(FewShot(f"what is {i}?", str(i)) for i in drawn)
+
+
+@pytest.mark.parametrize("count", [1_776, 3_778, 22_643])
+def test_five_examples_are_those_of_a_draw_of_five(count):
+    assert draw_examples(count)[:5] == random.Random(42).sample(range(count), 5)
+    assert len(set(draw_examples(count))) == 64
+
+
+def test_examples_of_the_published_prompts():
+    """Which of MyriadLAMA's 22,643 training facts the published prompts show."""
+    assert draw_examples(22_643)[:5] == [20952, 3648, 819, 9012, 8024]
+
+
+@pytest.mark.parametrize(
+    "test, train",
+    [
+        ("test.parquet", "train.jsonl"),
+        ("web_questions_test.csv", "web_questions_train.feather"),
+        ("data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"),
+    ],
+)
+def test_webqa_from_other_files(webqa, tmp_path, test, train):
+    folder = tmp_path / "other"
+    (folder / "data").mkdir(parents=True)
+    write(folder / test, TEST)
+    write(folder / train, TRAIN)
+    assert WebQADataset(data_dir=folder).load() == WebQADataset(data_dir=webqa).load()
+
+
+def test_parts_are_joined_in_order_and_a_missing_one_is_told(tmp_path, webqa):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    write(folder / "train.jsonl", TRAIN)
+    write(folder / "test-00001-of-00002.parquet", TEST[2:])
+    assert "1 of the 2 parts of test.parquet" in error_of(WebQADataset(data_dir=folder).load)
+    write(folder / "test-00000-of-00002.parquet", TEST[:2])
+    assert WebQADataset(data_dir=folder).load() == WebQADataset(data_dir=webqa).load()
+
+
+def test_folders_that_do_not_do(tmp_path, webqa):
+    def sentence(folder, **settings):
+        return error_of(WebQADataset(data_dir=folder).load, **settings)
+
+    assert sentence(tmp_path / "no") == f"--data_dir: there is no folder {tmp_path}/no"
+    (webqa / "web_questions_train.parquet").unlink()
+    assert WebQADataset(data_dir=webqa).load(needs_few_shot=False).few_shot == ()
+    assert all(flag in sentence(webqa) for flag in ("--few_shot FILE", "--num_few_shot 0"))
+    write(webqa / "test.csv", TEST)
+    told = sentence(webqa)
+    assert "web_questions_test.parquet and test.csv" in told and str(webqa) in told
+    for path in webqa.iterdir():
+        path.unlink()
+    assert "web_questions_test or test (.parquet, " in sentence(webqa)
+
+
+def test_paraphrases_of_a_model(webqa, here):
+    questions = WebQADataset(data_dir=webqa).load()
+    write_paraphrases(here, paraphrased(questions.records)[::-1])
+    source = WebQADataset(data_dir=webqa, paraphrase_model="tiny", run_model="tiny")
+    loaded = source.load()
+    for record, before in zip(loaded.records, questions.records, strict=True):
+        texts = tuple(f"{before.question} ({i})" for i in range(3))
+        assert record == replace(before, paraphrases=texts)
+    assert loaded.name == "webqa" and loaded.fingerprint != questions.fingerprint
+    assert replace(source, run_model="org/larger").load().name == "webqa-tiny"
+    assert source.load(max_samples=1).fingerprint == loaded.fingerprint
+
+    write_paraphrases(here, paraphrased(questions.records)[:2], model="org--name")
+    partial = WebQADataset(data_dir=webqa, paraphrase_model="org/name", run_model="tiny")
+    assert partial.name == "webqa-org--name"
+    assert partial.load(max_samples=2).records == loaded.records[:2]
+    sentence = error_of(partial.load)
+    assert "lacks 1 of 3 questions" in sentence and "'what is “é”?'" in sentence
+    assert sentence.endswith("run: python paraphrase.py --dataset webqa --model org/name")
+
+
+def test_no_paraphrases_yet(webqa, here):
+    sentence = error_of(WebQADataset(data_dir=webqa, paraphrase_model="tiny").load)
+    assert "data/webqa/tiny/paraphrases.jsonl" in sentence
+    assert sentence.endswith("run: python paraphrase.py --dataset webqa --model tiny")
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"question": "who rules chile?"}, ["line 2", "'who rules chile?'"]),
+        ({"uuid": "0" * 32}, ["line 2", "does not ask"]),
+        ({"uuid": None}, ["line 2", "does not ask"]),
+        ({"question": None}, ["line 2", "question is empty"]),
+        ({"paraphrases": ["a", ""]}, ["line 2", "paraphrases[1] is empty"]),
+        ({"paraphrases": []}, ["line 2", "empty list"]),
+        ("doubled", ["line 2", "has the uuid"]),
+    ],
+)
+def test_paraphrase_files_that_do_not_do(webqa, here, change, named):
+    rows = paraphrased(WebQADataset(data_dir=webqa).load().records)
+    rows[1] = rows[0] if change == "doubled" else rows[1] | change
+    path = write_paraphrases(here, rows)
+    sentence = error_of(WebQADataset(data_dir=webqa, paraphrase_model="tiny").load)
+    for part in [*named, str(path.relative_to(here))]:
+        assert part in sentence, sentence
+
+
+# MyriadLAMA: which facts
+
+
+def facts_as_the_authors_group_them(rows):
+    """Grouping and split in the words of pandas and of `datasets`: the oracle."""
+    datasets = pytest.importorskip("datasets")
+    import pandas as pd
+
+    groups = [
+        {"uuid": uuid, "rows": list(group.index)}
+        for uuid, group in pd.DataFrame(rows).groupby("uuid")
+    ]
+    split = datasets.Dataset.from_list(groups)
+    split = split.train_test_split(test_size=NUM_TEST, seed=42, shuffle=True)
+    return [[[rows[i] for i in g["rows"]] for g in split[name]] for name in ("test", "train")]
+
+
+def texts_of(rows, is_manual):
+    return tuple(
+        row["template"].replace("[X]", row["sub_ent"]).replace("[Y]", "[MASK]")
+        for row in rows
+        if row["is_manual"] == is_manual
+    )
+
+
+def test_split_is_that_of_the_authors(tmp_path, few_test_facts):
+    rows = fact_rows()
+    write(tmp_path / "train.parquet", rows)
+    test, train = facts_as_the_authors_group_them(rows)
+    loaded = MyriadLamaDataset(data_dir=tmp_path, draw=Draw(3, 4, 42)).load()
+    assert len(test) == len(loaded.records) == NUM_TEST
+    for record, group in zip(loaded.records, test, strict=True):
+        first = group[0]
+        assert (record.uuid, record.relation) == (first["uuid"], first["rel_uri"])
+        assert record.answers == tuple(first["obj_aliases"])
+        wordings = {*texts_of(group, True), *texts_of(group, False)}
+        assert set(record.paraphrases) == wordings and len(record.paraphrases) == 7
+        assert record.question == texts_of(group, True)[0]
+    shown = random.Random(42).sample(range(len(train)), len(train))
+    assert loaded.few_shot == tuple(
+        FewShot(texts_of(train[i], True)[0], train[i][0]["obj_aliases"][0]) for i in shown
+    )
+    assert loaded.instruction == MYRIADLAMA_INSTRUCTION
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.feather",),
+        ("train.jsonl",),
+        ("myriadlama.csv",),
+        ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"),
+    ],
+)
+def test_facts_from_other_files_in_any_order(tmp_path, few_test_facts, names):
+    rows = fact_rows()
+    draw = Draw(2, 2, 42)
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a" / "train.parquet", rows)
+    expected = MyriadLamaDataset(data_dir=tmp_path / "a", draw=draw).load()
+    # The first manual template of a fact stands for it: among its rows, that one stays first.
+    random.Random(1).shuffle(rows)
+    rows.sort(key=lambda row: row["template"] != MANUAL[0])
+    (tmp_path / "b" / "data").mkdir(parents=True)
+    size = len(rows) // len(names)
+    for number, name in enumerate(names):
+        write(tmp_path / "b" / name, rows[number * size : (number + 1) * size])
+    assert MyriadLamaDataset(data_dir=tmp_path / "b", draw=draw).load() == expected
+
+
+def test_fill():
+    assert fill("[X] is in [Y], [X]!", "Lima [Y]", "") == "Lima [Y] is in [MASK], Lima [Y]!"
+
+
+def changed(**cells):
+    """One test fact with other cells in its first row."""
+    rows = fact_rows()
+    for row in rows:
+        if row["template"] == MANUAL[0]:
+            row.update(cells)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rows, named",
+    [
+        (changed(template="[X] is."), ["fact ", "'[X] is.' has no [Y]"]),
+        (changed(template="It is in [Y]."), ["fact ", "has no [X]"]),
+        (changed(sub_ent=" "), ["fact ", "sub_ent is empty"]),
+        (changed(obj_aliases=[]), ["fact ", "obj_aliases is an empty list"]),
+        (changed(obj_aliases=None), ["fact ", "obj_aliases must be a list"]),
+        (changed(is_manual=None), ["fact ", "is_manual is empty"]),
+        (changed(uuid=None), ["without a uuid"]),
+        (fact_rows(NUM_TEST), ["has 12 facts", "more than 12"]),
+        ([{**row, "is_manual": [1]} for row in fact_rows()], ["not MyriadLAMA's table"]),
+        ([{k: row[k] for k in row if k != "sub_ent"} for row in fact_rows()], ["sub_ent"]),
+    ],
+)
+def test_fact_tables_that_do_not_do(tmp_path, few_test_facts, rows, named):
+    write(tmp_path / "train.parquet", rows)
+    sentence = error_of(MyriadLamaDataset(data_dir=tmp_path, draw=Draw(1, 1, 42)).load)
+    for part in [*named, str(tmp_path)]:
+        assert part in sentence, sentence
+
+
+def test_the_whole_table_is_wanted(tmp_path):
+    write(tmp_path / "train.parquet", fact_rows())
+    assert "more than 2000" in error_of(MyriadLamaDataset(data_dir=tmp_path).load)
+
+
+def test_sample_form(myriadlama):
+    loaded = MyriadLamaDataset(data_dir=myriadlama).load()
+    for record, row in zip(loaded.records, SAMPLE, strict=True):
+        assert (record.uuid, record.relation) == (row["uuid"], "P36")
+        assert record.answers == tuple(row["answers"])
+        assert len(record.paraphrases) == 10 == len(set(record.paraphrases))
+        assert set(row["manual_paraphrases"]) < set(record.paraphrases)
+        assert record.question == row["manual_paraphrases"][0]
+    assert loaded.few_shot[1] == FewShot("q1 [MASK].", "a1") and len(loaded.few_shot) == 6
+    for text in ("test", "train"):
+        write(myriadlama / f"{text}.jsonl", SAMPLE)
+    (myriadlama / "myriadlama_sample.parquet").unlink()
+    (myriadlama / "myriadlama_fewshot_examples.jsonl").unlink()
+    again = MyriadLamaDataset(data_dir=myriadlama).load()
+    assert again.records == loaded.records
+    shown = random.Random(42).sample(range(6), 6)
+    assert again.few_shot == tuple(FewShot(f"m0 {i} [MASK].", f"city {i}") for i in shown)
+
+
+def test_sample_without_examples(myriadlama):
+    (myriadlama / "myriadlama_fewshot_examples.jsonl").unlink()
+    sentence = error_of(MyriadLamaDataset(data_dir=myriadlama).load)
+    assert all(flag in sentence for flag in ("--few_shot FILE", "--num_few_shot 0"))
+    assert MyriadLamaDataset(data_dir=myriadlama).load(needs_few_shot=False).few_shot == ()
+
+
+def test_sample_in_which_a_question_has_nothing_to_ask(myriadlama):
+    rows = [*SAMPLE[:1], SAMPLE[1] | {"manual_paraphrases": [], "auto_paraphrases": []}]
+    write(myriadlama / "myriadlama_sample.parquet", rows)
+    assert "row 2" in error_of(MyriadLamaDataset(data_dir=myriadlama).load)
+
+
+def test_prompt_is_that_of_the_published_predictions(myriadlama):
+    few_shot = MyriadLamaDataset(data_dir=myriadlama).load().few_shot[:2]
+    assert prompt_template(MYRIADLAMA_INSTRUCTION, few_shot).render("x [MASK].") == (
+        "Based on the context, predict the [MASK] in the sentence in one word.\n\n"
+        "Q: q0 [MASK].\nA: a0\n\nQ: q1 [MASK].\nA: a1\n\nQ: x [MASK].\nA:"
+    )
+
+
+# MyriadLAMA: which paraphrases
+
+FACT = Fact(
+    "5d-15",
+    "P36",
+    ("a",),
+    tuple(f"m{i}" for i in range(5)),
+    tuple(f"a{i}" for i in range(95)),
+)
+
+PINNED = ("a88", "m1", "a5", "m3", "a91", "a25", "m2", "a24", "m0", "m4")
+
+
+def test_a_draw_is_pinned():
+    """Other draws would be other questions: nobody changes them unknowingly."""
+    assert FACT.drawn(Draw(5, 5, 42)) == PINNED
+    assert FACT.drawn(Draw(5, 5, 43)) != PINNED
+    assert replace(FACT, uuid="5d-16").drawn(Draw(5, 5, 42)) != PINNED
+
+
+@pytest.mark.parametrize("num_manual, num_auto", [(5, 5), (0, 15), (5, 0), (1, 2), (3, 95)])
+def test_a_draw_depends_on_no_order_and_holds_what_was_asked_for(num_manual, num_auto):
+    drawn = FACT.drawn(Draw(num_manual, num_auto, 7))
+    assert Counter(text[0] for text in drawn) == Counter(m=num_manual, a=num_auto)
+    assert len(set(drawn)) == len(drawn)
+    turned = replace(FACT, manual=FACT.manual[::-1], auto=FACT.auto[::-1])
+    assert turned.drawn(Draw(num_manual, num_auto, 7)) == drawn
+    fewer = FACT.drawn(Draw(num_manual // 2, num_auto // 2, 7))
+    assert set(fewer) <= set(drawn)
+
+
+def test_every_paraphrase_is_as_likely_to_be_drawn_and_to_come_first():
+    facts = [replace(FACT, uuid=f"u{i}", auto=FACT.auto[:10]) for i in range(4000)]
+    drawn = [fact.drawn(Draw(5, 5, 42)) for fact in facts]
+    # Five deviations around what a fair draw gives.
+    first = Counter(texts[0][0] for texts in drawn)
+    assert abs(first["m"] - 2000) < 5 * 1000**0.5
+    for text, share in (("m3", 1 / 10), ("a9", 1 / 2 / 10)):
+        count = sum(texts[0] == text for texts in drawn)
+        assert abs(count - 4000 * share) < 5 * (4000 * share) ** 0.5
+    assert abs(sum("a9" in texts for texts in drawn) - 2000) < 5 * 1000**0.5
+
+
+def test_too_few_to_draw():
+    fact = replace(FACT, auto=FACT.auto[:2])
+    assert error_of(fact.drawn, Draw(5, 3, 42)) == (
+        "--num_auto 3: question 5d-15 has 2 such paraphrases"
+    )
+    assert "--num_manual 6" in error_of(fact.drawn, Draw(6, 2, 42))
+
+
+@pytest.mark.parametrize(
+    "num_manual, num_auto, num_paraphrases, indexs, named",
+    [
+        (2, 1, 4, None, "--num_samples 4 is too many: --num_manual 2 and --num_auto 1 draw 3"),
+        (2, 1, 1, (0, 3), "--indexs asks for paraphrase 3"),
+        (2, 1, 3, None, None),
+        (2, 1, 5, (2, 0), None),
+    ],
+)
+def test_more_than_is_drawn(num_manual, num_auto, num_paraphrases, indexs, named):
+    check = Draw(num_manual, num_auto, 42).check
+    if named is None:
+        check(num_paraphrases, indexs)
+    else:
+        assert named in error_of(check, num_paraphrases, indexs)
+
+
+def test_names_tell_draws_apart():
+    draws = [Draw(), Draw(5, 0), Draw(5, 5, 1), Draw(0, 15, 0), None]
+    names = [MyriadLamaDataset(draw=draw).name for draw in draws]
+    assert names == [
+        "myriadlama",
+        "myriadlama-m5a0",
+        "myriadlama-seed1",
+        "myriadlama-m0a15-seed0",
+        "myriadlama",
+    ]
+
+
+# The hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What `datasets.load_dataset` gives, without a network; it notes what was asked for."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    tables = {
+        "stanfordnlp/web_questions": {"train": TRAIN, "test": TEST},
+        "iszhaoxin/MyriadLAMA": {"train": fact_rows()},
+    }
+
+    def load(repository, *, revision):
+        asked.append((repository, revision))
+        splits = tables[repository]
+        return datasets.DatasetDict({n: datasets.Dataset.from_list(splits[n]) for n in splits})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return SimpleNamespace(asked=asked, tables=tables)
+
+
+def test_hub_and_folder_give_the_same(hub, webqa, tmp_path, few_test_facts):
+    assert WebQADataset(revision="v1").load() == WebQADataset(data_dir=webqa).load()
+    (tmp_path / "facts").mkdir()
+    write(tmp_path / "facts" / "train.parquet", fact_rows())
+    draw = Draw(3, 2, 1)
+    from_folder = MyriadLamaDataset(data_dir=tmp_path / "facts", draw=draw).load(max_samples=5)
+    assert MyriadLamaDataset(draw=draw).load(max_samples=5) == from_folder
+    assert len(from_folder.records) == 5
+    assert hub.asked == [("stanfordnlp/web_questions", "v1"), ("iszhaoxin/MyriadLAMA", None)]
+
+
+def test_hub_tables_that_do_not_do(hub, few_test_facts):
+    hub.tables["stanfordnlp/web_questions"] = {"train": TRAIN}
+    assert "has no split test; it has train" in error_of(WebQADataset().load)
+    hub.tables["stanfordnlp/web_questions"] = {"test": [TEST[0] | {"answers": []}]}
+    sentence = error_of(WebQADataset().load)
+    assert sentence.startswith("row 1 of stanfordnlp/web_questions (test): answers is an empty")
+    hub.tables["iszhaoxin/MyriadLAMA"] = {"train": [{"uuid": "a", "template": "[X] [Y]"}]}
+    sentence = error_of(MyriadLamaDataset().load)
+    assert sentence.startswith("iszhaoxin/MyriadLAMA (train) has none of the columns rel_uri")
+
+
+def response(status):
+    from huggingface_hub.utils import httpx
+
+    return httpx.Response(status, request=httpx.Request("GET", "http://hub/x"))
+
+
+def hub_errors():
+    """What is raised, as the libraries of this environment do it, and what must be said of it."""
+    pytest.importorskip("datasets")
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    def caused(error, cause):
+        error.__cause__ = cause
+        return error
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    denied = PermissionError(errno.EACCES, "Permission denied", "/home/other")
+    return {
+        "gated, no token": (
+            DatasetNotFoundError("Dataset 'o/n' is a gated dataset on the Hub. You must be …"),
+            ["it is gated", "/datasets/o/n", "HF_TOKEN"],
+        ),
+        "gated file": (errors.GatedRepoError("403", response=response(403)), ["it is gated"]),
+        "not found": (
+            DatasetNotFoundError("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."),
+            ["none of that name", "HF_TOKEN"],
+        ),
+        "not found by the client": (
+            errors.RepositoryNotFoundError("401", response=response(401)),
+            ["none of that name", "HF_TOKEN"],
+        ),
+        "revision": (
+            DatasetNotFoundError("Revision 'v9' doesn't exist for dataset 'o/n' on the Hub."),
+            ["no revision 'v9'", "--dataset_revision"],
+        ),
+        "bad token": (
+            errors.HfHubHTTPError("Unauthorized", response=response(401)),
+            ["does not accept the token"],
+        ),
+        "forbidden": (errors.HfHubHTTPError("no", response=response(403)), ["refused to this"]),
+        "busy": (errors.HfHubHTTPError("busy", response=response(503)), ["answers 503"]),
+        "too many": (errors.HfHubHTTPError("slow", response=response(429)), ["answers 429"]),
+        "no connection": (
+            ConnectionError("Couldn't reach 'o/n' on the Hub (ConnectError)"),
+            ["cannot be reached", "HF_ENDPOINT", "--data_dir"],
+        ),
+        "dropped": (
+            caused(DatasetGenerationError("An error"), httpx.RemoteProtocolError("peer closed")),
+            ["broke off"],
+        ),
+        "timeout": (httpx.ReadTimeout("slow"), ["cannot be reached"]),
+        "full disk": (caused(DatasetGenerationError("An error"), full), ["disk is full"]),
+        "full disk, as text": (
+            OSError(f"Cannot find data file. \nOriginal error:\n{full}"),
+            ["disk is full", "HF_HOME"],
+        ),
+        "read-only": (denied, ["cannot be written", "HF_HOME"]),
+        "code": (
+            RuntimeError("Dataset scripts are no longer supported, but found n.py"),
+            ["scripts are no longer supported, but found n.py"],
+        ),
+        "no words": (KeyError(), ["KeyError"]),
+    }
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_errors_of_the_hub_are_one_sentence(monkeypatch, offline):
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    for case, (error, named) in hub_errors().items():
+
+        def load(repository, *, revision, error=error):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        sentence = error_of(hub_tables.fetch, "o/n", "v9")
+        assert sentence.startswith(f"cannot fetch o/n from {constants.ENDPOINT}: "), case
+        is_network = case in ("no connection", "dropped", "timeout", "busy", "too many")
+        for part in ["HF_HUB_OFFLINE is set"] if offline and is_network else named:
+            assert part in sentence, (case, sentence)
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    sentence = error_of(WebQADataset().load)
+    assert "pip install datasets" in sentence and "--data_dir" in sentence
