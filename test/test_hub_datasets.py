@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from small import run_script
 from test_dataset import error_of, write
@@ -18,7 +16,7 @@ import generate
 import hub_datasets
 import hub_tables
 from constants import MYRIADLAMA_INSTRUCTION, WEBQA_INSTRUCTION
-from dataset import FewShot, Record, load_dataset, prompt_template
+from dataset import FewShot, load_dataset, prompt_template
 from hub_datasets import Draw, Fact, MyriadLamaDataset, WebQADataset, draw_examples, fill
 from results import read_manifest, read_results
 
@@ -574,7 +572,7 @@ def hub_errors():
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_errors_of_the_hub_are_one_sentence(monkeypatch, offline):
-    import datasets
+    datasets = pytest.importorskip("datasets")
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
@@ -595,3 +593,118 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     sentence = error_of(WebQADataset().load)
     assert "pip install datasets" in sentence and "--data_dir" in sentence
+
+
+# The command line
+
+
+@pytest.fixture
+def run(small, here, capsys):
+    """Runs a script on few tokens; what is given comes behind. -> exit status, stderr."""
+
+    def run(script, *argv):
+        capsys.readouterr()
+        fixed = ("--model", small.folder, "--max_new_tokens", 2, "--num_few_shot", 1)
+        code = run_script(script, *fixed, *argv)
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def asked_in(folder, name):
+    """The wordings that a result's questions were asked in."""
+    table = read_results(folder / "results" / f"{name}.feather")
+    return [tuple(paraphrases) for paraphrases in table["paraphrases"]]
+
+
+def test_webqa_from_the_command_line(run, here, webqa):
+    webqa_args = ("--dataset", "webqa", "--data_dir", webqa)
+    code, err = run(generate, *webqa_args, "--method", "origin")
+    assert code == 0, err
+    assert asked_in(here, "webqa/tiny-llama/origin-1") == [(row["question"],) for row in TEST]
+
+    code, err = run(flex_attention_generate, *webqa_args)
+    assert code == 2 and "run: python paraphrase.py --dataset webqa --model /" in err
+    rows = paraphrased(WebQADataset(data_dir=webqa).load().records)
+    write_paraphrases(here, rows, model="tiny-llama")
+    code, err = run(generate, *webqa_args)
+    assert code == 2 and err.startswith("error: 5 paraphrases were asked for, but question ")
+    for script in (generate, flex_attention_generate):
+        code, err = run(script, *webqa_args, "--num_paraphrases", 3)
+        assert code == 0, err
+    expected = [tuple(row["paraphrases"]) for row in rows]
+    assert asked_in(here, "webqa/tiny-llama/avg-3") == expected
+    code, err = run(generate, *webqa_args, "--num_paraphrases", 3, "--lemmaize")
+    assert code == 0, err
+    table = read_results(here / "results/webqa/tiny-llama/avg-3.feather")
+    assert table["answer_lemmas"][1] == [["peru"]]
+    head = read_manifest(here / "results/webqa/tiny-llama/avg-3")["identity"]["prompt"]["head"]
+    number = random.Random(42).sample(range(30), 1)[0]
+    assert head == f"{WEBQA_INSTRUCTION}\n\nQ: what is {number}?\nA: {number}\n\nQ: "
+
+    weighted = ("--method", "weighted_avg", "--num_paraphrases", 3, "--confidence", "trust")
+    code, err = run(generate, *webqa_args, *weighted)
+    assert code == 2 and "--confidence: webqa has no such column" in err
+
+    write_paraphrases(here, rows, model="org--other")
+    other = ("--paraphrase_model", "org/other", "--indexs", "2,0", "--max_samples", 2)
+    code, err = run(generate, *webqa_args, *other)
+    assert code == 0, err
+    assert asked_in(here, "webqa-org--other/tiny-llama/diversity/avg-2_0") == [
+        (row["paraphrases"][2], row["paraphrases"][0]) for row in rows[:2]
+    ]
+
+
+def test_myriadlama_from_the_command_line(run, here, myriadlama):
+    args = ("--dataset", "myriadlama", "--data_dir", myriadlama)
+    drawn = [record.paraphrases for record in MyriadLamaDataset(data_dir=myriadlama).load().records]
+    for script in (generate, flex_attention_generate):
+        code, err = run(script, *args)
+        assert code == 0, err
+    assert asked_in(here, "myriadlama/tiny-llama/avg-5") == [texts[:5] for texts in drawn]
+    code, err = run(generate, *args, "--lemmaize")
+    assert code == 0, err
+    table = read_results(here / "results/myriadlama/tiny-llama/avg-5.feather")
+    assert table["relation"].tolist() == ["P36"] * 6 and "predict_lemma" in table
+
+    code, err = run(generate, *args, "--method", "origin")
+    assert code == 0, err
+    origin = [(row["manual_paraphrases"][0],) for row in SAMPLE]
+    assert asked_in(here, "myriadlama/tiny-llama/origin-1") == origin
+
+    code, err = run(generate, *args, "--num_auto", 0, "--num_samples", 2, "--seed", 7)
+    assert code == 0, err
+    [*asked] = asked_in(here, "myriadlama-m5a0-seed7/tiny-llama/avg-2")
+    assert all(text.startswith("m") for texts in asked for text in texts)
+    code, err = run(generate, *args, "--num_auto", 0, "--num_manual", 3)
+    assert code == 2 and "--num_samples 5 is too many: --num_manual 3 and --num_auto 0" in err
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (("--seed", 1), ["--seed belongs to --dataset myriadlama", "demo"]),
+        (("--num_auto", 1, "--dataset", "webqa"), ["--num_auto belongs", "webqa does not"]),
+        (("--data_dir", "x"), ["--data_dir belongs to --dataset webqa and myriadlama"]),
+        (("--paraphrase_model", "x", "--dataset", "myriadlama"), ["--paraphrase_model belongs"]),
+        (("--dataset_revision", "x", "--dataset", "own.csv"), ["--dataset_revision belongs"]),
+        (
+            ("--dataset", "webqa", "--data_dir", "x", "--dataset_revision", "y"),
+            ["--dataset_revision", "one state"],
+        ),
+        (("--dataset", "myriadlama", "--num_manual", 0, "--num_auto", 0), ["nothing to ask"]),
+        (
+            ("--dataset", "myriadlama", "--method", "origin", "--num_manual", 1),
+            ["--num_manual", "origin"],
+        ),
+        (
+            ("--dataset", "webqa", "--method", "origin", "--paraphrase_model", "x"),
+            ["--paraphrase_model", "origin"],
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together(run, argv, named):
+    code, err = run(generate, *argv)
+    assert code == 2
+    for part in named:
+        assert part in err, err
