@@ -447,6 +447,14 @@ def test_more_than_is_drawn(num_manual, num_auto, num_paraphrases, indexs, named
         assert named in error_of(check, num_paraphrases, indexs)
 
 
+def test_a_wording_counts_once_and_as_manual(myriadlama):
+    rows = [SAMPLE[0] | {"manual_paraphrases": ["m", "n", "m"], "auto_paraphrases": ["a", "m"]}]
+    write(myriadlama / "myriadlama_sample.parquet", rows)
+    [record] = MyriadLamaDataset(data_dir=myriadlama, draw=Draw(2, 1)).load().records
+    assert sorted(record.paraphrases) == ["a", "m", "n"]
+    assert "--num_auto 2" in error_of(MyriadLamaDataset(data_dir=myriadlama, draw=Draw(0, 2)).load)
+
+
 def test_names_tell_draws_apart():
     draws = [Draw(), Draw(5, 0), Draw(5, 5, 1), Draw(0, 15, 0), None]
     names = [MyriadLamaDataset(draw=draw).name for draw in draws]
@@ -671,6 +679,15 @@ def test_myriadlama_from_the_command_line(run, here, myriadlama):
     assert code == 0, err
     origin = [(row["manual_paraphrases"][0],) for row in SAMPLE]
     assert asked_in(here, "myriadlama/tiny-llama/origin-1") == origin
+    # Which draw others would make is nothing to it.
+    identity = read_manifest(here / "results/myriadlama/tiny-llama/origin-1")["identity"]
+    assert identity["data"] == MyriadLamaDataset(data_dir=myriadlama, draw=None).load().fingerprint
+
+    (myriadlama / "myriadlama_fewshot_examples.jsonl").rename(here / "shots.jsonl")
+    for few_shot in (("--few_shot", here / "shots.jsonl"), ("--num_few_shot", 0)):
+        code, err = run(generate, *args, *few_shot, "--output_dir", here / few_shot[0][2:])
+        assert code == 0, err
+    (here / "shots.jsonl").rename(myriadlama / "myriadlama_fewshot_examples.jsonl")
 
     code, err = run(generate, *args, "--num_auto", 0, "--num_samples", 2, "--seed", 7)
     assert code == 0, err
