@@ -56,6 +56,7 @@ from dataset import (
     solved_example,
 )
 from hub_tables import checked_folder, fetch, find_files, hub_table, needed_files, read_files
+from progress import say_if_slow
 from results import safe_name
 
 if TYPE_CHECKING:
@@ -331,7 +332,8 @@ class MyriadLamaDataset:
         sample = find_files(folder, MYRIADLAMA_SAMPLE)
         if not sample:
             files = needed_files(folder, (*MYRIADLAMA_FACTS, *MYRIADLAMA_SAMPLE), "facts")
-            return split_facts(*read_fact_table(files))
+            with say_if_slow(f"reading {files[0].parent}"):
+                return split_facts(*read_fact_table(files))
         return sample_facts(sample), sample_examples(folder) if needs_few_shot else ()
 
 
