@@ -12,7 +12,7 @@ MyriadLAMA has a row for each template of each fact, written by hand or automati
 are the test questions, and which of the others are shown as solved examples, is what its authors'
 predictions were made with. Of a fact's paraphrases some are drawn: the order of their hashes with
 the seed and the fact's uuid decides, so that a draw depends on nothing else, neither the order of
-questions nor of rows, and a smaller draw is the beginning of a larger one.
+questions nor of rows. Whoever asks for three of them gets the first three of five.
 """
 
 import random
