@@ -206,7 +206,8 @@ def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[s
             raise UserError(f"{where}: the dataset does not ask {show(question)}")
         if uuid in paraphrases:
             raise UserError(f"{where} has the uuid {uuid} like a line before it")
-        paraphrases[uuid] = checked_texts(row.get("paraphrases"), "paraphrases", where)
+        if row.get("paraphrases") != []:  # none yet: no paraphrase of it was good enough
+            paraphrases[uuid] = checked_texts(row.get("paraphrases"), "paraphrases", where)
     return paraphrases
 
 

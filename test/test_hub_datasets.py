@@ -216,7 +216,8 @@ def test_no_paraphrases_yet(webqa, here):
         ({"uuid": None}, ["line 2", "does not ask"]),
         ({"question": None}, ["line 2", "question is empty"]),
         ({"paraphrases": ["a", ""]}, ["line 2", "paraphrases[1] is empty"]),
-        ({"paraphrases": []}, ["line 2", "empty list"]),
+        ({"paraphrases": []}, ["lacks 1 of 3 questions", "'where is lima?'"]),
+        ({"paraphrases": None}, ["line 2", "must be a list"]),
         ("doubled", ["line 2", "has the uuid"]),
     ],
 )
