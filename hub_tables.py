@@ -106,9 +106,27 @@ def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
         with say_if_slow(f"loading {repository}"):
-            return datasets.load_dataset(repository, revision=revision)
+            splits = datasets.load_dataset(repository, revision=revision)
+            wanted = commit_of(repository, revision)
     except Exception as error:
         raise UserError(hub_problem(error, repository, revision)) from error
+    # Where the hub cannot be reached the library takes what it fetched last, of any revision.
+    files = [file["filename"] for split in splits.values() for file in split.cache_files]
+    loaded = {Path(file).parent.name for file in files}
+    if loaded != {wanted}:
+        raise UserError(
+            f"of {repository} the cache holds {', '.join(sorted(loaded))} as the latest, but "
+            f"{revision or 'main'} is {wanted}; reach the hub once, {OR_FILES}"
+        )
+    return splits
+
+
+def commit_of(repository: str, revision: str | None) -> str:
+    """The commit that a revision is, or was when the hub was last reached."""
+    from huggingface_hub import hf_hub_download
+
+    card = hf_hub_download(repository, "README.md", repo_type="dataset", revision=revision)
+    return Path(card).parent.name
 
 
 def hub_table(

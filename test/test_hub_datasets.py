@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from small import run_script
 from test_dataset import error_of, write
@@ -472,7 +473,7 @@ def test_names_tell_draws_apart():
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     """What `datasets.load_dataset` gives, without a network; it notes what was asked for."""
     datasets = pytest.importorskip("datasets")
     asked = []
@@ -484,10 +485,20 @@ def hub(monkeypatch):
     def load(repository, *, revision):
         asked.append((repository, revision))
         splits = tables[repository]
-        return datasets.DatasetDict({n: datasets.Dataset.from_list(splits[n]) for n in splits})
+        loaded = datasets.DatasetDict()
+        for name in splits:  # where the library keeps a commit's tables
+            path = tmp_path / "cache" / repository / answers.commit / f"{name}.arrow"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = pa.Table.from_pylist(splits[name])
+            with pa.ipc.new_stream(str(path), table.schema) as writer:
+                writer.write(table)
+            loaded[name] = datasets.Dataset.from_file(str(path))
+        return loaded
 
+    answers = SimpleNamespace(asked=asked, tables=tables, commit="c0ffee")
     monkeypatch.setattr(datasets, "load_dataset", load)
-    return SimpleNamespace(asked=asked, tables=tables)
+    monkeypatch.setattr(hub_tables, "commit_of", lambda repository, revision: "c0ffee")
+    return answers
 
 
 def test_hub_and_folder_give_the_same(hub, webqa, tmp_path, few_test_facts):
@@ -499,6 +510,13 @@ def test_hub_and_folder_give_the_same(hub, webqa, tmp_path, few_test_facts):
     assert MyriadLamaDataset(draw=draw).load(max_samples=5) == from_folder
     assert len(from_folder.records) == 5
     assert hub.asked == [("stanfordnlp/web_questions", "v1"), ("iszhaoxin/MyriadLAMA", None)]
+
+
+def test_a_copy_of_another_revision_is_not_taken(hub):
+    assert WebQADataset(revision="v1").load().records
+    hub.commit = "bad1dea"
+    sentence = error_of(WebQADataset(revision="v1").load)
+    assert "the cache holds bad1dea as the latest, but v1 is c0ffee" in sentence
 
 
 def test_hub_tables_that_do_not_do(hub, few_test_facts):
