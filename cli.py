@@ -298,22 +298,14 @@ def add_fusion_arguments(method) -> None:
 
 def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where shared flags do not go together."""
-    _check_dataset_arguments(parser, args)
+    check_question_arguments(parser, args)
     if args.spacy_model is not None and not args.lemmaize:
         parser.error("--spacy_model: only --lemmaize uses it")
     if args.lemmaize and args.overwrite:
         parser.error("--overwrite makes a result again, --lemmaize adds to a finished one")
 
 
-def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where these flags do not go together."""
-    if args.fusion == "joint" and args.fusion_tau != 0:
-        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
-    if args.fusion == "joint" and args.positions == "exact":
-        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
-
-
-def _check_dataset_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where a flag of one dataset is given with another."""
     is_original = getattr(args, "method", None) == "origin"
     for flag in DATASET_FLAGS:
@@ -328,6 +320,14 @@ def _check_dataset_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error("--dataset_revision: a folder (--data_dir) has one state only")
     if args.num_manual == 0 and args.num_auto == 0:
         parser.error("--num_manual 0 and --num_auto 0 leave nothing to ask")
+
+
+def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where these flags do not go together."""
+    if args.fusion == "joint" and args.fusion_tau != 0:
+        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
+    if args.fusion == "joint" and args.positions == "exact":
+        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
 
 
 # Types: each raises with a sentence that shows the text as it was typed.

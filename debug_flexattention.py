@@ -25,6 +25,7 @@ from cli import (
     add_prompt_arguments,
     add_question_arguments,
     check_fusion_arguments,
+    check_question_arguments,
     positive_int,
     run,
 )
@@ -187,6 +188,7 @@ def parse_args(argv: Sequence[str] | None = None):
         help="write the pictures as PNG and all of it as one page, index.html",
     )
     args = parser.parse_args(argv)
+    check_question_arguments(parser, args)
     check_fusion_arguments(parser, args)
     return args
 

@@ -9,12 +9,13 @@ A `place` is a name for messages.
 import errno
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from constants import UserError
 from dataset import READERS, Row, first_line, read_rows
+from hub_errors import explain
 from progress import say_if_slow
 
 if TYPE_CHECKING:
@@ -139,62 +140,13 @@ def hub_table(
 
 
 def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
-    """What went wrong with a dataset of the hub, and what to do, as one sentence.
-
-    The library passes some errors on as text only.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import httpx
-
-    chain = list(_chain(error))
-    text = " ".join(str(link) for link in chain)
-    status = next((e.response.status_code for e in chain if isinstance(e, HfHubHTTPError)), None)
-
-    def is_any(*kinds) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    def has_errno(*codes) -> bool:
-        return any(isinstance(link, OSError) and link.errno in codes for link in chain)
-
-    what = f"cannot fetch {repository} from {constants.ENDPOINT}"
-    log_in = "log in with `hf auth login` or set HF_TOKEN"
-    if has_errno(errno.ENOSPC, errno.EDQUOT) or any(words in text for words in DISK_IS_FULL):
-        return f"{what}: the disk is full; make room in {constants.HF_HOME}, or set HF_HOME"
-    if has_errno(errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{what}: {constants.HF_HOME} cannot be written; set HF_HOME to a folder of yours"
-    if is_any(GatedRepoError) or "is a gated dataset" in text:
-        page = f"{constants.ENDPOINT}/datasets/{repository}"
-        return f"{what}: it is gated; agree to its terms at {page}, and {log_in}"
-    if is_any(RevisionNotFoundError) or f"Revision '{revision}' doesn't exist" in text:
-        return f"{what}: it has no revision {revision!r} (--dataset_revision)"
-    if status == 401 and not is_any(RepositoryNotFoundError):
-        return f"{what}: the hub does not accept the token; {log_in}"
-    if status == 403:
-        return f"{what}: access is refused to this account; {log_in} with another"
-    if is_any(RepositoryNotFoundError) or "doesn't exist on the Hub or cannot be accessed" in text:
-        return f"{what}: there is none of that name, or only for who is logged in; {log_in}"
-    unreachable = (ConnectionError, TimeoutError, LocalEntryNotFoundError, httpx.RequestError)
-    if is_any(*unreachable) or (status or 0) in (429, 500, 502, 503, 504):
-        if constants.HF_HUB_OFFLINE:
-            return f"{what}: HF_HUB_OFFLINE is set and it is not in the cache; unset it, {OR_FILES}"
-        reason = f"it answers {status}" if status else "it cannot be reached, or broke off"
-        return (
-            f"{what}: {reason}; check the network, HF_ENDPOINT and proxies, try again, {OR_FILES}"
-        )
-    return f"{what}: {first_line(error)}"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        link = link.__cause__ or link.__context__
-    return iter(seen)
+    """What went wrong with a dataset of the hub, and what to do, as one sentence."""
+    said = " ".join(str(error).split())
+    if any(words in said for words in DISK_IS_FULL):  # the library's text alone says so
+        error = OSError(errno.ENOSPC, said)
+    problem = explain(error, repository, revision=revision, is_dataset=True)
+    if problem is None:
+        return f"cannot read {repository} from the hub: {first_line(error)}"
+    if problem.kind == "revision":  # --revision is the model's
+        return f"{repository} has no revision {revision!r} (--dataset_revision)"
+    return f"{problem.text}; {OR_FILES}"

@@ -530,79 +530,53 @@ def test_hub_tables_that_do_not_do(hub, few_test_facts):
     assert sentence.startswith("iszhaoxin/MyriadLAMA (train) has none of the columns rel_uri")
 
 
-def response(status):
-    from huggingface_hub.utils import httpx
-
-    return httpx.Response(status, request=httpx.Request("GET", "http://hub/x"))
-
-
 def hub_errors():
-    """What is raised, as the libraries of this environment do it, and what must be said of it."""
+    """What is raised, as the libraries of this environment do it, and what must be said of it.
+
+    Most of it is looked through by hub_errors.py, and tested there.
+    """
     pytest.importorskip("datasets")
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    def caused(error, cause):
-        error.__cause__ = cause
-        return error
 
     full = OSError(errno.ENOSPC, "No space left on device")
-    denied = PermissionError(errno.EACCES, "Permission denied", "/home/other")
+    generating = DatasetGenerationError("An error occurred")
+    generating.__cause__ = full
     return {
-        "gated, no token": (
+        "gated": (
             DatasetNotFoundError("Dataset 'o/n' is a gated dataset on the Hub. You must be …"),
-            ["it is gated", "/datasets/o/n", "HF_TOKEN"],
+            ["o/n is behind a licence gate", "/datasets/o/n", "--data_dir"],
         ),
-        "gated file": (errors.GatedRepoError("403", response=response(403)), ["it is gated"]),
         "not found": (
             DatasetNotFoundError("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."),
-            ["none of that name", "HF_TOKEN"],
-        ),
-        "not found by the client": (
-            errors.RepositoryNotFoundError("401", response=response(401)),
-            ["none of that name", "HF_TOKEN"],
+            ["not found", "o/n", "--data_dir"],
         ),
         "revision": (
             DatasetNotFoundError("Revision 'v9' doesn't exist for dataset 'o/n' on the Hub."),
-            ["no revision 'v9'", "--dataset_revision"],
+            ["o/n has no revision 'v9' (--dataset_revision)"],
         ),
-        "bad token": (
-            errors.HfHubHTTPError("Unauthorized", response=response(401)),
-            ["does not accept the token"],
-        ),
-        "forbidden": (errors.HfHubHTTPError("no", response=response(403)), ["refused to this"]),
-        "busy": (errors.HfHubHTTPError("busy", response=response(503)), ["answers 503"]),
-        "too many": (errors.HfHubHTTPError("slow", response=response(429)), ["answers 429"]),
         "no connection": (
             ConnectionError("Couldn't reach 'o/n' on the Hub (ConnectError)"),
-            ["cannot be reached", "HF_ENDPOINT", "--data_dir"],
+            ["HF_HUB_OFFLINE", "--data_dir"],
         ),
-        "dropped": (
-            caused(DatasetGenerationError("An error"), httpx.RemoteProtocolError("peer closed")),
-            ["broke off"],
-        ),
-        "timeout": (httpx.ReadTimeout("slow"), ["cannot be reached"]),
-        "full disk": (caused(DatasetGenerationError("An error"), full), ["disk is full"]),
+        "full disk": (generating, ["it is full", "HF_HOME"]),
         "full disk, as text": (
             OSError(f"Cannot find data file. \nOriginal error:\n{full}"),
-            ["disk is full", "HF_HOME"],
+            ["it is full", "HF_HOME"],
         ),
-        "read-only": (denied, ["cannot be written", "HF_HOME"]),
+        "too full to begin": (
+            OSError("Not enough disk space. Needed: 3 GiB (download: 1 GiB, generated: 2 GiB"),
+            ["it is full", "HF_HOME"],
+        ),
         "code": (
             RuntimeError("Dataset scripts are no longer supported, but found n.py"),
-            ["scripts are no longer supported, but found n.py"],
+            ["cannot read o/n from the hub", "scripts are no longer supported, but found n.py"],
         ),
         "no words": (KeyError(), ["KeyError"]),
     }
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_errors_of_the_hub_are_one_sentence(monkeypatch, offline):
+def test_errors_of_the_hub_are_one_sentence(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     for case, (error, named) in hub_errors().items():
 
         def load(repository, *, revision, error=error):
@@ -610,9 +584,7 @@ def test_errors_of_the_hub_are_one_sentence(monkeypatch, offline):
 
         monkeypatch.setattr(datasets, "load_dataset", load)
         sentence = error_of(hub_tables.fetch, "o/n", "v9")
-        assert sentence.startswith(f"cannot fetch o/n from {constants.ENDPOINT}: "), case
-        is_network = case in ("no connection", "dropped", "timeout", "busy", "too many")
-        for part in ["HF_HUB_OFFLINE is set"] if offline and is_network else named:
+        for part in named:
             assert part in sentence, (case, sentence)
 
 
