@@ -34,9 +34,6 @@ PARAPHRASE_FILE = "paraphrases.jsonl"
 # Of each question of MyriadLAMA, so many of its paraphrases are drawn, with this seed.
 DEFAULT_NUM_MANUAL, DEFAULT_NUM_AUTO, DEFAULT_SEED = 5, 5, 42
 
-WEBQA_REPOSITORY = "stanfordnlp/web_questions"
-MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"
-
 # Between the whole prompts of the `concat` layout.
 SEPARATOR = " [SEP] "
 
