@@ -21,6 +21,7 @@ from cli import (
     add_model_arguments,
     add_prompt_arguments,
     add_question_arguments,
+    check_question_arguments,
     positive_int,
     run,
 )
@@ -138,7 +139,9 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="N",
         help="longest answer, in tokens (default: %(default)s)",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_question_arguments(parser, args)
+    return args
 
 
 if __name__ == "__main__":
