@@ -1,0 +1,321 @@
+"""What is wrong with a paraphrase: a copy, a leaked answer, a lost name, text that ran away.
+
+Pure functions over texts; no model is loaded. `reasons` looks at one paraphrase, `verdicts` at all
+of a question. A paraphrase passes where no reason is found:
+
+| reason | the paraphrase |
+| --- | --- |
+| empty | holds no letter and no digit |
+| many_lines | has a line break inside |
+| truncated | ended at the token limit (generated ones only) |
+| too_long | has more than three times the question's words and ten more |
+| repeats | says a word three times running, or one run of four words twice |
+| echo | shows a marker of the prompt (`Q:`, `Answer:`, `<|...|>`), or is one of its examples |
+| copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
+| copy_of_another | is, in the same way, an earlier paraphrase that passed |
+| answer_leaked | holds all words of an answer in a row, which the question does not |
+| lost_mask | has another number of `[MASK]` than the question |
+| lost_name | lacks a name or a number of the question: `names` |
+
+Case and accents never count, except where capitals are what tells a name.
+"""
+
+import gzip
+import importlib.util
+import json
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from answers import contains_run
+
+REASONS = (
+    "empty",
+    "many_lines",
+    "truncated",
+    "too_long",
+    "repeats",
+    "echo",
+    "copy_of_question",
+    "copy_of_another",
+    "answer_leaked",
+    "lost_mask",
+    "lost_name",
+)
+
+MASK = "[MASK]"
+ARTICLES = frozenset(("a", "an", "the"))
+LENGTH_FACTOR, LENGTH_SLACK = 3, 10  # words
+REPEATED_WORDS, REPEATED_RUN = 3, 4
+
+# A label with its colon, where a line or sentence begins; the marks of chat formats.
+MARKER = re.compile(
+    r"(?:^|[\n.?!]\s*)(?:Q|A|Question|Answer|Sentence|Paraphrase|Original|Rewritten|Rephrased"
+    r"|Instruction|User|Assistant)\s*[0-9]*\s*:"
+    r"|<\|[^|>\n]*\|>|</?(?:think|s|start_of_turn|end_of_turn)>|\[/?INST\]",
+    re.IGNORECASE,
+)
+
+# Words that open a sentence or bind one together, and are no names however they are written.
+COMMON_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after all also am an and any are arent as at be been before being between both
+        but by can cant could couldnt d did didnt do does doesnt dont during each either every
+        few find for from give had hadnt has hasnt have havent he her here him his how hows i
+        id if im in into is isnt it its itself ive let list ll m many may me might more most
+        much must my name near neither no not now of off often on once one only or other our
+        out over per please re s say several shall she should since so some such t tell than
+        that the their them then there these they theyre this those through to under until up
+        upon us ve was wasnt we were werent what whats when whens where wheres whether which
+        while who whom whos whose why will with within without wont would wouldnt you your
+        youre
+        """,
+    )
+)
+
+# What may differ at the end of two words that name the same: Mexico, Mexican; Italy, Italians.
+ENDING = re.compile(r"[aeosyin]?|[eo]s|ns|ish|ese|ic|e?an|ians?|ia")
+SHARED_LETTERS = 4
+
+# Scripts that are written without spaces: every character counts as a word.
+UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+# Within a word these are no borders: O'Neill, d’Ivoire.
+APOSTROPHES = re.compile(r"(?<=\w)['’‘ʼ`´](?=\w)")
+POSSESSIVE = re.compile(r"(?<=\w)['’‘ʼ`´]s\b", re.IGNORECASE)
+QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|«([^»\n]+)»|„([^“”\n]+)[“”]")
+
+
+@lru_cache(maxsize=1 << 16)
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text without case, accents, punctuation and width.
+
+    words("The  “Côte d’Ivoire”, 2.") is ("the", "cote", "divoire", "2").
+    """
+    text = unicodedata.normalize("NFKC", APOSTROPHES.sub("", text)).casefold()
+    letters = (c for c in unicodedata.normalize("NFD", text) if not "\u0300" <= c <= "\u036f")
+    text = unicodedata.normalize("NFC", "".join(map(_as_in_words, letters)))
+    return tuple(UNSPACED.sub(r" \1 ", text).split())
+
+
+def _as_in_words(letter: str) -> str:
+    """Punctuation, controls and currencies are borders. Other symbols stay: C++ is not C."""
+    category = unicodedata.category(letter)
+    if category == "Cf":  # soft hyphens, joiners and the like show nothing
+        return ""
+    return " " if category[0] in "PZC" or category == "Sc" else letter
+
+
+def key(text: str) -> tuple[str, ...]:
+    """What two copies have in common: their words without articles."""
+    return tuple(word for word in words(text) if word not in ARTICLES)
+
+
+def names(text: str, casing: Mapping[str, float] | None) -> tuple[str, ...]:
+    """The words of a question that its paraphrases must keep, as `words` spells them.
+
+    These are words with a digit, words in double quotes, and capitalised words inside a sentence;
+    never `COMMON_WORDS`. Where capitals tell nothing (the first word of a sentence, a text without
+    any, a text with nothing else), a word is a name if `casing` has it more often with a capital
+    than without, or not at all. Without `casing` such words are names only if capitalised and in
+    front of another capitalised one.
+
+    Args:
+        text: the question.
+        casing: log-probabilities of words as they are written, see `load_casing`; or None.
+    """
+    text = POSSESSIVE.sub("", text.replace(MASK, ";"))
+    quoted = {word for match in QUOTED.finditer(text) for word in words(match[match.lastindex])}
+    tokens = [token for token in _tokens(text) if words(token.text)]
+    inner = [token.text[0].isupper() for token in tokens if not token.opens]
+    # One capital is a name's; where every word has one, it is a headline.
+    telling = any(inner) and not (len(inner) > 3 and all(inner))
+    found: dict[str, None] = {}
+    for token, behind in zip(tokens, [*tokens[1:], None], strict=True):
+        if telling and not token.opens:
+            is_name = token.text[0].isupper()
+        elif casing is not None:
+            is_name = _is_mostly_capitalised(token.text, casing)
+        else:
+            is_name = telling and token.text[0].isupper() and _continues(behind)
+        for word in words(token.text):
+            if word in COMMON_WORDS:
+                continue
+            if is_name or word in quoted or any(map(str.isdigit, word)):
+                found[word] = None
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A run of letters and digits; whether it opens a sentence, and follows a space alone."""
+
+    text: str
+    opens: bool
+    adjoins: bool
+
+
+def _tokens(text: str) -> list[_Token]:
+    tokens, end = [], None
+    for match in re.finditer(r"\w(?:[\w'’.]*\w)?", text):
+        between = "" if end is None else text[end : match.start()]
+        opens = end is None or re.search(r"[.?!:]\s", between) is not None
+        tokens.append(_Token(match[0], opens, between == " "))
+        end = match.end()
+    return tokens
+
+
+def _continues(token: _Token | None) -> bool:
+    """Whether a name that begins before the token goes on with it."""
+    is_capitalised = token is not None and token.adjoins and token.text[0].isupper()
+    return is_capitalised and not COMMON_WORDS.issuperset(words(token.text))
+
+
+def _is_mostly_capitalised(token: str, casing: Mapping[str, float]) -> bool:
+    """Also of a word that the table lacks: such are names more often than anything else."""
+    lower, upper = token.lower(), token.upper()
+    if lower == upper:  # no letters, or a script without case
+        return False
+    never = float("-inf")
+    capital = max(casing.get(form, never) for form in (lower.capitalize(), upper))
+    return lower not in casing or capital > casing[lower]
+
+
+@cache
+def load_casing() -> Mapping[str, float] | None:
+    """Log-probabilities of English words as they are written, or None where there is no table.
+
+    The table comes with the package spacy-lookups-data. It is read without importing spaCy.
+    """
+    spec = importlib.util.find_spec("spacy_lookups_data")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "data" / "en_lexeme_prob.json.gz"
+    if not path.is_file():
+        return None
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _is_kept(name: str, among: Collection[str]) -> bool:
+    return name in among or any(_same_name(name, word) for word in among)
+
+
+def _same_name(name: str, word: str) -> bool:
+    """Mexico and Mexican, Italy and Italians; a number is itself only."""
+    if name[:SHARED_LETTERS] != word[:SHARED_LETTERS] or any(map(str.isdigit, name + word)):
+        return False
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(name, word, strict=False)) if a != b),
+        min(len(name), len(word)),
+    )
+    cuts = range(SHARED_LETTERS, shared + 1)
+    return any(ENDING.fullmatch(name[cut:]) and ENDING.fullmatch(word[cut:]) for cut in cuts)
+
+
+def reasons(
+    paraphrase: str,
+    *,
+    question: str,
+    answers: Sequence[str],
+    casing: Mapping[str, float] | None,
+    kept: Collection[tuple[str, ...]] = (),
+    echoes: Collection[tuple[str, ...]] = (),
+    truncated: bool = False,
+) -> tuple[str, ...]:
+    """What is wrong with a paraphrase, in the order of `REASONS`; nothing where it passes.
+
+    Args:
+        paraphrase: as it would be asked.
+        question: what it is to mean.
+        answers: what counts as right.
+        casing: from `load_casing`.
+        kept: the keys (`key`) of earlier paraphrases that passed.
+        echoes: the keys of the prompt's own examples.
+        truncated: whether it ended at the token limit.
+    """
+    said, asked = words(paraphrase), words(question)
+    if not said:
+        return ("empty",)
+    found = {
+        "many_lines": len(paraphrase.strip().splitlines()) > 1,
+        "truncated": truncated,
+        "too_long": len(said) > LENGTH_FACTOR * len(asked) + LENGTH_SLACK,
+        "repeats": repeats(said) and not repeats(asked),
+        "echo": key(paraphrase) in echoes
+        or (MARKER.search(paraphrase) is not None and MARKER.search(question) is None),
+        "copy_of_question": key(paraphrase) == key(question),
+        "copy_of_another": key(paraphrase) in kept,
+        "answer_leaked": any(leaks(answer, paraphrase, question) for answer in answers),
+        "lost_mask": paraphrase.count(MASK) != question.count(MASK),
+        "lost_name": bool(lost_names(paraphrase, question, casing)),
+    }
+    return tuple(reason for reason in REASONS if found.get(reason))
+
+
+def verdicts(
+    paraphrases: Sequence[str],
+    *,
+    question: str | None,
+    answers: Sequence[str],
+    casing: Mapping[str, float] | None,
+) -> list[tuple[str, ...]]:
+    """The `reasons` of each paraphrase of a question, in the order given.
+
+    Without a question, paraphrase 0 is what the others are to mean, and is looked at alone.
+    """
+    kept: set[tuple[str, ...]] = set()
+    found = []
+    for at, paraphrase in enumerate(paraphrases):
+        is_reference = question is None and at == 0
+        reference = paraphrases[0] if question is None else question
+        wrong = reasons(paraphrase, question=reference, answers=answers, casing=casing, kept=kept)
+        if is_reference:
+            wrong = tuple(reason for reason in wrong if reason != "copy_of_question")
+        if not wrong:
+            kept.add(key(paraphrase))
+        found.append(wrong)
+    return found
+
+
+def repeats(said: Sequence[str]) -> bool:
+    """Whether a word comes three times running, or a run of four words a second time."""
+    thrice = range(len(said) - REPEATED_WORDS + 1)
+    if any(len(set(said[at : at + REPEATED_WORDS])) == 1 for at in thrice):
+        return True
+    runs = [tuple(said[at : at + REPEATED_RUN]) for at in range(len(said) - REPEATED_RUN + 1)]
+    return len(set(runs)) < len(runs)
+
+
+def leaks(answer: str, paraphrase: str, question: str) -> bool:
+    """Whether the words of the answer stand in the paraphrase in a row and not in the question.
+
+    One common word leaks only as it is written and with a capital: the answer US is not in `tell
+    us`, and `is`, a short name of Iceland, is in every other sentence.
+    """
+    run = key(answer)
+    if contains_run(key(question), run) or not contains_run(key(paraphrase), run):
+        return False
+    if len(run) == 1 and run[0] in COMMON_WORDS:
+        written = answer.strip()
+        at = re.search(rf"(?<!\w){re.escape(written)}(?!\w)", paraphrase)
+        return not written.islower() and at is not None
+    return True
+
+
+def lost_names(
+    paraphrase: str, question: str, casing: Mapping[str, float] | None
+) -> tuple[str, ...]:
+    """The names of the question (`names`) that the paraphrase lacks."""
+    said = set(words(paraphrase)) | set(words(POSSESSIVE.sub("", paraphrase)))
+    # Words that one of the two writes together: Spider-Man, Spiderman.
+    joined = "".join(words(paraphrase))
+    return tuple(
+        name
+        for name in names(question, casing)
+        if not _is_kept(name, said) and (len(name) <= SHARED_LETTERS or name not in joined)
+    )
