@@ -20,8 +20,10 @@ of a question. A paraphrase passes where no reason is found:
 Case and accents never count, except where capitals are what tells a name.
 """
 
+import csv
 import gzip
 import importlib.util
+import io
 import json
 import re
 import unicodedata
@@ -319,3 +321,42 @@ def lost_names(
         for name in names(question, casing)
         if not _is_kept(name, said) and (len(name) <= SHARED_LETTERS or name not in joined)
     )
+
+
+# The report
+
+CELL_WIDTH = 56
+
+
+def report_lines(judged: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+    """A table: how many paraphrases each reason was found in, their share, and one of them.
+
+    judged: uuid, paraphrase and its reasons.
+    """
+    total = max(len(judged), 1)
+    lines = [f"{'reason':17} {'count':>7} {'share':>7}  example"]
+    for reason in REASONS:
+        found = [paraphrase for _, paraphrase, wrong in judged if reason in wrong]
+        example = f"  {_cell(found[0])}" if found else ""
+        lines.append(f"{reason:17} {len(found):7} {len(found) / total:7.4f}{example}")
+    wrong = sum(1 for *_, found in judged if found)
+    lines.append(
+        f"{'any of these':17} {wrong:7} {wrong / total:7.4f}  of {len(judged)} paraphrases"
+    )
+    return lines
+
+
+def _cell(text: str) -> str:
+    shown = text if text.isprintable() else ascii(text)
+    return shown if len(shown) <= CELL_WIDTH else f"{shown[: CELL_WIDTH - 3]}..."
+
+
+def report_csv(judged: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+    """A row a paraphrase in which something was found: uuid, paraphrase, reasons (a JSON list)."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(("uuid", "paraphrase", "reasons"))
+    writer.writerows(
+        (uuid, paraphrase, json.dumps(list(wrong))) for uuid, paraphrase, wrong in judged if wrong
+    )
+    return buffer.getvalue()
