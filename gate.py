@@ -12,7 +12,7 @@ of a question. A paraphrase passes where no reason is found:
 | repeats | says a word three times running, or one run of four words twice |
 | echo | shows a marker of the prompt (`Q:`, `Answer:`, `<|...|>`), or is one of its examples |
 | copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
-| copy_of_another | is, in the same way, an earlier paraphrase that passed |
+| copy_of_another | is, in the same way, an earlier paraphrase in which nothing more is wrong |
 | answer_leaked | holds all words of an answer in a row, which the question does not |
 | lost_mask | has another number of `[MASK]` than the question |
 | lost_name | lacks a name or a number of the question: `names` |
@@ -225,7 +225,7 @@ def reasons(
     question: str,
     answers: Sequence[str],
     casing: Mapping[str, float] | None,
-    kept: Collection[tuple[str, ...]] = (),
+    earlier: Collection[tuple[str, Sequence[str]]] = (),
     echoes: Collection[tuple[str, ...]] = (),
     truncated: bool = False,
 ) -> tuple[str, ...]:
@@ -236,7 +236,7 @@ def reasons(
         question: what it is to mean.
         answers: what counts as right.
         casing: from `load_casing`.
-        kept: the keys (`key`) of earlier paraphrases that passed.
+        earlier: the paraphrases before it, each with its reasons.
         echoes: the keys of the prompt's own examples.
         truncated: whether it ended at the token limit.
     """
@@ -251,12 +251,14 @@ def reasons(
         "echo": key(paraphrase) in echoes
         or (MARKER.search(paraphrase) is not None and MARKER.search(question) is None),
         "copy_of_question": key(paraphrase) == key(question),
-        "copy_of_another": key(paraphrase) in kept,
         "answer_leaked": any(leaks(answer, paraphrase, question) for answer in answers),
         "lost_mask": paraphrase.count(MASK) != question.count(MASK),
         "lost_name": bool(lost_names(paraphrase, question, casing)),
     }
-    return tuple(reason for reason in REASONS if found.get(reason))
+    wrong = {reason for reason, is_found in found.items() if is_found} | {"copy_of_another"}
+    # Of one that is worse, such as one with a marker in front, this is no copy but the better one.
+    is_copy = any(key(text) == key(paraphrase) and wrong.issuperset(was) for text, was in earlier)
+    return tuple(r for r in REASONS if r in wrong and (r != "copy_of_another" or is_copy))
 
 
 def verdicts(
@@ -270,16 +272,17 @@ def verdicts(
 
     Without a question, paraphrase 0 is what the others are to mean, and is looked at alone.
     """
-    kept: set[tuple[str, ...]] = set()
-    found = []
+    found: list[tuple[str, ...]] = []
     for at, paraphrase in enumerate(paraphrases):
-        is_reference = question is None and at == 0
-        reference = paraphrases[0] if question is None else question
-        wrong = reasons(paraphrase, question=reference, answers=answers, casing=casing, kept=kept)
-        if is_reference:
+        wrong = reasons(
+            paraphrase,
+            question=paraphrases[0] if question is None else question,
+            answers=answers,
+            casing=casing,
+            earlier=list(zip(paraphrases, found, strict=False)),
+        )
+        if question is None and at == 0:
             wrong = tuple(reason for reason in wrong if reason != "copy_of_question")
-        if not wrong:
-            kept.add(key(paraphrase))
         found.append(wrong)
     return found
 

@@ -239,10 +239,10 @@ def write_results(
         result_file(stem, ".csv"): _csv_bytes(table),
         result_file(stem, ".json"): _manifest_bytes(manifest),
     }
-    _replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
+    replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
 
 
-def _replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
+def replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
     """Puts all files in place of what is there, with `seal` away while the others change.
 
     Every byte is on the disk under a temporary name before the first file is touched: what commonly
