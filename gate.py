@@ -30,6 +30,7 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from answers import contains_run
@@ -137,7 +138,7 @@ def names(text: str, casing: Mapping[str, float] | None) -> tuple[str, ...]:
     # One capital is a name's; where every word has one, it is a headline.
     telling = any(inner) and not (len(inner) > 3 and all(inner))
     found: dict[str, None] = {}
-    for token, behind in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, behind in zip(tokens, [*tokens[1:], None], strict=False):
         if telling and not token.opens:
             is_name = token.text[0].isupper()
         elif casing is not None:
@@ -316,14 +317,12 @@ def lost_names(
     paraphrase: str, question: str, casing: Mapping[str, float] | None
 ) -> tuple[str, ...]:
     """The names of the question (`names`) that the paraphrase lacks."""
-    said = set(words(paraphrase)) | set(words(POSSESSIVE.sub("", paraphrase)))
-    # Words that one of the two writes together: Spider-Man, Spiderman.
-    joined = "".join(words(paraphrase))
-    return tuple(
-        name
-        for name in names(question, casing)
-        if not _is_kept(name, said) and (len(name) <= SHARED_LETTERS or name not in joined)
-    )
+    said = words(paraphrase)
+    # What one of the two writes together counts as well: Spider-Man, Spiderman.
+    among = {*said, *words(POSSESSIVE.sub("", paraphrase)), *map("".join, pairwise(said))}
+    wanted = names(question, casing)
+    joined = {name for pair in pairwise(wanted) if "".join(pair) in among for name in pair}
+    return tuple(name for name in wanted if name not in joined and not _is_kept(name, among))
 
 
 # The report
