@@ -239,6 +239,13 @@ class Making:
             questions=len(self.asked),
         )
         found = dict(self.journal.answers.get(name, {}))
+        for index, (*drawn, _, _) in found.items():
+            if index >= len(draws) or draws[index] != tuple(drawn):
+                # What is drawn again hangs on the gate: another version of it, another plan.
+                raise UserError(
+                    f"{self.journal.path} does not fit what is to be drawn: was it left by another "
+                    "version of this toolkit? --overwrite begins anew"
+                )
         generated = engine.generate(
             groups,
             fusion=Fusion(),
@@ -249,18 +256,17 @@ class Making:
         )
         with progress(len(groups), name, "paraphrases", begin=len(found)) as advance:
             for batch in generated:
-                texts = [
-                    [
-                        first_line(engine.tokenizer.decode(a.token_ids, skip_special_tokens=True)),
-                        a.truncated,
-                    ]
-                    for _, a in batch
-                ]
-                indices = [index for index, _ in batch]
-                self.journal.add(name, indices, texts, self._state())
-                found.update(zip(indices, texts, strict=True))
+                rows = {
+                    index: (*draws[index], first_line(self._text(answer)), answer.truncated)
+                    for index, answer in batch
+                }
+                self.journal.add(name, list(rows), list(rows.values()), self._state())
+                found |= rows
                 advance(len(batch))
-        return [tuple(found[index]) for index in range(len(groups))]
+        return [tuple(found[index][2:]) for index in range(len(groups))]
+
+    def _text(self, answer) -> str:
+        return self.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
 
     def _state(self) -> dict[str, Any]:
         return {

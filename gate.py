@@ -10,7 +10,8 @@ of a question. A paraphrase passes where no reason is found:
 | truncated | ended at the token limit (generated ones only) |
 | too_long | has more than three times the question's words and ten more |
 | repeats | says a word three times running, or one run of four words twice |
-| echo | shows a marker of the prompt (`Q:`, `Answer:`, `<|...|>`), or is one of its examples |
+| echo | has a marker of the prompt (`Q:`, `Answer:`, `<|...|>`) or a colon at its end, which the
+question has not, or is one of the prompt's examples |
 | copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
 | copy_of_another | is, in the same way, an earlier paraphrase in which nothing more is wrong |
 | answer_leaked | holds all words of an answer in a row, which the question does not |
@@ -250,7 +251,7 @@ def reasons(
         "too_long": len(said) > LENGTH_FACTOR * len(asked) + LENGTH_SLACK,
         "repeats": repeats(said) and not repeats(asked),
         "echo": key(paraphrase) in echoes
-        or (MARKER.search(paraphrase) is not None and MARKER.search(question) is None),
+        or (_shows_prompt(paraphrase) and not _shows_prompt(question)),
         "copy_of_question": key(paraphrase) == key(question),
         "answer_leaked": any(leaks(answer, paraphrase, question) for answer in answers),
         "lost_mask": paraphrase.count(MASK) != question.count(MASK),
@@ -286,6 +287,11 @@ def verdicts(
             wrong = tuple(reason for reason in wrong if reason != "copy_of_question")
         found.append(wrong)
     return found
+
+
+def _shows_prompt(text: str) -> bool:
+    """`Q: who was it?`, or an announcement: `Here it is in other words:`."""
+    return MARKER.search(text) is not None or text.rstrip().endswith((":", "："))
 
 
 def repeats(said: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small import run_script, write_jsonl
+from tiny import TinyTokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import drawing
@@ -19,12 +20,14 @@ import gate
 import loading
 import paraphrase
 import sampling
+from attention import FlexAttentionWrapper, Fusion
 from constants import DEMO_MODEL, UserError
 from dataset import load_dataset, prompt_template
-from engine import Engine
+from engine import Engine, logit_streams
 from journal import Journal
 from lock import held
 from results import read_manifest
+from segments import SplitQuestion
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 7
@@ -176,6 +179,36 @@ def test_draws_are_those_of_stock_forwards(plain):
         assert drawn(plain)[uuid][attempt] == (text.strip().split("\n") or [""])[0].strip()
 
 
+@pytest.mark.parametrize("architecture", ["gemma2", "gpt2"])
+def test_streams_of_other_models_are_sampled_like_stock(architecture):
+    model = tiny_model(architecture)
+    prefix, tail = (5, 9, 11), (7, 8)
+    segments = [(20, 21, 22, 23), (30,), (40, 41), (50, 51, 52, 53, 54, 55)]
+    draws = [(f"u{i}", i) for i in range(len(segments))]
+    with FlexAttentionWrapper(model, "eager") as wrapper:
+        engine = Engine(model, TinyTokenizer(), wrapper, ignore_stops=True)
+        engine.set_prefix(prefix)
+        groups = [logit_streams(SplitQuestion((s,), tail), len(prefix)) for s in segments]
+        batches = engine.generate(
+            groups,
+            fusion=Fusion(),
+            combine=sampling.sampler(draws, seed=3, temperature=1.0, top_p=0.8),
+            max_new_tokens=5,
+            batch_size=3,
+            weights=sampling.fresh_state(len(groups)),
+        )
+        got = {index: answer.token_ids for batch in batches for index, answer in batch}
+    for index, segment in enumerate(segments):
+        tokens = []
+        for step in range(5):
+            ids = torch.tensor([[*prefix, *segment, *tail, *tokens]])
+            with torch.no_grad():
+                logits = model(ids).logits[0, -1].double().tolist()
+            number = sampling.uniform(3, *draws[index], step)
+            tokens.append(slow_pick(logits, number, 1.0, 0.8))
+        assert got[index] == tuple(tokens)
+
+
 def test_neither_batch_nor_order_changes_a_draw(plain, questions, tmp_path):
     assert len({text for texts in drawn(plain).values() for text in texts}) > 10
     assert drawn(made(questions, tmp_path / "alone", "--batch_size", 1)) == drawn(plain)
@@ -280,6 +313,19 @@ def test_a_run_goes_on_where_it_was_stopped(plain, questions, tmp_path, monkeypa
     assert not journal.exists()
     counts = [read_manifest(made)["counts"] for made in (stem, plain)]
     assert counts[0] == counts[1]
+
+
+def test_a_journal_of_other_draws_is_not_taken(questions, tmp_path, monkeypatch, capsys):
+    """As when another version of the gate planned what is drawn again."""
+    argv = arguments(questions, tmp_path, "--drop", "--max_attempts", 2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, RuntimeError)
+        patch.setattr(drawing, "reasons", lambda text, **_: ("empty",) if "a" in text else ())
+        with pytest.raises(RuntimeError):
+            run_script(paraphrase, *argv)
+    monkeypatch.setattr(drawing, "reasons", lambda text, **_: () if "a" in text else ("empty",))
+    assert run_script(paraphrase, *argv) == 2
+    assert "does not fit what is to be drawn" in capsys.readouterr().err
 
 
 def test_a_killed_process_is_gone_on_with(plain, questions, tmp_path):
@@ -536,3 +582,17 @@ def test_defaults_stand_once():
     assert (args.dataset, args.model, args.num_paraphrases, args.seed) == ("demo", "demo", 5, 0)
     assert (args.max_attempts, args.drop, args.chat_template) == (5, False, False)
     assert paraphrase.parse_args(["--check", "f.jsonl"]).num_paraphrases == 1
+
+
+def test_questions_of_the_hub_are_put_in_other_words(tmp_path):
+    """Without paraphrases of their own, which this very file is to bring."""
+    pytest.importorskip("hub_datasets")
+    asked = [
+        {"url": "x", "question": question, "answers": ["x"]}
+        for question in ("who wrote it?", "where is it?")
+    ]
+    write_jsonl(tmp_path / "web_questions_test.jsonl", asked)
+    argv = ["--data_dir", tmp_path, "--max_samples", 2]
+    stem = made("webqa", tmp_path / "data", *argv)
+    assert stem == tmp_path / "data/webqa/demo/paraphrases"
+    assert [row["question"] for row in lines(stem)] == [row["question"] for row in asked]
