@@ -1,5 +1,6 @@
 """Paraphrasing from the command line to its files, on the demo model, whose output is poor."""
 
+import csv
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import paraphrase
 import sampling
 from attention import FlexAttentionWrapper, Fusion
 from constants import DEMO_MODEL, UserError
-from dataset import load_dataset, prompt_template
+from dataset import Record, load_dataset, prompt_template
 from engine import Engine, logit_streams
 from journal import Journal
 from lock import held
@@ -431,22 +432,39 @@ def test_what_is_dropped_is_drawn_again(questions, tmp_path, monkeypatch, capsys
 
 
 def test_draws_go_through_the_gate(plain):
-    """Every reason that the report gives is found again by the gate itself."""
-    text = plain.with_name("paraphrases_report.csv").read_text(encoding="utf-8")
+    """The report says what the gate finds in each of the draws."""
+    with open(f"{plain}_report.csv", encoding="utf-8", newline="") as file:
+        told = {
+            (r["uuid"], r["paraphrase"]): json.loads(r["reasons"]) for r in csv.DictReader(file)
+        }
+    flagged = 0
     for row in lines(plain):
         earlier = []
         for said in row["paraphrases"]:
+            reported = told.get((row["uuid"], said), [])
             wrong = gate.reasons(
                 said,
                 question=row["question"],
                 answers=row["answers"],
                 casing={"Faust": -1.0},
                 earlier=earlier,
+                truncated="truncated" in reported,  # which the text does not tell
             )
             earlier.append((said, wrong))
-            if wrong and "truncated" not in text:
-                quoted = json.dumps(list(wrong)).replace('"', '""')
-                assert f'"{row["uuid"]}","{said}","{quoted}"' in text
+            assert list(wrong) == reported
+            flagged += bool(wrong)
+    assert flagged == read_manifest(plain)["flagged"]
+    seen = {reason for wrong in told.values() for reason in wrong}
+    assert {"truncated", "lost_mask", "lost_name"} <= seen
+
+
+def test_an_example_of_the_prompt_is_no_paraphrase():
+    shot = drawing.PROMPTS["questions"][1][0]
+    for question, found in [("Who?", True), (shot.question, False)]:
+        asked = drawing.Asked(Record("u", (question,), ("x",)))
+        for text in (shot.question, shot.answer):
+            asked.judge(text, truncated=False, casing=None)
+        assert ["echo" in wrong for _, wrong in asked.draws] == [found, True]
 
 
 CHECKED = [
