@@ -467,6 +467,15 @@ def test_an_example_of_the_prompt_is_no_paraphrase():
         assert ["echo" in wrong for _, wrong in asked.draws] == [found, True]
 
 
+def test_a_draw_that_came_before_is_a_copy():
+    asked = drawing.Asked(Record("u", ("Who was it?",), ("x",)))
+    for text in ("Who is it?", "who is IT", "Whose is it?"):
+        asked.judge(text, truncated=False, casing=None)
+    assert [wrong for _, wrong in asked.draws] == [(), ("copy_of_another",), ()]
+    assert asked.paraphrases(drop=True) == ["Who is it?", "Whose is it?"]
+    assert asked.paraphrases(drop=False) == ["Who is it?", "who is IT", "Whose is it?"]
+
+
 CHECKED = [
     {
         "uuid": "c0",
