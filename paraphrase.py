@@ -138,6 +138,8 @@ def parse_args(argv: Sequence[str] | None = None):
         for name in DRAWING:
             if getattr(args, name) is not None:
                 parser.error(f"--{name}: --check draws nothing and does not use it")
+        if args.check in (*DATASET_NAMES, *HUB_DATASETS):
+            parser.error(f"--check: {args.check} names a dataset; give the path of a file")
         if args.drop and args.output is None:
             parser.error("--drop: --check needs --output FILE.jsonl for what is left")
         if not args.drop and (args.output is not None or args.overwrite):

@@ -581,6 +581,7 @@ def test_each_kind_has_its_prompt():
         ),
         ("--check f.jsonl --seed 3", "--seed: --check draws nothing and does not use it"),
         ("--check f.jsonl --chat_template", "--chat_template: --check draws nothing"),
+        ("--check webqa", "--check: webqa names a dataset; give the path of a file"),
         ("--check f.jsonl --drop", "--drop: --check needs --output FILE.jsonl"),
         ("--check f.jsonl --output g.jsonl", "--check writes what is left only with --drop"),
         (
