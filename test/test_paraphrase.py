@@ -614,7 +614,6 @@ def test_defaults_stand_once():
 
 def test_questions_of_the_hub_are_put_in_other_words(tmp_path):
     """Without paraphrases of their own, which this very file is to bring."""
-    pytest.importorskip("hub_datasets")
     asked = [
         {"url": "x", "question": question, "answers": ["x"]}
         for question in ("who wrote it?", "where is it?")
