@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -283,6 +284,32 @@ def padding_indices(lengths, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     return gather, scatter
 
 
+class Room:
+    """Memory that plans take turns in.
+
+    What a recorded forward reads and writes has fixed addresses, so a plan that is to be replayed
+    keeps its tensors here: the next one of the same shape finds the same addresses.
+
+    version: changes when memory was moved, after which no recorded forward may be replayed.
+    """
+
+    def __init__(self):
+        self.version = 0
+        self._flat = {}
+
+    def take(self, name, shape, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised, contiguous; whatever had this name before is overwritten."""
+        size = math.prod(shape)
+        if name not in self._flat or self._flat[name].numel() < size:
+            self._flat[name] = None  # before the larger one is asked for
+            self._flat[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+            self.version += 1
+        return self._flat[name][:size].view(shape)
+
+    def keep(self, name, tensor: torch.Tensor) -> torch.Tensor:
+        return self.take(name, tensor.shape, tensor).copy_(tensor)
+
+
 class FusePlan:
     """Fused tokens: each attends to the prefix, to every segment of its row and to earlier ones.
 
@@ -298,10 +325,11 @@ class FusePlan:
         rotary: how a layer's queries are turned; needed with ``turns``.
         slots: room for fused tokens a row.
         fusion: how the partitions are combined.
-        recordable: every forward looks at all slots, filled or not, so that its shapes stay the
-            same and it can be recorded once and replayed; the math is compiled.
+        room: where all of this is kept, so that a forward can be recorded and replayed. Then every
+            forward looks at all slots, filled or not, the math runs in the kernels of
+            gpu_kernels.py or is compiled, and the rows of a forward come as one packed sequence.
         observe: called with the layer and what `split_attention` says, in every layer of every
-            forward; not with ``recordable``, whose replays call nothing.
+            forward; not with ``room``, whose replays call nothing.
     """
 
     def __init__(
@@ -315,49 +343,74 @@ class FusePlan:
         rotary: RotaryTurn | None,
         slots: int,
         fusion: Fusion,
-        recordable: bool = False,
+        room: Room | None = None,
         observe: Callable[..., None] | None = None,
     ):
-        assert observe is None or not recordable, "a recorded forward cannot be observed"
+        assert observe is None or room is None, "a recorded forward cannot be observed"
+        self.room = room
         self.prefix = prefix
         self.segments = segments
-        self.segment_mask = segment_mask
-        self.segment_positions = segment_positions
-        self.turns = turns
+        self.segment_mask = self._keep("segment mask", segment_mask)
+        self.segment_positions = self._keep("segment positions", segment_positions)
+        self.turns = None if turns is None else self._keep("turns", turns)
         self.rotary = rotary
         self.fusion = fusion
-        self.recordable = recordable
         self.observe = observe
         self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
         R = segment_mask.shape[0]
         device = segment_mask.device
-        self.own_mask = torch.zeros(R, slots, dtype=torch.bool, device=device)
-        self.own_positions = torch.zeros(R, slots, dtype=torch.long, device=device)
-        self.own = {layer: self._room(kv, R, slots) for layer, kv in segments.items()}
+        empty = torch.zeros(R, slots, dtype=torch.bool, device=device)
+        self.own_mask = self._keep("own mask", empty)
+        self.own_positions = self._keep("own positions", empty.long())
+        self.own = {
+            layer: KeyValues(
+                self._zeros((layer, "own keys"), kv.keys, R, slots),
+                self._zeros((layer, "own values"), kv.values, R, slots),
+            )
+            for layer, kv in segments.items()
+        }
         self.filled = 0  # slots of the forwards before
         self.queries = 0  # slots of the next forward
         self.at = torch.empty(0, dtype=torch.long, device=device)  # which these are, [S]
         self._masks = {}
 
-    @staticmethod
-    def _room(kv, rows, slots):
-        J, D = kv.keys.shape[0], kv.keys.shape[-1]
-        return KeyValues(
-            kv.keys.new_zeros(J, rows, slots, D),
-            kv.values.new_zeros(J, rows, slots, kv.values.shape[-1]),
+    def _keep(self, name, tensor):
+        return tensor if self.room is None else self.room.keep(name, tensor)
+
+    def _zeros(self, name, like, rows, slots):
+        shape = like.shape[0], rows, slots, like.shape[-1]
+        return (
+            like.new_zeros(shape)
+            if self.room is None
+            else self.room.take(name, shape, like).zero_()
         )
+
+    @property
+    def shape(self) -> tuple:
+        """What two plans of one room must share for one's recorded forward to be the other's."""
+        weights = None if self.fusion.weights is None else id(self.fusion.weights)
+        turned = self.turns is not None
+        sizes = *self.segment_mask.shape, self.own_mask.shape[1]
+        return *sizes, turned, self.fusion.kind, self.fusion.tau, weights, self.room.version
 
     def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """The next forward brings these tokens. positions, mask: [R, S]."""
+        self.advance(positions.shape[1])
+        self.mark(positions, mask)
+
+    def advance(self, queries: int) -> None:
+        """The next forward brings this many tokens a row."""
         self.filled += self.queries
-        self.queries = positions.shape[1]
+        self.queries = queries
         assert self.filled + self.queries <= self.own_mask.shape[1], (self.filled, self.queries)
         at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
-        # In place where it can be: a recorded forward reads this very tensor.
-        self.at = self.at.copy_(at) if self.at.shape == at.shape else at
+        self.at = self._keep(("at", queries), at)
+        self._masks.clear()
+
+    def mark(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """Say what these tokens are. positions, mask: [R, S]."""
         self.own_positions.index_copy_(1, self.at, positions)
         self.own_mask.index_copy_(1, self.at, mask)
-        self._masks.clear()
 
     def put(self, layers: dict[int, KeyValues], positions: torch.Tensor) -> None:
         """Tokens every fused token sees, encoded elsewhere. layers: [J, R, S, D]."""
@@ -372,27 +425,62 @@ class FusePlan:
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order. rows: [R'] indices."""
-        for layers in (self.segments, self.own):
+        for layers, of in ((self.segments, "segment"), (self.own, "own")):
             for layer, kv in layers.items():
-                layers[layer] = KeyValues(kv.keys[:, rows], kv.values[:, rows])
-        self.segment_mask = self.segment_mask[rows]
-        self.segment_positions = self.segment_positions[rows]
-        self.own_mask, self.own_positions = self.own_mask[rows], self.own_positions[rows]
+                layers[layer] = KeyValues(
+                    self._keep((layer, f"{of} keys"), kv.keys[:, rows]),
+                    self._keep((layer, f"{of} values"), kv.values[:, rows]),
+                )
+        self.segment_mask = self._keep("segment mask", self.segment_mask[rows])
+        self.segment_positions = self._keep("segment positions", self.segment_positions[rows])
+        self.own_mask = self._keep("own mask", self.own_mask[rows])
+        self.own_positions = self._keep("own positions", self.own_positions[rows])
         if self.turns is not None:
-            self.turns = self.turns[rows]
+            self.turns = self._keep("turns", self.turns[rows])
         self._masks.clear()
 
     def attend(self, layer, query, key, value, scoring):
+        if self.room is None:
+            return self._attend(layer, query, key, value, scoring)
+        by_row = (self.own_mask.shape[0], self.queries)  # from one sequence, [1, heads, R * S, D]
+        query, key, value = (x[0].unflatten(1, by_row).transpose(0, 1) for x in (query, key, value))
+        out = self._attend(layer, query, key, value, scoring)  # [R, H, S, D]
+        return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+
+    def _attend(self, layer, query, key, value, scoring):
         S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
+        turned = self.turns is not None and layer in self.rotary.tables
+        if self.room is not None:
+            import gpu_kernels
+
+            K, segments = self.segment_mask.shape[1], self.segments[layer]
+            if gpu_kernels.can_fuse(query, segments.values, K, scoring.window, self.fusion):
+                tables = None
+                if turned:
+                    tables = (*self.rotary.tables[layer], self.rotary.interleaved[layer])
+                return gpu_kernels.fuse(
+                    query,
+                    self.prefix.get(layer),
+                    segments,
+                    self.segment_mask,
+                    self.own[layer],
+                    self.own_mask,
+                    KeyValues(key, value),
+                    self.at,
+                    self.turns if turned else None,
+                    tables,
+                    scoring,
+                    self.fusion,
+                )
         self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
-        end = self.own_mask.shape[1] if self.recordable else self.filled + S
+        end = self.own_mask.shape[1] if self.room else self.filled + S
         own = self.own[layer]
         angles, interleaved = None, False
-        if self.turns is not None and layer in self.rotary.tables:
+        if turned:
             angles = tuple(table[self.turns] for table in self.rotary.tables[layer])  # [R, K, D]
             interleaved = self.rotary.interleaved[layer]
-        attend = compiled_split_attention() if self.recordable else split_attention
+        attend = compiled_split_attention() if self.room else split_attention
         return attend(
             query,
             self.prefix.get(layer),
@@ -414,7 +502,7 @@ class FusePlan:
     def _build_masks(self, window, group):
         """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
         S = self.queries
-        end = self.own_mask.shape[1] if self.recordable else self.filled + S
+        end = self.own_mask.shape[1] if self.room else self.filled + S
         device = self.segment_mask.device
         position = self.own_positions[:, self.at]  # [R, S]
         order = torch.arange(end, device=device)
@@ -750,6 +838,8 @@ class FlexAttentionWrapper:
         self._name = None
         self._before = None
         self._hook = None
+        self._untraced = None
+        self._compiled = {}  # for one token alone or not → layers and their compiled forwards
 
     def patch_model(self, mask_mod=None) -> FlexAttentionWrapper:
         """Every forward from now on attends under ``mask_mod`` (plain causal attention if None).
@@ -807,6 +897,43 @@ class FlexAttentionWrapper:
                 _refuse_mask, with_kwargs=True
             )
             self.model.set_attn_implementation(self._name)
+
+    @contextmanager
+    def compiled_layers(self, *, one_token: bool = False):
+        """Within, the model's layers run compiled, all but the attention, which stays ours.
+
+        Their small passes are then fused into few kernels, with the roundings that they have one by
+        one. For one token alone the products are compiled too, since they only read weights then.
+        Compiled once for all lengths; kept on disk between runs.
+        """
+        if self._untraced is None:  # one object: another one would be compiled for again
+            self._untraced = torch.compiler.disable(self._attention)
+        if one_token not in self._compiled:
+            kind = "coordinate_descent_tuning" if one_token else "emulate_precision_casts"
+            self._compiled[one_token] = [
+                (
+                    layer,
+                    compile_with_room(layer.forward, dynamic=not one_token, options={kind: True}),
+                )
+                for layer in self._decoder_layers()
+            ]
+        ALL_ATTENTION_FUNCTIONS[self._name] = self._untraced
+        for layer, forward in self._compiled[one_token]:
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer, _ in self._compiled[one_token]:
+                del layer.forward
+            ALL_ATTENTION_FUNCTIONS[self._name] = self._attention
+
+    def _decoder_layers(self):
+        """The modules that hold the attention modules."""
+        if not self.layers:
+            check_architecture(self)
+        names = {module: name for name, module in self.model.named_modules()}
+        parents = [names[module].rpartition(".")[0] for module, _ in self.layers.values()]
+        return [self.model.get_submodule(parent) for parent in parents]
 
     def __enter__(self) -> FlexAttentionWrapper:
         return self if self._name else self.patch_model()

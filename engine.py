@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,10 +24,12 @@ from attention import (
     FusePlan,
     Fusion,
     KeyValues,
+    Room,
     head_shape,
     learn_rotary,
 )
 from constants import UserError
+from progress import say_if_slow
 from segments import Placement, SplitQuestion, place, place_question
 
 logger = logging.getLogger(__name__)
@@ -35,11 +37,19 @@ logger = logging.getLogger(__name__)
 # Tokens encoded in one forward, at most: more gains nothing.
 CPU_TOKENS_PER_BATCH = 4096
 GPU_TOKENS_PER_BATCH = 32768
-# FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of this.
+# FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of this, and
+# longer ones to eight lengths an octave.
 FLEX_BUCKET = 1024
-# Finished questions leave the batch once they are this share of it; a recorded step must then be
-# recorded again.
+# Finished questions leave the batch once they are this share of it; where steps are recorded, once
+# the next size that steps are recorded for is this share smaller.
 COMPACT_SHARE, RECORDED_COMPACT_SHARE = 0.25, 0.5
+# Recorded steps differ in the longest segment by this many tokens, and so many are kept.
+SEGMENT_BUCKET, RECORDED_STEPS = 16, 32
+
+STARTING = (
+    "compiling for this GPU: up to a minute the first time, sooner in later runs, since the result "
+    "is kept on disk (--attention sdpa starts at once, and is slower after that)"
+)
 
 Combine = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -159,40 +169,29 @@ class StopRule:
         return eos | line_ends, ~(eos | only_ends), seen | self.visible[tokens]
 
 
-class DecodeStep:
-    """The forward of one token a row. On a GPU it is recorded once a batch and then replayed.
+class RecordedStep:
+    """A decode step as a CUDA graph: some thousand small kernels take longer to launch than to run.
 
-    Some thousand small kernels a step take longer to launch than to run. The first step runs as
-    it is, since compiling and choosing kernels cannot be recorded; the second is recorded.
+    It can be replayed under any plan of the same room and shape.
     """
 
-    def __init__(self, engine: Engine, plan: FusePlan):
-        self.engine = engine
-        self.plan = plan
-        self.rows_warm = None  # the number of rows that a step has run with
-        self.graph = None
+    def __init__(self, engine: Engine, plan: FusePlan, ids: torch.Tensor, positions: torch.Tensor):
+        self.ids, self.positions = ids.clone(), positions.clone()
+        self.fusion = plan.fusion  # its weights are read at their address
+        # Replays never overlap, so all share one pool; it goes with the last of them.
+        others = [step for step in engine.recorded_steps.values() if step is not None]
+        pool = others[0].graph.pool() if others else None
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            plan.mark(self.positions, torch.ones_like(self.positions, dtype=torch.bool))
+            self.logits = engine.forward(self.ids, self.positions)
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """ids, positions: [R, 1]. Returns logits [R, V], valid until the next step."""
-        self.plan.append(positions, torch.ones_like(positions, dtype=torch.bool))
-        self.engine.count_forward(len(ids))
-        if not self.plan.recordable:
-            return self.engine.forward(ids, positions)
-        if self.rows_warm != len(ids):
-            self.rows_warm, self.graph = len(ids), None
-            return self.engine.forward(ids, positions)
-        if self.graph is None:
-            self._record(ids, positions)
         self.ids.copy_(ids)
         self.positions.copy_(positions)
         self.graph.replay()
         return self.logits
-
-    def _record(self, ids, positions):
-        self.ids, self.positions = ids.clone(), positions.clone()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.logits = self.engine.forward(self.ids, self.positions)
 
 
 class Engine:
@@ -203,13 +202,20 @@ class Engine:
         tokenizer: the model's own.
         wrapper: a patched `FlexAttentionWrapper` around the model.
         ignore_stops: generate to the token limit whatever comes (for benchmarks).
-        recorded: on a GPU, record the decode step once a batch and replay it, its attention
-            compiled. Faster (benchmark/gpu.py --recorded) and not yet proved on every architecture
-            by `python -m pytest -m gpu`, so not the default.
+        recorded: compile the model's layers, record the decode step as a CUDA graph and replay it.
+            None: where compiled FlexAttention runs on a GPU, which has to be compiled anyhow; with
+            another backend nothing is compiled and a run starts at once. False is the off switch:
+            the same answers by the plain path, which is the oracle of test/test_gpu.py.
     """
 
     def __init__(
-        self, model, tokenizer, wrapper: FlexAttentionWrapper, *, ignore_stops=False, recorded=False
+        self,
+        model,
+        tokenizer,
+        wrapper: FlexAttentionWrapper,
+        *,
+        ignore_stops=False,
+        recorded: bool | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -225,9 +231,16 @@ class Engine:
         self.prefix: dict[int, KeyValues] = {}
         self.rotary = None
         self.fitting: int | None = None  # questions at a time, once memory has run out
-        self.recording = recorded and self.device.type == "cuda"
+        if recorded is None:
+            recorded = wrapper.backend == "flex" and wrapper.compiled and self.device.type == "cuda"
+        assert not recorded or self.device.type == "cuda", self.device
+        self.recording = recorded
         self.observe: Callable[..., None] | None = None
-        self.compact_share = RECORDED_COMPACT_SHARE if self.recording else COMPACT_SHARE
+        self.room = Room() if recorded else None
+        self.recorded_steps: dict[tuple, RecordedStep | None] = {}  # None: has run once as it is
+        self.recorded_in = 0  # the room's version
+        self.started = not recorded
+        self.alone = False  # every question of the run is asked alone
         self.counts = Counts()
 
     @torch.inference_mode()
@@ -236,11 +249,15 @@ class Engine:
         self._check_tokens(prefix_ids)
         self._check_length(len(prefix_ids) + 1)
         self.prefix_ids, self.prefix = tuple(prefix_ids), {}
+        self.recorded_steps.clear()  # they read the prefix that was
         if self.prefix_ids:
             P = len(self.prefix_ids)
-            plan, _ = self._encode([self.prefix_ids], torch.arange(P), {})
+            with self._telling():
+                plan, _ = self._encode([self.prefix_ids], torch.arange(P), {})
             self.prefix = {
-                layer: KeyValues(kv.keys[:, :P], kv.values[:, :P])  # without a bucket's padding
+                layer: KeyValues(  # without a bucket's padding
+                    kv.keys[:, :P].contiguous(), kv.values[:, :P].contiguous()
+                )
                 for layer, kv in plan.layers.items()
             }
             self.counts.encoded_tokens += P
@@ -285,6 +302,7 @@ class Engine:
             return True
         last = max(stream.answer_start for group in streams for stream in group) + max_new_tokens
         self.rotary = learn_rotary(self.wrapper, max(turns), last)
+        self.recorded_steps.clear()  # they read the tables that were
         return self.rotary is not None
 
     def generate(
@@ -321,6 +339,7 @@ class Engine:
         self._check_tokens(token for part in parts for token in part)
         if batches is None:
             batches = self.plan(questions, batch_size)
+        self.alone = all(len(batch) == 1 for batch in batches)
         for batch in batches:
             yield self._answer_what_fits(
                 batch,
@@ -359,6 +378,9 @@ class Engine:
                         "few-shot examples, or a smaller model"
                     ) from None
             if answers is None:  # outside the handler, which still holds the failed tensors
+                if self.recording:  # nothing else keeps memory from batch to batch
+                    self.recorded_steps.clear()
+                    self.room = Room()
                 torch.cuda.empty_cache()
                 if self.fitting is None:
                     logger.warning("out of memory with %d questions at a time: halved", len(part))
@@ -384,15 +406,88 @@ class Engine:
     @torch.inference_mode()
     def _answer(self, groups, fusion, combine, max_new_tokens, weights) -> list[Answer]:
         """1. encode all segments, isolated; 2. lay them out by row; 3. decode."""
+        with self._telling():
+            found = self._encode_and_decode(groups, fusion, combine, max_new_tokens, weights)
+        self.started = True
+        return found
+
+    def _encode_and_decode(self, groups, fusion, combine, max_new_tokens, weights):
         streams = [stream for group in groups for stream in group]
         encoded, logits = self._encode_streams(streams)
-        plan = self._fuse_plan(streams, encoded, fusion, max_new_tokens)
+        places = self._places(range(len(groups)))
+        n = len(groups[0])
+        rows = [place * n + stream for place in places for stream in range(n)]
+        plan = self._fuse_plan(streams, rows, encoded, fusion, max_new_tokens)
+        streams = [streams[row] for row in rows]
+        if weights is not None:
+            weights = weights[places]
         with self.wrapper.planned(plan):
-            if logits is None:
-                logits = self._read_tails(streams, plan)
+            logits = self._read_tails(streams, plan) if logits is None else logits[rows]
             return self._decode(
                 streams, plan, logits, len(groups), combine, max_new_tokens, weights
             )
+
+    def _telling(self):
+        """Within what is first, what takes so long is said."""
+        if self.started:
+            return nullcontext()
+        return say_if_slow(STARTING)
+
+    @torch.inference_mode()
+    def recording_problem(self) -> str | None:
+        """Why recorded steps cannot be had for this model; None if they can.
+
+        Holds a few tokens' logits by the recorded path against those of the plain path.
+        """
+        tokens = [token % self.config.vocab_size for token in range(1, 9)]
+        lengths = ((1, 3), (4, 2), (5, 5))
+        streams = [
+            [
+                Stream(
+                    tuple(tuple(tokens[:n]) for n in pair),
+                    tuple(tokens[:2]),
+                    (),
+                    place(pair, 4, "left"),
+                )
+            ]
+            for pair in lengths
+        ]
+
+        def logits() -> torch.Tensor:
+            seen = []
+
+            def watch(logits, weights):
+                seen.append(logits[:3, 0].clone())
+                return torch.zeros_like(logits[:, 0])  # the same tokens, whatever they say
+
+            self.set_prefix(tokens[:4])
+            self._answer(streams, Fusion(), watch, 4, None)
+            return torch.cat(seen)
+
+        counts, stop, self.counts = self.counts, self.stop, Counts()
+        self.stop = lambda tokens, seen: (seen, seen, seen)
+        try:
+            fast = logits()
+            self.recording = False
+            plain = logits()
+        except Exception as error:  # the compiler's own faults come in every kind
+            logger.info("recording failed", exc_info=True)
+            return f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        finally:
+            self.recording, self.started = True, False
+            self.counts, self.stop = counts, stop
+            self.set_prefix(())
+        difference = ((fast - plain).norm() / plain.norm()).item()
+        if not difference <= (1e-3 if self.model.dtype == torch.float32 else 0.1):
+            return f"its logits are off by {difference:.1%}"
+        return None
+
+    def _places(self, questions: Sequence[int]) -> list[int]:
+        """The questions, the last one repeated up to a number that steps are recorded for."""
+        size = recorded_size(len(questions)) if self.recording else len(questions)
+        if self.recording and not self.alone:
+            size = max(size, 2)  # one row has kernels of its own, to be compiled in mid-run
+        return [*questions, *[questions[-1]] * (size - len(questions))]
 
     def _encode_streams(self, streams):
         """All segments, then all separators, packed; the first logits where there is no tail."""
@@ -402,13 +497,13 @@ class Engine:
         for stream in streams:
             for segment, start in zip(stream.segments, stream.placement.starts, strict=True):
                 segments.append(segment)
-                positions.append(torch.arange(start, start + len(segment)))
+                positions.extend(range(start, start + len(segment)))
             ends.append(sum(map(len, segments[-len(stream.segments) :])))
         for stream in streams:
             segments.extend((token,) for token in stream.separators)
-            positions.append(torch.tensor(stream.placement.separators, dtype=torch.long))
+            positions.extend(stream.placement.separators)
         last = None if streams[0].tail else torch.tensor(ends).cumsum(0) - 1
-        encoded, logits = self._encode(segments, torch.cat(positions), self.prefix, last)
+        encoded, logits = self._encode(segments, torch.tensor(positions), self.prefix, last)
         self.counts.encoded_tokens += sum(map(len, segments))
         return encoded, logits
 
@@ -431,41 +526,53 @@ class Engine:
             compiled=self.wrapper.compiled,
         )
         inputs = {"input_ids": ids[None], "position_ids": position_ids[None], "use_cache": False}
-        with self.wrapper.planned(plan):
+        with self.wrapper.planned(plan), self._compiled_layers():
             if last is None:
                 self.model.base_model(**inputs)
                 return plan, None
             logits = self.model(**inputs, logits_to_keep=last.to(self.device)).logits
             return plan, logits[0].float()
 
-    def _fuse_plan(self, streams, encoded, fusion, max_new_tokens) -> FusePlan:
-        R, K = len(streams), len(streams[0].segments)
-        lengths = torch.tensor([len(segment) for s in streams for segment in s.segments])
-        M = int(lengths.max())
-        gather = encoded.gather[: R * K, :M]  # the separators' rows come behind
-        turns = torch.tensor([stream.placement.turns for stream in streams])
+    def _compiled_layers(self, tokens: int | None = None):
+        """Within, layers run compiled where steps are recorded."""
+        if not self.recording:
+            return nullcontext()
+        return self.wrapper.compiled_layers(one_token=tokens == 1)
+
+    def _fuse_plan(self, streams, rows, encoded, fusion, max_new_tokens) -> FusePlan:
+        """rows: of which stream each row of the plan is."""
+        K = len(streams[0].segments)
+        lengths = torch.tensor([[len(segment) for segment in s.segments] for s in streams])[rows]
+        M = longest = int(lengths.max())
+        if self.recording:
+            M += -M % SEGMENT_BUCKET
+        segments = encoded.gather[: len(streams) * K]  # the separators' rows come behind
+        columns = torch.arange(M).clamp(max=longest - 1)
+        gather = segments.view(len(streams), K, -1)[rows][:, :, columns]  # [R, K, M]
+        turns = torch.tensor([stream.placement.turns for stream in streams])[rows]
         separators = len(streams[0].separators)
         tail = max(len(stream.tail) for stream in streams)
+        keep = self.room.keep if self.recording else lambda name, tensor: tensor
         plan = FusePlan(
             prefix=self.prefix,
             segments={
                 layer: KeyValues(
-                    kv.keys[:, gather].unflatten(1, (R, K)),
-                    kv.values[:, gather].unflatten(1, (R, K)),
+                    keep((layer, "segment keys"), kv.keys[:, gather]),
+                    keep((layer, "segment values"), kv.values[:, gather]),
                 )
                 for layer, kv in encoded.layers.items()
             },
-            segment_mask=(torch.arange(M) < lengths[:, None]).view(R, K, M).to(self.device),
-            segment_positions=encoded.position_ids[gather].view(R, K, M),
+            segment_mask=(torch.arange(M) < lengths[:, :, None]).to(self.device),
+            segment_positions=encoded.position_ids[gather],
             turns=turns.to(self.device) if turns.any() else None,
             rotary=self.rotary,
             slots=separators + tail + max_new_tokens,
             fusion=fusion,
-            recordable=self.recording,
+            room=self.room if self.recording else None,
             observe=self.observe,
         )
         if separators:
-            at = encoded.gather[R * K :, 0].view(R, separators)
+            at = encoded.gather[len(streams) * K :, 0].view(len(streams), separators)[rows]
             plan.put(
                 {
                     layer: KeyValues(kv.keys[:, at], kv.values[:, at])
@@ -478,9 +585,9 @@ class Engine:
     def _read_tails(self, streams, plan) -> torch.Tensor:
         """The first fused tokens, left-padded to the longest tail. Returns logits [R, V]."""
         width = max(len(stream.tail) for stream in streams)
-        ids = torch.zeros(len(streams), width, dtype=torch.long)
-        for row, stream in enumerate(streams):
-            ids[row, width - len(stream.tail) :] = torch.tensor(stream.tail)
+        ids = torch.tensor(
+            [[0] * (width - len(stream.tail)) + [*stream.tail] for stream in streams]
+        )
         tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
         starts = torch.tensor([stream.placement.fused_start for stream in streams])[:, None]
         step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
@@ -494,28 +601,65 @@ class Engine:
         self.counts.decode_rows += rows
 
     def forward(self, ids, positions) -> torch.Tensor:
-        """One decode forward. ids, positions [R, S] → logits of the last token [R, V]."""
-        output = self.model(
-            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1
-        )
-        return output.logits[:, -1].float()
+        """One decode forward. ids, positions [R, S] → logits of the last token [R, V].
+
+        Where steps are recorded, the tokens come as one packed sequence, as in encoding, so that
+        the layers are compiled once for both.
+        """
+        R, S = ids.shape
+        last = 1
+        if self.recording:
+            ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+            last = torch.arange(1, R + 1, device=self.device) * S - 1 if S > 1 else 0
+        with self._compiled_layers(tokens=R * S):
+            logits = self.model(
+                input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=last
+            ).logits
+        return (logits[0] if self.recording else logits[:, -1]).float()
+
+    def _step(self, plan, ids, positions) -> torch.Tensor:
+        """The forward of one token a row: ids, positions [R] → logits [R, V], until the next step.
+
+        Compiling and choosing kernels cannot be recorded, so the first step of a shape runs as it
+        is, and the second is recorded.
+        """
+        ids, positions = ids[:, None], positions[:, None]
+        plan.advance(1)
+        if self.recording:
+            if plan.shape in self.recorded_steps:
+                if self.recorded_steps[plan.shape] is None:
+                    self.recorded_steps[plan.shape] = RecordedStep(self, plan, ids, positions)
+                return self.recorded_steps[plan.shape](ids, positions)
+            if len(self.recorded_steps) == RECORDED_STEPS or self.recorded_in != self.room.version:
+                self.recorded_steps.clear()
+            self.recorded_steps[plan.shape], self.recorded_in = None, self.room.version
+        plan.mark(positions, torch.ones_like(positions, dtype=torch.bool))
+        return self.forward(ids, positions)
 
     def _decode(self, streams, plan, logits, B, combine, max_new_tokens, weights) -> list[Answer]:
-        """Greedy decoding, ties to the lowest id; each question stops on its own."""
-        n = len(streams) // B
+        """Greedy decoding, ties to the lowest id; each question stops on its own.
+
+        Where steps are recorded, what a step chose is read while the next one runs: a question may
+        then be carried for a step more than it needs, which changes nothing in its answer.
+        """
+        n = len(streams) // len(self._places(range(B)))
         positions = torch.tensor([s.answer_start for s in streams], device=self.device)
-        seen = torch.zeros(B, dtype=torch.bool, device=self.device)
+        seen = torch.zeros(len(streams) // n, dtype=torch.bool, device=self.device)
         alive = list(range(B))  # the question at each place of the batch
-        decode_step = DecodeStep(self, plan)
         tokens, logprobs, stopped = [[] for _ in alive], [[] for _ in alive], [False] * B
         for step in range(max_new_tokens):
             fused = combine(logits.unflatten(0, (-1, n)), weights)  # [B, V]
             chosen = fused.argmax(-1)
             logprob = fused.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             stop, answers, seen = self.stop(chosen, seen)
-            columns = (chosen, logprob, stop, answers)
-            picked = zip(alive, *(column.tolist() for column in columns), strict=True)
-            for question, token, value, stops, is_answer in picked:
+            read = read_later(chosen, logprob, stop, answers)
+            is_last = step + 1 == max_new_tokens
+            if self.recording and not is_last:
+                self.count_forward(len(alive) * n)
+                logits = self._step(plan, chosen.repeat_interleave(n), positions + step)
+            for question, token, value, stops, is_answer in zip(
+                alive, *read(len(alive)), strict=True
+            ):
                 if stopped[question]:
                     continue
                 self.counts.decoded_tokens += 1
@@ -525,17 +669,29 @@ class Engine:
                 if is_answer:
                     logprobs[question].append(value)
             running = [place for place, question in enumerate(alive) if not stopped[question]]
-            if not running or step + 1 == max_new_tokens:
+            if not running or is_last:
                 break
-            if len(alive) - len(running) >= self.compact_share * len(alive):
-                keep = torch.tensor(running, device=self.device)
+            places = self._thinned(running, len(alive))
+            if places is not None:
+                keep = torch.tensor(places, device=self.device)
                 rows = (keep[:, None] * n + torch.arange(n, device=self.device)).flatten()
                 plan.keep_rows(rows)
                 chosen, seen, positions = chosen[keep], seen[keep], positions[rows]
+                logits = logits[rows]
                 weights = None if weights is None else weights[keep]
                 alive = [alive[place] for place in running]
-            logits = decode_step(chosen.repeat_interleave(n)[:, None], positions[:, None] + step)
+            if not self.recording:
+                self.count_forward(len(alive) * n)
+                logits = self._step(plan, chosen.repeat_interleave(n), positions + step)
         return [Answer(tuple(tokens[q]), tuple(logprobs[q]), not stopped[q]) for q in range(B)]
+
+    def _thinned(self, running: list[int], alive: int) -> list[int] | None:
+        """The places to go on with, if enough questions have finished."""
+        if not self.recording:
+            return running if alive - len(running) >= COMPACT_SHARE * alive else None
+        places = self._places(running)
+        smaller = len(places) <= (1 - RECORDED_COMPACT_SHARE) * recorded_size(alive)
+        return places if smaller else None
 
     def _check_lengths(self, questions, max_new_tokens) -> None:
         starts = [stream.answer_start for group in questions for stream in group]
@@ -597,10 +753,36 @@ def plan_batches(questions, batch_size: int | None, tokens_per_batch: int) -> li
     return batches
 
 
+def recorded_size(questions: int) -> int:
+    """The next larger number of questions that steps are recorded for: four to an octave."""
+    step = 1 << max(0, (questions - 1).bit_length() - 3)
+    return -(-questions // step) * step
+
+
+def read_later(chosen, logprob, stop, answers) -> Callable[[int], list[list]]:
+    """Begin to fetch what a step chose; the function that waits for it and reads so many."""
+    columns = torch.stack([chosen.double(), logprob.double(), stop.double(), answers.double()])
+    fetched = None
+    if columns.device.type == "cuda":
+        pinned = torch.empty(columns.shape, dtype=columns.dtype, pin_memory=True)
+        columns = pinned.copy_(columns, non_blocking=True)
+        fetched = torch.cuda.Event()
+        fetched.record()
+
+    def read(count: int) -> list[list]:
+        if fetched is not None:
+            fetched.synchronize()
+        chosen, logprob, stop, answers = columns[:, :count].tolist()
+        to_bool = lambda column: [value == 1 for value in column]  # noqa: E731
+        return [[int(token) for token in chosen], logprob, to_bool(stop), to_bool(answers)]
+
+    return read
+
+
 def pad_to_bucket(ids, segment_ids, position_ids):
     """Padding tokens behind the packed ones, each a segment of its own that nobody reads."""
     total = len(ids)
-    missing = -total % FLEX_BUCKET
+    missing = -total % max(FLEX_BUCKET, (1 << total.bit_length()) // 16)
     alone = segment_ids[-1] + 1 + torch.arange(missing)
     zeros = torch.zeros(missing, dtype=torch.long)
     return (

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
 from constants import UserError, resolve_model
-from engine import Engine
+from engine import STARTING, Engine
 from hub_errors import explain
 from memory import check_fits
 from progress import say_if_slow
@@ -112,7 +112,17 @@ def loaded_engine(source: ModelSource, *, attention: str) -> Iterator[Engine]:
     with FlexAttentionWrapper(model, "eager") as wrapper:
         check_architecture(wrapper)
         wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
-        yield Engine(model, tokenizer, wrapper)
+        engine = Engine(model, tokenizer, wrapper)
+        if engine.recording:
+            with say_if_slow(STARTING):
+                problem = engine.recording_problem()
+            if problem is not None:
+                logger.warning(
+                    "this model cannot be compiled and recorded here (%s): it runs as it is",
+                    problem,
+                )
+                engine.recording = False
+        yield engine
 
 
 def load_tokenizer(source: ModelSource):

@@ -1,16 +1,21 @@
-"""Speed on one GPU against the limit of its arithmetic: random weights in the shape of Llama 3.
+"""Speed on one GPU against the limits of its arithmetic and memory.
 
     python benchmark/gpu.py
-    python benchmark/gpu.py --rows ceilings,attention,avg --shape 1b --csv speed.csv
+    python benchmark/gpu.py --rows attention,avg --batch_sizes 256,512 --csv speed.csv
+    python benchmark/gpu.py --rows attention,encode --shape 8b
+    python benchmark/gpu.py --rows run --questions questions.parquet --model MODEL
+    python benchmark/gpu.py --model MODEL --dataset FILE
 
-Every question has N = 5 paraphrases of 14 tokens, of which the last two are the shared tail, behind
-a prefix of 110 tokens, and gets 20 new tokens. The limit is what the measured rate of a large
-matrix product allows for 70 encoded tokens (no head) and 20 decoded rows a question, 100 for logit
-fusion. Times are medians of runs after a warm-up.
+Random weights in the shape of Llama 3. Every question has N = 5 paraphrases of 14 tokens, of which
+the last two are the shared tail, behind a prefix of 110 tokens, and gets 20 new tokens. The limit
+is what the measured rate of a large matrix product allows for 70 encoded tokens (no head) and 20
+decoded rows a question, 100 for logit fusion. Times are medians after a warm-up.
+
+With --dataset, a user's own case is measured with its own model and stops: questions a second, and
+what limits them. --rows agreement holds its answers by different paths against each other.
 """
 
 import csv
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +23,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from measure import Table
 
 from cli import Parser, run
 from constants import UserError
@@ -30,7 +38,12 @@ SHAPES = {
 }
 VOCABULARY = 128256
 PREFIX, SEGMENT, TAIL, PARAPHRASES, NEW_TOKENS = 110, 12, 2, 5, 20
-ROWS = ("ceilings", "attention", "avg", "encode", "latency", "stock")
+# In this order; the first of them make up points of the table that fit into nine minutes.
+ROWS = (
+    *("attention", "avg", "encode", "latency", "paraphrases", "prefix"),
+    *("stock", "first", "continuous"),
+)
+MORE_ROWS = ("run", "own", "agreement")
 
 
 class NoTokenizer:
@@ -46,8 +59,8 @@ class NoTokenizer:
         return ["x"] * len(rows)
 
 
-class Bench:
-    """The model, the questions, and the table that the rows fill."""
+class Bench(Table):
+    """Random weights, random questions."""
 
     def __init__(self, args):
         import torch
@@ -55,21 +68,36 @@ class Bench:
         from attention import FlexAttentionWrapper, check_architecture
         from engine import Engine
 
-        self.args = args
-        self.torch = torch
-        self.table = []
+        super().__init__(args, args.shape)
+        begun = time.perf_counter()
         self.model = random_llama(args.shape)
         self.weights = sum(p.numel() for p in self.model.parameters())
-        head = VOCABULARY * self.model.config.hidden_size
+        config = self.model.config
+        head = VOCABULARY * config.hidden_size
         self.body_flop, self.head_flop = 2 * (self.weights - head), 2 * head
+        self.token_bytes = 2 * 2 * config.num_hidden_layers * 8 * config.head_dim  # of a cache
         self.wrapper = FlexAttentionWrapper(self.model, args.attention).patch_model()
         check_architecture(self.wrapper)
         self.engine = Engine(
-            self.model, NoTokenizer(), self.wrapper, ignore_stops=True, recorded=args.recorded
+            self.model,
+            NoTokenizer(),
+            self.wrapper,
+            ignore_stops=True,
+            recorded=False if args.plain else None,
         )
         generator = torch.Generator().manual_seed(0)
         self.ids = lambda n: tuple(torch.randint(0, VOCABULARY, (n,), generator=generator).tolist())
         self.engine.set_prefix(self.ids(PREFIX))
+        self.generate(self.attention_streams(4), batch_size=4)
+        self.add("start: weights made, kernels compiled", time.perf_counter() - begun, "s")
+
+    def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX):
+        from engine import attention_streams
+
+        questions = self.questions(count, paraphrases)
+        streams = [attention_streams(question, prefix, "exact") for question in questions]
+        self.engine.can_turn(streams, 2 * NEW_TOKENS)
+        return streams
 
     def questions(self, count, paraphrases=PARAPHRASES):
         from segments import SplitQuestion
@@ -80,75 +108,52 @@ class Bench:
             for _ in range(count)
         ]
 
-    def seconds(self, work, repeats=3) -> float:
-        """Median of some runs after one to warm up."""
-        work()
-        times = []
-        for _ in range(repeats):
-            self.torch.cuda.synchronize()
-            begun = time.perf_counter()
-            work()
-            self.torch.cuda.synchronize()
-            times.append(time.perf_counter() - begun)
-        return statistics.median(times)
-
-    def generate(self, streams, combine, batch_size, new_tokens=NEW_TOKENS):
+    def generate(self, streams, combine=None, *, batch_size, new_tokens=NEW_TOKENS):
         from attention import Fusion
+        from engine import only_stream
 
         for _ in self.engine.generate(
             streams,
             fusion=Fusion(),
-            combine=combine,
+            combine=combine or only_stream,
             max_new_tokens=new_tokens,
             batch_size=batch_size,
         ):
             pass
 
-    def add(self, row, value, unit, share=None, note=""):
-        entry = {
-            "shape": self.args.shape,
-            "row": row,
-            "value": f"{value:.4g}",
-            "unit": unit,
-            "share of the limit": "" if share is None else f"{share:.0%}",
-            "note": note,
-        }
-        self.table.append(entry)
-        print(f"{row}: {entry['value']} {unit} {entry['share of the limit']} {note}", flush=True)
+    def step_seconds(self, streams, repeats=3) -> float:
+        """Of a decode step of one batch: what twice as many new tokens take longer."""
+        long, short = (
+            self.seconds(
+                partial(self.generate, streams, batch_size=len(streams), new_tokens=n), repeats
+            )
+            for n in (NEW_TOKENS * 2, NEW_TOKENS)
+        )
+        return (long - short) / NEW_TOKENS
 
     # ---- rows ----
-
-    def ceilings(self):
-        torch = self.torch
-        a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
-        self.flops = 2 * 8192**3 * 20 / self.seconds(lambda: [a @ b for _ in range(20)])
-        source = torch.empty(2**31, device="cuda", dtype=torch.bfloat16).normal_()
-        target = torch.empty_like(source)
-        bytes_moved = 2 * source.nbytes * 5
-        self.bandwidth = bytes_moved / self.seconds(lambda: [target.copy_(source) for _ in "12345"])
-        self.add("bf16 matrix product, 8192³", self.flops / 1e12, "TFLOP/s")
-        self.add("memory, read and written", self.bandwidth / 1e12, "TB/s")
 
     def limit(self, decoded):
         encoded = PARAPHRASES * (SEGMENT + TAIL) * self.body_flop
         return self.flops / (encoded + decoded * (self.body_flop + self.head_flop))
 
-    def throughput(self, name, streams, combine, decoded):
+    def throughput(self, name, streams, combine, decoded) -> float:
+        best = 0.0
+        idle = self.torch.cuda.memory_allocated()
         for size in self.args.batch_sizes:
             chosen = streams[: 3 * size]
             self.torch.cuda.reset_peak_memory_stats()
-            rate = len(chosen) / self.seconds(partial(self.generate, chosen, combine, size))
-            peak = self.torch.cuda.max_memory_allocated() / 2**30
-            note = f"batches of {size}, peak {peak:.1f} GiB"
+            work = partial(self.generate, chosen, combine, batch_size=size)
+            rate = len(chosen) / self.seconds(work)
+            peak = (self.torch.cuda.max_memory_allocated() - idle) / size / 2**20
+            note = f"batches of {size}, peak {peak:.0f} MiB a question in flight"
             self.add(name, rate, "questions/s", rate / self.limit(decoded), note)
+            best = max(best, rate)
+        return best
 
     def attention(self):
-        from engine import attention_streams, only_stream
-
-        questions = self.questions(3 * max(self.args.batch_sizes))
-        streams = [attention_streams(q, PREFIX, "exact") for q in questions]
-        self.engine.can_turn(streams, NEW_TOKENS)
-        self.throughput("attention fusion", streams, only_stream, NEW_TOKENS)
+        streams = self.attention_streams(3 * max(self.args.batch_sizes))
+        self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS)
 
     def avg(self):
         from engine import logit_streams
@@ -159,9 +164,7 @@ class Bench:
         self.throughput("avg", streams, average_logits, NEW_TOKENS * PARAPHRASES)
 
     def encode(self):
-        from engine import attention_streams
-
-        streams = [attention_streams(q, PREFIX, "left")[0] for q in self.questions(512)]
+        streams = [group[0] for group in self.attention_streams(512)]
         tokens = sum(stream.encoded_tokens for stream in streams)
         with self.torch.inference_mode():
             rate = tokens / self.seconds(lambda: self.engine._encode_streams(streams), repeats=5)
@@ -169,30 +172,63 @@ class Bench:
 
     def latency(self):
         """A decode step of one question alone, against reading all weights once."""
-        from engine import attention_streams, only_stream
-
         reading = self.weights * 2 / self.bandwidth
-        for count in (1, PARAPHRASES, 20):
-            streams = [attention_streams(self.questions(1, count)[0], PREFIX, "exact")]
-            long, short = (
-                self.seconds(partial(self.generate, streams, only_stream, 1, n), repeats=5)
-                for n in (NEW_TOKENS * 2, NEW_TOKENS)
-            )
-            step = (long - short) / NEW_TOKENS
+        first = None
+        for count in (1, 2, 5, 10, 20):
+            step = self.step_seconds(self.attention_streams(1, count), repeats=7)
+            first = first or step
             note = f"{step / reading:.2f} times reading the weights ({reading * 1e3:.2f} ms)"
+            note += f", {step / first - 1:+.0%} on N = 1"
             self.add(f"decode step, one question, N = {count}", step * 1e3, "ms", note=note)
+
+    def paraphrases(self):
+        """A decode step of a full batch over N, against what the further keys and values cost."""
+        size = max(self.args.batch_sizes) // 2
+        first = None
+        for count in (1, 2, 5, 10, 20):
+            step = self.step_seconds(self.attention_streams(size, count))
+            first = first or step
+            grown = step - first
+            expected = size * (count - 1) * SEGMENT * self.token_bytes / self.bandwidth
+            note = f"batch of {size}"
+            if expected:
+                note += (
+                    f", {grown * 1e3:.2f} ms more than N = 1; the bytes: {expected * 1e3:.2f} ms"
+                )
+                note += f" ({grown / expected:.2f} times)"
+            self.add(f"decode step, full batch, N = {count}", step * 1e3, "ms", note=note)
+
+    def prefix(self):
+        """Attention fusion behind other prefixes."""
+        size = max(self.args.batch_sizes) // 2
+        before = self.engine.prefix_ids
+        for length in (0, PREFIX, 1000, 8000):
+            self.engine.set_prefix(self.ids(length))
+            streams = self.attention_streams(2 * size, prefix=length)
+            rate = len(streams) / self.seconds(
+                partial(self.generate, streams, batch_size=size), repeats=1
+            )
+            self.add(f"attention fusion, prefix of {length}", rate, "questions/s", note="")
+        self.engine.set_prefix(before)
+
+    def prompts(self, count) -> list[list[int]]:
+        """Whole prompts, the paraphrases of a question behind each other."""
+        return [
+            [*self.engine.prefix_ids, *segment, *question.tail]
+            for question in self.questions(count)
+            for segment in question.segments
+        ]
+
+    def against(self, rate) -> str:
+        best = getattr(self, "best", None)
+        return "" if best is None else f"; attention fusion is {best / rate:,.1f} times as fast"
 
     def stock(self):
         """`generate()`, a prompt a row, at several batch sizes."""
-        prefix = self.engine.prefix_ids
         with self.wrapper.taken_out():
-            for size in (320, 1280):
-                prompts = [
-                    [*prefix, *segment, *q.tail]
-                    for q in self.questions(size // PARAPHRASES)
-                    for segment in q.segments
-                ]
-                ids = self.torch.tensor(prompts, device="cuda")
+            self.model.set_attn_implementation("sdpa")
+            for size in (320, 1280, 2560):
+                ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device="cuda")
 
                 def work(ids=ids):
                     self.model.generate(
@@ -205,7 +241,65 @@ class Bench:
                     )
 
                 rate = size / PARAPHRASES / self.seconds(work, repeats=1)
-                self.add("stock generate()", rate, "questions/s", note=f"{size} prompts a batch")
+                note = f"{size} prompts a batch{self.against(rate)}"
+                self.add("stock generate()", rate, "questions/s", note=note)
+
+    def first(self):
+        """Both methods as first described."""
+        import first_described
+
+        with self.wrapper.taken_out(), self.torch.inference_mode():
+            prompts = self.prompts(1)
+            work = partial(first_described.attention_fusion, self.model, prompts, 0, NEW_TOKENS)
+            rate = 1 / self.seconds(work, repeats=1)
+            note = f"a question at a time{self.against(rate)}"
+            self.add("attention fusion as first described", rate, "questions/s", note=note)
+            ids = self.torch.tensor(self.prompts(8), device="cuda")
+            work = partial(first_described.logit_average, self.model, ids, PARAPHRASES, NEW_TOKENS)
+            rate = 8 / self.seconds(work, repeats=1)
+            self.add("avg as first described", rate, "questions/s", note="8 questions at a time")
+
+    def continuous(self):
+        """`generate_batch`, transformers' continuous batching."""
+        from transformers import GenerationConfig
+
+        settings = GenerationConfig(
+            max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
+        )
+        with self.wrapper.taken_out():
+            prompts = self.prompts(64)
+            work = partial(self.model.generate_batch, prompts, generation_config=settings)
+            rate = 64 / self.seconds(work, repeats=1)
+        note = f"{len(prompts)} prompts{self.against(rate)}"
+        self.add("generate_batch, warm", rate, "questions/s", note=note)
+
+    def run(self):
+        """Every question of a file, repeated as paraphrases, tokenised by --model."""
+        import pandas as pd
+        from transformers import AutoTokenizer
+
+        from dataset import prompt_template
+        from engine import attention_streams
+        from segments import split_prompts
+
+        tokenizer = AutoTokenizer.from_pretrained(self.args.model)
+        table = pd.read_parquet(self.args.questions)
+        column = "question" if "question" in table else table.columns[0]
+        texts = [[text] * PARAPHRASES for text in table[column]]
+        template = prompt_template("Answer the question.", ())
+
+        def work():
+            prefix, questions = split_prompts(tokenizer, template, texts)
+            self.engine.set_prefix(prefix)
+            streams = [attention_streams(q, len(prefix), "exact") for q in questions]
+            self.engine.can_turn(streams, NEW_TOKENS)
+            self.generate(streams, batch_size=None)
+
+        before = self.engine.prefix_ids
+        seconds = self.seconds(work, repeats=2)
+        self.engine.set_prefix(before)
+        note = f"{len(texts)} questions, tokenising and the prefix included"
+        self.add("a whole run", seconds, "s", note=note)
 
 
 def random_llama(shape: str):
@@ -237,31 +331,39 @@ def main(args) -> None:
 
     if not torch.cuda.is_available():
         raise UserError("benchmark/gpu.py measures a GPU, and torch sees none here")
-    bench = Bench(args)
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, {args.attention}"
-    )
+    what = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    print(f"{what}, transformers {transformers.__version__}, {args.attention}", flush=True)
+    if args.dataset:
+        from own_case import OwnCase
+
+        bench = OwnCase(args)
+    else:
+        bench = Bench(args)
     bench.ceilings()
+    saved = 0
     for row in args.rows:
-        if row != "ceilings":
-            getattr(bench, row)()
+        getattr(bench, row)()
+        if args.csv:  # row by row: what was measured is kept whatever comes
+            append(args.csv, bench.table[saved:])
+            saved = len(bench.table)
     columns = list(bench.table[0])
     print(f"\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for entry in bench.table:
         print(f"| {' | '.join(entry.values())} |")
-    if args.csv:
-        is_new = not args.csv.exists()
-        with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if is_new:
-                writer.writeheader()
-            writer.writerows(bench.table)
+
+
+def append(path: Path, entries: list[dict]) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(entries[0]))
+        if is_new:
+            writer.writeheader()
+        writer.writerows(entries)
 
 
 def row_list(text: str) -> list[str]:
     rows = text.split(",")
-    unknown = [row for row in rows if row not in ROWS]
+    unknown = [row for row in rows if row not in (*ROWS, *MORE_ROWS)]
     if unknown:
         raise ValueError(unknown)
     return rows
@@ -271,17 +373,34 @@ def parse_args(argv: Sequence[str] | None = None):
     from cli import index_list
 
     parser = Parser(description=__doc__)
+    names = ",".join((*ROWS, *MORE_ROWS))
     parser.add_argument(
-        "--rows", type=row_list, default=list(ROWS), metavar=",".join(ROWS), help="(default: all)"
+        "--rows", type=row_list, metavar=names, help="(default: all up to continuous)"
     )
     parser.add_argument("--shape", choices=tuple(SHAPES), default="3b", help="(default: 3b)")
-    parser.add_argument("--batch_sizes", type=index_list, default=(256, 512), metavar="N,N,...")
-    parser.add_argument("--attention", choices=("flex", "sdpa", "eager"), default="sdpa")
+    parser.add_argument("--batch_sizes", type=index_list, default=(512, 1024), metavar="N,N,...")
+    parser.add_argument("--attention", choices=("flex", "sdpa", "eager"), default="flex")
     parser.add_argument(
-        "--recorded", action="store_true", help="record the decode step and replay it"
+        "--plain", action="store_true", help="compile and record nothing but FlexAttention"
     )
+    parser.add_argument("--model", help="of --dataset; of the row run the tokenizer")
+    parser.add_argument("--dataset", help="measure this case: as the generating scripts take it")
+    parser.add_argument("--instruction", help="of --dataset")
+    parser.add_argument("--few_shot", type=Path, metavar="FILE", help="of --dataset")
+    parser.add_argument("--max_samples", type=int, metavar="N", help="of --dataset: the first N")
+    parser.add_argument("--questions", type=Path, metavar="FILE", help=".parquet of the row run")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows to this file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rows is None:
+        args.rows = ["own"] if args.dataset else list(ROWS)
+    own = {"own", "agreement"} & set(args.rows)
+    if bool(args.dataset) != bool(own) or (own and set(args.rows) - own):
+        parser.error("--dataset goes with the rows own and agreement, and with no others")
+    if (args.dataset or "run" in args.rows) and not args.model:
+        parser.error("--model is missing")
+    if "run" in args.rows and not args.questions:
+        parser.error("--questions is missing")
+    return args
 
 
 if __name__ == "__main__":

@@ -99,12 +99,12 @@ class Recorder:
 
     def __call__(self, logits, weights):
         fused = self.reduction(logits, weights)
-        self.logits.append(fused)
+        self.logits.append(fused.clone())  # a recorded step writes where it wrote before
         return fused
 
 
-def make_engine(wrapper, prefix=PREFIX):
-    engine = Engine(wrapper.model, TinyTokenizer(), wrapper, ignore_stops=True)
+def make_engine(wrapper, prefix=PREFIX, **settings):
+    engine = Engine(wrapper.model, TinyTokenizer(), wrapper, ignore_stops=True, **settings)
     engine.set_prefix(prefix)
     return engine
 

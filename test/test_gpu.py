@@ -66,27 +66,45 @@ def test_flex_sdpa_and_plain_math_agree_with_the_cpu(name, fusion, flex_calls):
         assert distance(logits.cpu(), expected) <= 1e-3, backend
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_recorded_steps_equal_steps_as_they_are(name):
+U = (1.0, 0.0, 2.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tau", "weights"),
+    [
+        ("llama", "mean", 0, None),
+        ("llama", "mean", 0, U),
+        ("llama", "mean", 0.5, U),
+        ("llama", "joint", 0, U),
+        ("gemma2", "mean", 0, None),
+        ("gpt_neox", "mean", 0, None),
+        ("gpt2", "joint", 0, None),
+    ],
+)
+def test_recorded_steps_equal_steps_as_they_are(name, kind, tau, weights):
     """Questions that stop at different steps, so that rows leave and the step is recorded again."""
     model = tiny_model(name, **WIDER)
-    positions = "exact" if name in ROTARY else "left"
+    positions = "exact" if name in ROTARY and kind == "mean" else "left"
     streams = [attention_streams(q, len(PREFIX), positions) for q in QUESTIONS]
 
-    def run(model, recording):
+    def run(model, recorded, sizes):
+        fusion = Fusion.of(kind, tau, weights, model.device)
         with FlexAttentionWrapper(model, "eager") as wrapper:
-            engine = make_engine(wrapper)
-            engine.recording = recording
-            endless = answer(engine, streams, steps=10)
+            engine = make_engine(wrapper, recorded=recorded)
+            endless = answer(engine, streams, fusion, steps=10)
+            replayed = [step for step in engine.recorded_steps.values() if step is not None]
+            assert bool(replayed) == recorded
             stops = {tokens[1 + index % 6] for index, tokens in enumerate(endless)}
             engine.eos_ids = frozenset(stops)
             engine.stop.eos[list(stops)] = True
-            return endless, answer(engine, streams, steps=10)
+            found = [answer(engine, streams, fusion, batch_size=b, steps=10) for b in sizes]
+            return endless, found
 
-    expected = run(model, False)
+    endless, [expected] = run(model, False, [None])
     model = model.cuda()
-    assert run(model, True) == expected
-    assert run(model, False) == expected
+    assert run(model, False, [None]) == (endless, [expected])
+    # Replayed from the first step on; in more room; a question at a time; as it was.
+    assert run(model, True, [None, None, 2, 1, None]) == (endless, [expected] * 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,0 +1,69 @@
+"""What the GPU's benchmarks share: timing, the two ceilings, and a table whose rows are printed."""
+
+import statistics
+import time
+
+
+class Table:
+    """Rows of what was measured, each printed at once.
+
+    Args:
+        args: of the command line.
+        case: names the rows' first column.
+    """
+
+    def __init__(self, args, case: str):
+        import torch
+
+        self.torch = torch
+        self.args = args
+        self.case = case
+        self.table = []
+
+    def seconds(self, work, repeats=3) -> float:
+        """Median of some runs after one to warm up."""
+        work()
+        times = []
+        for _ in range(repeats):
+            self.torch.cuda.synchronize()
+            begun = time.perf_counter()
+            work()
+            self.torch.cuda.synchronize()
+            times.append(time.perf_counter() - begun)
+        return statistics.median(times)
+
+    def add(self, row, value, unit, share=None, note=""):
+        entry = {
+            "case": self.case,
+            "row": row,
+            "value": f"{value:.4g}",
+            "unit": unit,
+            "share of the limit": "" if share is None else f"{share:.0%}",
+            "note": note,
+        }
+        self.table.append(entry)
+        print(f"{row}: {entry['value']} {unit} {entry['share of the limit']} {note}", flush=True)
+
+    def ceilings(self):
+        """The rate of a large matrix product and of memory, by events."""
+        torch = self.torch
+
+        def timed(work, count):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            times = []
+            for _ in range(6):
+                begin.record()
+                for _ in range(count):
+                    work()
+                end.record()
+                end.synchronize()
+                times.append(begin.elapsed_time(end) / 1e3 / count)
+            return statistics.median(times[1:])
+
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
+        self.flops = 2 * 8192**3 / timed(lambda: a @ b, 20)
+        source = torch.empty(2**31, device="cuda", dtype=torch.bfloat16).normal_()
+        target = torch.empty_like(source)
+        self.bandwidth = 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
+        self.add("bf16 matrix product, 8192³", self.flops / 1e12, "TFLOP/s")
+        self.add("memory, read and written", self.bandwidth / 1e12, "TB/s")
