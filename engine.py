@@ -321,7 +321,9 @@ class Engine:
         Args:
             questions: each one's n streams; n, and the number K of segments, is the same for all.
             fusion: how a stream's partitions are combined in the attention.
-            combine: (logits [B, n, V] float32, weights [B, n] or None) → [B, V].
+            combine: (logits [B, n, V] float32, weights [B, n] or None) → [B, V]. Where steps are
+                recorded, the last question may stand there more than once, and the logits hold
+                until the next call.
             max_new_tokens: the limit of generated tokens.
             batch_size, batches: see `plan`; ``batches`` are answered as they are, and no others.
             weights: of the streams, [number of questions, n], handed to ``combine``.
