@@ -202,10 +202,9 @@ class Engine:
         tokenizer: the model's own.
         wrapper: a patched `FlexAttentionWrapper` around the model.
         ignore_stops: generate to the token limit whatever comes (for benchmarks).
-        recorded: compile the model's layers, record the decode step as a CUDA graph and replay it.
-            None: where compiled FlexAttention runs on a GPU, which has to be compiled anyhow; with
-            another backend nothing is compiled and a run starts at once. False is the off switch:
-            the same answers by the plain path, which is the oracle of test/test_gpu.py.
+        recorded: on a GPU, with compiled FlexAttention, compile the model's layers, record the
+            decode step as a CUDA graph and replay it. Faster (docs/performance.md) and not yet
+            held against the plain path on a trained model, so not the default.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class Engine:
         wrapper: FlexAttentionWrapper,
         *,
         ignore_stops=False,
-        recorded: bool | None = None,
+        recorded: bool = False,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -231,8 +230,6 @@ class Engine:
         self.prefix: dict[int, KeyValues] = {}
         self.rotary = None
         self.fitting: int | None = None  # questions at a time, once memory has run out
-        if recorded is None:
-            recorded = wrapper.backend == "flex" and wrapper.compiled and self.device.type == "cuda"
         assert not recorded or self.device.type == "cuda", self.device
         self.recording = recorded
         self.observe: Callable[..., None] | None = None

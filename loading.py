@@ -88,12 +88,15 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
 
 
 @contextmanager
-def loaded_engine(source: ModelSource, *, attention: str) -> Iterator[Engine]:
+def loaded_engine(
+    source: ModelSource, *, attention: str, recorded: bool = False
+) -> Iterator[Engine]:
     """The model on its device with our attention in its layers; taken out at the end.
 
     Args:
         source: from `find_model`.
         attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
+        recorded: see `Engine`; where this model cannot have it, a warning says so.
 
     Raises:
         UserError: damaged files, an architecture that cannot work, or a backend asked for and
@@ -112,7 +115,8 @@ def loaded_engine(source: ModelSource, *, attention: str) -> Iterator[Engine]:
     with FlexAttentionWrapper(model, "eager") as wrapper:
         check_architecture(wrapper)
         wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
-        engine = Engine(model, tokenizer, wrapper)
+        recorded = recorded and wrapper.backend == "flex" and source.device.type == "cuda"
+        engine = Engine(model, tokenizer, wrapper, recorded=recorded)
         if engine.recording:
             with say_if_slow(STARTING):
                 problem = engine.recording_problem()

@@ -83,7 +83,7 @@ class Bench(Table):
             NoTokenizer(),
             self.wrapper,
             ignore_stops=True,
-            recorded=False if args.plain else None,
+            recorded=self.wrapper.backend == "flex" and not args.plain,
         )
         generator = torch.Generator().manual_seed(0)
         self.ids = lambda n: tuple(torch.randint(0, VOCABULARY, (n,), generator=generator).tolist())

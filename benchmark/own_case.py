@@ -51,7 +51,9 @@ class OwnCase(Table):
         from loading import loaded_engine
 
         source = self.source("auto")
-        with loaded_engine(source, attention=self.args.attention) as engine:
+        with loaded_engine(
+            source, attention=self.args.attention, recorded=not self.args.plain
+        ) as engine:
             work = lambda: self.answers(engine, source)  # noqa: E731
             work()
             engine.counts = Counts()
@@ -87,7 +89,7 @@ class OwnCase(Table):
 
         for dtype in ("float32", "bfloat16"):
             source, found = self.source(dtype), {}
-            with loaded_engine(source, attention="flex") as engine:
+            with loaded_engine(source, attention="flex", recorded=True) as engine:
                 assert engine.recording
                 found["recorded"] = self.answers(engine, source)
                 found["recorded, batches of 64"] = self.answers(engine, source, 64)
