@@ -129,12 +129,12 @@ def chat_prompt_template(tokenizer, template: PromptTemplate) -> PromptTemplate:
     default), where the template has such switches: answers are a few tokens long, and a prompt must
     be the same tomorrow. Templates without them ignore both.
 
-    Raises UserError where there is no chat template, or where it does not put a message's text
-    through unchanged and exactly once.
+    Raises UserError where there is no chat template, where it does not put a message's text through
+    unchanged and exactly once, or where it leaves a thought open, of which an answer of a few
+    tokens would be the beginning.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("--chat_template: the tokenizer of this model has no chat template")
-    from jinja2 import TemplateError
 
     def render(paraphrase: str) -> str:
         try:
@@ -145,9 +145,11 @@ def chat_prompt_template(tokenizer, template: PromptTemplate) -> PromptTemplate:
                 enable_thinking=False,
                 date_string="26 Jul 2024",
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program of the model's authors
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"--chat_template: the model's chat template refuses a single user message: {error}"
+                "--chat_template: the model's chat template refuses a single user message: "
+                f"{reason}"
             ) from error
 
     pieces = render(SENTINEL).split(SENTINEL)
@@ -159,6 +161,11 @@ def chat_prompt_template(tokenizer, template: PromptTemplate) -> PromptTemplate:
     rendered = PromptTemplate(head=pieces[0], tail=pieces[1], add_special_tokens=False)
     if rendered.render(ESCAPE_PROBE) != render(ESCAPE_PROBE):
         raise UserError("--chat_template: the model's chat template alters the text of a message")
+    if "</think>" not in rendered.tail.rpartition("<think>")[2] and "<think>" in rendered.tail:
+        raise UserError(
+            "--chat_template: the model's chat template begins the answer with a thought (<think>) "
+            "that nothing closes; leave --chat_template out"
+        )
     return rendered
 
 

@@ -6,22 +6,25 @@ from pathlib import Path
 from constants import UserError
 
 GIB = 2**30
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes: of the machine or, if that is less, of the control group this process is in."""
+    """Bytes: of the machine or, if that is less, of the control group (v2) this process is in."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         free = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) * 1024
     except (OSError, TypeError):  # no Linux
         return None
     try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        # Files that were read stay in memory for as long as nobody needs it.
+        stat = (CONTROL_GROUP / "memory.stat").read_text()
+        read = re.findall(r"^(?:in)?active_file (\d+)$", stat, re.M)
     except (OSError, ValueError):  # no such group, or `max`
         return free
-    return min(free, max(0, limit - used))
+    return min(free, max(0, limit - used + sum(map(int, read))))
 
 
 def weight_bytes(config, dtype) -> int:

@@ -550,6 +550,9 @@ def test_chat_template_switches(tokenizer):
         ("{{ messages[0].content | tojson }}", "alters"),
         ("{{ messages[0].content | upper }}", "alters"),
         ("{{ raise_exception('system first') }}", "system first"),
+        ("{{ messages[0].content + 1 }}", "single user message"),
+        ("{{ messages[0].content }}<think>", "nothing closes"),
+        ("{{ messages[0].content }}<think></think><think>", "nothing closes"),
     ],
 )
 def test_bad_chat_template(tokenizer, chat, named):

@@ -175,6 +175,17 @@ def test_a_model_that_memory_cannot_hold(small, run, monkeypatch, dtype, size):
     assert dtype in err
 
 
+def test_memory_of_files_that_were_read_counts_as_free(tmp_path, monkeypatch):
+    """In a control group, as a container is one."""
+    figures = {"memory.max": 16 * 2**20, "memory.current": 15 * 2**20}
+    for name, value in figures.items():
+        (tmp_path / name).write_text(str(value))
+    stat = f"anon {2**20}\nactive_file {3 * 2**20}\ninactive_file {7 * 2**20}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    assert memory.available_memory() == 11 * 2**20
+
+
 def test_what_large_models_take():
     """Of the Llama-3.2-3B shape, tied: 3.21e9 weights."""
     config = LlamaConfig(

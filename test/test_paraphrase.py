@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -344,6 +345,8 @@ def test_a_killed_process_is_gone_on_with(plain, questions, tmp_path):
         try:
             Journal.add = deadly
             made(questions, tmp_path)
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -1,5 +1,6 @@
 """Pictures: made whole, the same each time, and of the right points. Eyes judge the rest."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -29,8 +30,11 @@ def test_the_same_scores_are_the_same_picture(files):
     for form, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
         picture = draw(report, form)
         assert picture.startswith(magic)
+        again = draw(report, form)
+        if form == "svg":  # clips are named by their place to the last bit
+            picture, again = (re.sub(rb"\bp[0-9a-f]{10}\b", b"", svg) for svg in (picture, again))
         # A PDF's font lists its letters in the order of a set.
-        assert form == "pdf" or picture == draw(report, form)
+        assert form == "pdf" or picture == again
     ElementTree.fromstring(draw(report, "svg"))
 
 
