@@ -172,7 +172,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="alias of constants.py, hub id, or folder (default: %(default)s)",
     )
-    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     model.add_argument(
         "--device",
         type=device_name,
@@ -198,7 +198,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands around the paraphrase."""
     prompt = parser.add_argument_group("prompt")
-    prompt.add_argument("--instruction", metavar="TEXT", help="(default: the dataset's own)")
+    prompt.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what the prompt begins with (default: the dataset's own)",
+    )
     prompt.add_argument(
         "--few_shot",
         type=Path,
@@ -245,7 +249,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("results"),
         metavar="FOLDER",
-        help="(default: %(default)s)",
+        help="where the results are kept, in folders of datasets and models (default: %(default)s)",
     )
     running.add_argument("--overwrite", action="store_true", help="make finished results again")
     running.add_argument("--verbose", action="store_true", help="say more while running")

@@ -238,7 +238,11 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         help="from the likeliest tokens that together have this probability (default: %(default)s)",
     )
     sampling.add_argument(
-        "--seed", type=non_negative_int, default=0, metavar="N", help="(default: %(default)s)"
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="what the draws depend on, with question and attempt (default: %(default)s)",
     )
     sampling.add_argument(
         "--chat_template",

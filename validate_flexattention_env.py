@@ -586,7 +586,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument(
         "--model", help="alias of constants.py, hub id, or folder: load it and give its certificate"
     )
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--verbose", action="store_true", help="show all tokens of all questions, and more remarks"
