@@ -13,7 +13,14 @@ GROUPS = {
         "example_flexattention",
     ),
     "Questions and prompts": ("dataset", "hub_datasets", "hub_tables", "rewording", "gate"),
-    "The method": ("segments", "attention", "engine", "reductions", "sampling"),
+    "The method": (
+        "segments",
+        "attention",
+        "gpu_kernels",
+        "engine",
+        "reductions",
+        "sampling",
+    ),
     "Models": ("loading", "memory", "hub_errors"),
     "A run and its files": (
         "pipeline",
