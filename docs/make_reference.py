@@ -12,6 +12,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -185,8 +186,8 @@ def reference() -> str:
         "## Files written",
         "",
         *table(("file", "written by", "what"), FILES),
-        "While a file is written it is called `.NAME.PROCESS.tmp`, in the same folder. What a killed",
-        "run leaves of that is removed by the next run of the same command.",
+        "While a file is written it is called `.NAME.PROCESS.tmp`, in the same folder. What a",
+        "killed run leaves of that is removed by the next run of the same command.",
         "",
         "## Columns of a result",
         "",
@@ -257,7 +258,7 @@ def model_rows() -> Iterator[Row]:
 
 def column_rows() -> list[Row]:
     """Type and meaning of every column that results.py knows."""
-    kinds = {name: "text" for name in TEXT_COLUMNS} | {"logprob": "number", "truncated": "boolean"}
+    kinds = dict.fromkeys(TEXT_COLUMNS, "text") | {"logprob": "number", "truncated": "boolean"}
     kinds |= {name: ("list of texts", "list of lists")[d - 1] for name, d in LIST_DEPTHS.items()}
     rows = meanings({*kinds, *REQUIRED_COLUMNS}, COLUMNS, "columns")
     return [(name, kinds[name.strip("`")], text) for name, text in rows]
@@ -266,18 +267,21 @@ def column_rows() -> list[Row]:
 # ---- the tables of modules ----------------------------------------------------------------------
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def first_paragraph(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    text = ast.get_docstring(tree)
+    text = ast.get_docstring(parsed(path))
     assert text, f"{path.name} has no docstring"
     return " ".join(text.split("\n\n")[0].split())
 
 
 def imports_of_ours(path: Path) -> list[str]:
     """The modules of this project that a file imports, wherever in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

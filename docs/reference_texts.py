@@ -120,8 +120,8 @@ MANIFEST = {
     "dataset": "its name",
     "model": "`name` and `revision` as they were asked for",
     "device": "of a GPU its name; of a CPU its instruction set and the number of threads",
-    "attention": "`asked` (`--attention`), `encode` (flex, sdpa or eager), `fallback` (why auto did "
-    "not take FlexAttention), `decode`",
+    "attention": "`asked` (`--attention`), `encode` (flex, sdpa or eager), `fallback` (why auto "
+    "did not take FlexAttention), `decode`",
     "batch_size": "as it was asked for",
     "versions": "of Python, torch, transformers, tokenizers, numpy, pandas, pyarrow",
     "counts": "`encoded_tokens`, `decoded_tokens`, `decode_forwards`, `decode_rows` (summed over "

@@ -66,13 +66,18 @@ class Shell:
             text=True,
         )
 
-    def type(self, line: str) -> None:
-        """Runs a line; AssertionError, with what it said last, where its status is not 0."""
+    def type(self, line: str) -> str:
+        """Runs a line; AssertionError, with what it said last, where its status is not 0.
+
+        Returns:
+            What a script of Python printed.
+        """
         self.said.seek(0)
         self.said.truncate()
+        printed: list[str] = []
         program, *argv = (word for part in shlex.split(line) for word in self._expanded(part))
         if program == "python":
-            code = self._python(argv)
+            code = self._python(argv, printed)
         else:
             code = subprocess.run(
                 [self.root / program, *argv],
@@ -83,14 +88,16 @@ class Shell:
         said = Path(self.said.name).read_text()[-3000:]
         assert code == 0, f"{line}: status {code}: {said}"
         assert "Traceback" not in said, f"{line}: {said}"
+        return "".join(printed)
 
-    def _python(self, argv: list[str]) -> int:
+    def _python(self, argv: list[str], printed: list[str]) -> int:
         script, *flags = argv
         self.driver.stdin.write(json.dumps([str(self.root / script), *flags]) + "\n")
         self.driver.stdin.flush()
         # What the command prints comes first; the driver's word is the last.
         while not (told := self.driver.stdout.readline()).startswith('{"code": '):
             assert told, Path(self.said.name).read_text()[-3000:]
+            printed.append(told)
         return json.loads(told)["code"]
 
     def _expanded(self, word: str) -> list[str]:

@@ -37,16 +37,21 @@ THEIRS = {
 
 
 def commands() -> list[tuple[str, str]]:
-    """(page, command): the lines of its shell blocks, then what its text tells to run."""
-    found = []
+    """(page, command): the lines of its shell blocks, then what its text tells to run.
+
+    What several pages tell is typed once.
+    """
+    found = {}
     for page in PAGES:
         text = (ROOT / page).read_text()
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
         lines = [line.strip() for block in blocks for line in block.splitlines()]
         lines += re.findall(r"`(python [^`…]+\.py\b[^`…]*)`", text)
         lines = [re.sub(r"^pip install -r \S+ && ", "", line) for line in lines]
-        found += [(page, line) for line in lines if line and not ELSEWHERE.match(line)]
-    return list(dict.fromkeys(found))
+        for line in lines:
+            if line and not ELSEWHERE.match(line):
+                found.setdefault(runnable(line), (page, line))
+    return list(found.values())
 
 
 def runnable(line: str) -> str:
@@ -81,7 +86,17 @@ def checkout(tmp_path_factory):
 # In the order of the page: later commands score what earlier ones wrote.
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_command(page, line, checkout):
-    checkout.type(runnable(line))
+    printed = checkout.type(runnable(line)).splitlines()
+    for shown in excerpts(line):
+        missing = [line for line in shown if line and line not in printed]
+        assert not missing, "not printed any more: " + "\n".join(missing)
+
+
+def excerpts(command: str) -> list[list[str]]:
+    """The lines of each block that a page says a command printed: `<!-- printed by: … -->`."""
+    marked = re.escape(f"<!-- printed by: {command} -->\n") + "```text\n(.*?)^```"
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    return [block.splitlines() for text in texts for block in re.findall(marked, text, re.S | re.M)]
 
 
 def test_the_readme_has_no_gap_left():
