@@ -81,6 +81,7 @@ class Plan:
 
 def main(args: argparse.Namespace) -> None:
     if args.list:
+        check_packages(())
         show_list()
         return
     resources = asked_for(args)

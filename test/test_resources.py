@@ -526,6 +526,11 @@ def test_spacy(capfd, tmp_path, monkeypatch, name):
         assert_refused(done, "--spacy", *named)
 
 
+def test_a_list_before_anything_is_installed(capfd, monkeypatch):
+    monkeypatch.setattr(resources, "find_spec", lambda name: None)
+    assert_refused(run(capfd, "--list"), "huggingface_hub is not installed", "requirements.txt")
+
+
 # ---- the process that the commands run in -------------------------------------------------------
 
 
