@@ -19,6 +19,7 @@ import generate
 import paraphrase
 import score
 from dataset import load_dataset
+from gate import load_casing, verdicts
 from results import read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,12 +212,14 @@ def test_the_configurations_are_those_of_vscode():
     ]
 
 
-def test_the_example_of_a_questions_file_loads(tmp_path):
+def test_the_example_of_a_questions_file_is_a_good_one(tmp_path):
     text = (DOCS / "quick_start.md").read_text(encoding="utf-8")
     path = tmp_path / "questions.jsonl"
     path.write_text(re.search(r"^```json\n(.*?)^```", text, re.S | re.M)[1])
     (record,) = load_dataset(str(path), max_samples=None).records
     assert len(record.paraphrases) == 5
+    asked = {"question": record.question, "answers": record.answers, "casing": load_casing()}
+    assert not any(verdicts(record.paraphrases, **asked)), "the gate finds something"
 
 
 def test_names_in_the_pages_are_there():
