@@ -50,6 +50,13 @@ def test_the_architecture_lists_the_files_that_there_are(reference):
     assert text == reference.architecture(text), MADE_AGAIN
 
 
+def test_the_picture_of_the_flow_is_the_one_drawn(reference):
+    import draw_flow
+
+    assert draw_flow.PICTURE.read_text(encoding="utf-8") == draw_flow.draw()
+    assert all((ROOT / step.module).is_file() for step in draw_flow.STEPS.values())
+
+
 def test_help_tells_the_defaults_that_are_taken(reference):
     for module in reference.SCRIPTS:
         parser = reference.parser_of(module)
