@@ -12,7 +12,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -267,21 +266,17 @@ def column_rows() -> list[Row]:
 # ---- the tables of modules ----------------------------------------------------------------------
 
 
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def first_paragraph(path: Path) -> str:
-    text = ast.get_docstring(parsed(path))
-    assert text, f"{path.name} has no docstring"
-    return " ".join(text.split("\n\n")[0].split())
+    """Of the docstring that a file begins with."""
+    found = re.match(r'"""(.+?)(?:\n\n|""")', path.read_text(encoding="utf-8"), re.S)
+    assert found, f"{path.name} has no docstring"
+    return " ".join(found[1].split())
 
 
 def imports_of_ours(path: Path) -> list[str]:
     """The modules of this project that a file imports, wherever in it."""
     names = set()
-    for node in ast.walk(parsed(path)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
