@@ -193,16 +193,18 @@ def select_paraphrases(
         _check_indexs(indexs)
     chosen = tuple(range(num_paraphrases)) if indexs is None else tuple(indexs)
     assert chosen, f"no paraphrases chosen: num_paraphrases {num_paraphrases}, indexs {indexs}"
-    asked = (
-        f"{num_paraphrases} paraphrases were asked for"
-        if indexs is None
-        else f"--indexs asks for paraphrase {max(chosen)} (counted from 0)"
-    )
+    if indexs is None:
+        asked, remedy = f"{num_paraphrases} paraphrases were asked for", "; see --num_paraphrases"
+    else:
+        asked, remedy = f"--indexs asks for paraphrase {max(chosen)} (counted from 0)", ""
     selected = []
     for record in records:
         if len(record.paraphrases) <= max(chosen):
             found = len(record.paraphrases)
-            raise UserError(f"{asked}, but question {_name(record.uuid)} has {found}")
+            first = _name(record.paraphrases[0])
+            raise UserError(
+                f"{asked}, but question {_name(record.uuid)} has {found} ({first}){remedy}"
+            )
         paraphrases = tuple(record.paraphrases[index] for index in chosen)
         selected.append(replace(record, paraphrases=paraphrases))
     return selected

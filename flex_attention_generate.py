@@ -20,7 +20,7 @@ from cli import (
     check_fusion_arguments,
     run,
 )
-from constants import SEPARATOR, UserError
+from constants import SEPARATOR, UserError, resolve_model
 from results import attention_method_name
 
 LAYOUTS = ("shared", "concat")
@@ -137,6 +137,7 @@ def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
     from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
 
+    resolve_model(args.model)  # a name that can be nothing is told first
     questions = read_questions(args)
     count = len(questions.records[0].paraphrases)
     if args.weights is not None and len(args.weights) != count:

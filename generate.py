@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli import Parser, add_common_arguments, check_common_arguments, positive_int, run
-from constants import DATASET_NAMES, UserError
+from constants import DATASET_NAMES, UserError, resolve_model
 from reductions import REDUCTIONS, WEIGHTED, confidence, majority
 
 METHODS = ("origin", "per_prompt", *REDUCTIONS, "vote")
@@ -153,6 +153,7 @@ def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
     from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
 
+    resolve_model(args.model)  # a name that can be nothing is told first
     questions = read_questions(args, original=args.method == "origin")
     settings = {"name": args.method}
     confidences = None

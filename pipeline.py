@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,13 @@ class Questions:
     records: list[Record]
     template: PromptTemplate
 
+    @cached_property
+    def asked_examples(self) -> int:
+        """How many questions the prompt shows with an answer."""
+        wordings = ((*record.paraphrases, record.question) for record in self.records)
+        head = self.template.head
+        return sum(any(text and f"Q: {text}\nA: " in head for text in each) for each in wordings)
+
 
 def read_questions(args, *, original: bool = False) -> Questions:
     """The questions of a command line.
@@ -73,7 +81,13 @@ def read_questions(args, *, original: bool = False) -> Questions:
         records = select_paraphrases(
             dataset.records, num_paraphrases=args.num_paraphrases, indexs=args.indexs
         )
-    return Questions(dataset, records, template)
+    questions = Questions(dataset, records, template)
+    if questions.asked_examples:
+        say(
+            f"{questions.asked_examples} of the questions are among the solved examples: "
+            "their answers are in the prompt"
+        )
+    return questions
 
 
 class Run:
@@ -309,6 +323,8 @@ class Run:
             "seconds": round(seconds, 3),
             **extra,
         }
+        if self.questions.asked_examples:
+            manifest["asked_examples"] = self.questions.asked_examples
         others = [e for e in self.journal.environments if e != self.environment]
         if others:  # who publishes must see that not all was computed alike
             manifest["begun_with"] = others

@@ -33,6 +33,7 @@ from intervals import (
 from judged import MATCHERS, Scored, load_scored
 from page import render_page
 from plots import draw, picture_format
+from progress import say
 from tables import render_csv, render_report
 
 if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
@@ -287,8 +288,10 @@ def main(args: argparse.Namespace) -> None:
     report = report_on(files, baseline, by=args.by)
     if args.plot:
         write_file(args.plot, draw(report, form))
+        say(f"wrote {args.plot}")
     if args.html:
         write_file(args.html, render_page(files, baseline, report).encode(errors="replace"))
+        say(f"wrote {args.html}")
     if args.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     elif args.csv:

@@ -546,6 +546,14 @@ def test_few_shot_and_instruction_make_the_prompt(small, tmp_path, run):
     check_rows(ran.rows, [stock_answer(small, [p], lambda x: x[0], limit=LIMIT) for p in prompts])
 
 
+def test_solved_examples_that_are_asked_are_told_of(small, run):
+    told = "2 of the questions are among the solved examples: their answers are in the prompt\n"
+    ran = run(generate, "--few_shot", small.questions, "--num_few_shot", 2)
+    assert told in ran.err and ran.manifest["asked_examples"] == 2
+    ran = run(generate, "--method", "max")
+    assert told not in ran.err and "asked_examples" not in ran.manifest
+
+
 def test_chat_template(small, tmp_path, run):
     folder = shutil.copytree(small.folder, tmp_path / "chatty")
     tokenizer = make_tokenizer()
@@ -799,7 +807,8 @@ def test_an_error_from_a_shell(small, tmp_path):
     """Of the data, before a model is looked for."""
     done = process("generate.py", "--dataset", small.questions, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: 5 paraphrases were asked for, but question u0 has 4\n"
+    assert done.stderr.startswith("error: 5 paraphrases were asked for, but question u0 has 4 (")
+    assert done.stderr.endswith("); see --num_paraphrases\n")
     assert files_in(tmp_path) == {}
 
 
