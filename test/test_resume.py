@@ -538,6 +538,8 @@ def test_the_lock_that_a_killed_process_left_is_swept_up(command, tmp_path):
 
 # ---- Ctrl-C ---------------------------------------------------------------------------------
 
+# A shell lets its background jobs ignore it, and what they start.
+HEARS_CTRL_C = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 BUSY = {
     "python": "while True: pass",
     "one long call": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
@@ -553,9 +555,8 @@ while True:
 @pytest.mark.parametrize("busy", BUSY)
 def test_ctrl_c_ends_within_two_seconds(busy):
     body = f"def main(args):\n    print('busy', flush=True)\n{indented(BUSY[busy])}"
-    program = (
-        f"import cli, interrupts\ninterrupts.advise(lambda: 'go on')\n{body}\ncli.run(main, None)"
-    )
+    head = f"import cli, interrupts\n{HEARS_CTRL_C}interrupts.advise(lambda: 'go on')\n"
+    program = f"{head}{body}\ncli.run(main, None)"
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -578,7 +579,7 @@ def indented(text: str) -> str:
 def test_ctrl_c_in_a_run_says_how_to_go_on(command, tmp_path):
     argv = command(tmp_path / "out", "--batch_size", 1)
     program = (
-        "import sys, time, journal, generate, cli\n"
+        f"import sys, time, journal, generate, cli\n{HEARS_CTRL_C}"
         "add = journal.Journal.add\n"
         "def slow(*args):\n"
         "    add(*args)\n"
