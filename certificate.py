@@ -42,6 +42,8 @@ ITEMS = {
     "no_empty_row": "no row attends to nothing, and no padding is attended to",
     "first_token_fused": "permuting the paraphrases does not move the first token's logits",
     "packed_equals_separate": "packed segments have the states that they have alone",
+    "fused_equals_alone": "with all the weight on one paraphrase, fused tokens say what its prompt "
+    "says alone",
 }
 MASK_ITEMS = ("segments_apart", "prefix_seen", "causal_order", "fused_sees_all", "no_empty_row")
 
@@ -91,7 +93,7 @@ class Certificate:
         return all(item.status == PASSED for item in self.items)
 
 
-def rounding(dtype: torch.dtype, layers: int) -> float:
+def rounding(dtype: torch.dtype, layers: int, *, more: int = 0) -> float:
     """How far two right computations of the same states may differ, relative to their norm.
 
     They differ in the order of their sums alone. A layer rounds its states to the dtype some eight
@@ -100,8 +102,10 @@ def rounding(dtype: torch.dtype, layers: int) -> float:
     add up like a random walk, here over two computations: ``eps / 2 * sqrt(2 * 8 * layers)``.
     Weights amplify what went in; half precision gets a factor of 2 for that, where seeing the
     other segments moves states by tens of percent, and float32, with room to spare, one of 100.
+
+    more: how many times more one of the two rounds in a layer.
     """
-    walk = torch.finfo(dtype).eps / 2 * math.sqrt(2 * 8 * layers)
+    walk = torch.finfo(dtype).eps / 2 * math.sqrt((2 * 8 + more) * layers)
     return walk * (100 if dtype == torch.float32 else 2)
 
 
@@ -170,20 +174,23 @@ def certify(
     trial = Engine(engine.model, tokenizer, engine.wrapper, ignore_stops=True)
     streams = [attention_streams(question, len(prefix), positions) for question in split]
     try:
-        with _watched(trial) as forwards:
+        with watched(trial) as forwards:
             trial.set_prefix(prefix)
         able = trial.can_turn(streams, STEPS)
         _check_positions(report, positions, able)
         if not able:
             return finished("the model cannot have these positions")
-        with _watched(trial) as more:
-            logits = _first_logits(trial, streams, steps=STEPS)
+        with watched(trial) as more:
+            [logits, *_] = _logits(trial, streams, steps=STEPS)
         forwards += more
         [order] = plan_batches(streams, len(streams), 0)
         _check_fed(report, prefix, split, order, forwards)
         _check_masks(report, trial, split, streams, order, forwards)
         _check_fusion(report, trial, split, positions, logits)
-        _check_isolation(report, trial, split, order, forwards)
+        followed = follow_each(trial, split, positions)
+        alone = [[stock for _, stock in each] for each in followed]
+        _check_isolation(report, trial, split, order, forwards[1 if prefix else 0], alone)
+        _check_fused_alone(report, trial, followed, positions)
     except UserError as error:
         report.items.setdefault("positions", Item("positions", FAILED, None, str(error)))
         return finished(str(error))
@@ -343,7 +350,7 @@ class Forward:
 
 
 @contextmanager
-def _watched(engine: Engine) -> Iterator[list[Forward]]:
+def watched(engine: Engine) -> Iterator[list[Forward]]:
     """Every forward that the engine runs inside, with the attention that its plan gives."""
     forwards: list[Forward] = []
 
@@ -659,8 +666,8 @@ def _compare(findings, rows, keys, window, expected, lowest, highest) -> None:
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def _first_logits(engine, streams, *, steps: int = 1, combine=only_stream) -> torch.Tensor:
-    """Of the first generated token of each question, before they are combined: [R, n, V]."""
+def _logits(engine, streams, *, steps: int, combine=only_stream, fusion=None) -> torch.Tensor:
+    """At each of the first steps of each question, before they are combined: [steps, R, n, V]."""
     kept = []
 
     def keep(logits, weights):
@@ -669,14 +676,18 @@ def _first_logits(engine, streams, *, steps: int = 1, combine=only_stream) -> to
 
     halved = engine.counts.out_of_memory
     batches = engine.generate(
-        streams, fusion=Fusion(), combine=keep, max_new_tokens=steps, batch_size=len(streams)
+        streams,
+        fusion=fusion or Fusion(),
+        combine=keep,
+        max_new_tokens=steps,
+        batch_size=len(streams),
     )
     [answers] = list(batches)
     if engine.counts.out_of_memory > halved:
         raise UserError("out of memory with a few questions at a time; take a smaller model")
     order = torch.tensor([index for index, _ in answers])
-    logits = torch.empty_like(kept[0])
-    logits[order] = kept[0]
+    logits = torch.empty_like(torch.stack(kept))
+    logits[:, order] = torch.stack(kept)
     return logits
 
 
@@ -687,10 +698,10 @@ def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -
     for order in (lambda parts: parts[::-1], lambda parts: parts[1:] + parts[:1]):
         permuted = [replace(question, segments=order(question.segments)) for question in split]
         streams = [attention_streams(question, P, positions) for question in permuted]
-        moved = max(moved, _relative(_first_logits(engine, streams), logits))
-    alone = _first_logits(
-        engine, [logit_streams(question, P) for question in split], combine=lambda x, _: x.mean(1)
-    )
+        [found] = _logits(engine, streams, steps=1)
+        moved = max(moved, _relative(found, logits), key=size)
+    streams = [logit_streams(question, P) for question in split]
+    [alone] = _logits(engine, streams, steps=1, combine=lambda x, _: x.mean(1))
     apart = max(_relative(alone[:, [number]], alone[:, :1]) for number in range(1, alone.shape[1]))
     allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
     said = (
@@ -702,76 +713,197 @@ def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -
 
 
 def _relative(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference of a question's logits, as a part of their spread. [R, 1, V] both."""
+    """The largest difference of any logits, as a part of their spread. [..., V] both."""
     spread = reference - reference.mean(-1, keepdim=True)
     return ((logits - reference).norm(dim=-1) / spread.norm(dim=-1)).max().item()
 
 
-def _check_isolation(report, engine, split, order, forwards) -> None:
-    """Keys, values and last hidden states of every segment against its prompt's alone."""
-    P = len(engine.prefix_ids)
-    packed = forwards[1 if P else 0]
-    worst = dict.fromkeys(("keys", "values", "hidden states"), 0.0)
-    largest = dict(worst)
-    at, where, mixed = 0, "", 0.0
-    for index in order:
-        states = [
-            _states_alone(engine, [*engine.prefix_ids, *segment])
-            for segment in split[index].segments
-        ]
-        hidden = [hidden[P:].float() for hidden, _ in states]
-        mixed = max(mixed, _without_a_mask(engine, split[index], hidden))
-        for number, (segment, alone) in enumerate(zip(split[index].segments, states, strict=True)):
-            own = slice(at, at + len(segment))
-            at += len(segment)
-            for kind, got, wanted in _pairs(packed, own, alone, P):
-                difference = (got - wanted).norm().item() / wanted.norm().item()
-                if not difference <= max(worst.values()):  # also where it is no number
-                    where = f", most in {kind} of segment {number + 1} of question {index + 1}"
-                worst[kind] = max(worst[kind], difference, key=_size)
-                largest[kind] = max(largest[kind], (got - wanted).abs().max().item(), key=_size)
-    figure = max(worst.values(), key=_size)
-    allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
-    shown = ", ".join(f"{kind} {worst[kind]:.2g} ({largest[kind]:.2g})" for kind in worst)
-    report.add(
-        "packed_equals_separate",
-        figure <= allowed,
-        figure,
-        f"relative (and largest) difference from each prompt alone: {shown}{where}; rounding: up "
-        f"to {allowed:.2g}; without the mask hidden states would differ by {mixed:.2g}",
-    )
-
-
-def _size(number: float) -> float:
+def size(number: float) -> float:
     """For a maximum that what is no number wins."""
     return math.inf if math.isnan(number) else number
 
 
-def _pairs(packed: Forward, own: slice, alone, P: int):
-    """(kind, packed, alone) of one segment, layer by layer; in float32."""
-    hidden, layers = alone
-    yield "hidden states", packed.hidden[0, own].float(), hidden[P:].float()
-    for layer, (keys, values) in layers.items():
-        mine = packed.plan.layers[layer]
-        yield "keys", mine.keys[:, own].float(), keys[:, P:].float()
-        yield "values", mine.values[:, own].float(), values[:, P:].float()
+# ---- against the model as it came ---------------------------------------------------------------
 
 
-def _states_alone(engine, ids: Sequence[int]):
-    """Hidden states [n, hidden] and {layer: (keys, values)} of the model as it came, without us."""
-    model, cache = engine.model, DynamicCache()
-    with engine.wrapper.taken_out():
-        model.set_attn_implementation("eager")
-        hidden = model.base_model(
-            input_ids=torch.tensor([ids], device=engine.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[0]
-    layers = {i: (layer.keys[0], layer.values[0]) for i, layer in enumerate(cache.layers)}
-    return hidden, layers
+@dataclass(frozen=True)
+class Alone:
+    """A whole prompt through the model's own attention, and one token more.
+
+    hidden: of the segment's tokens, [n, hidden size]. layers: their keys and values by layer.
+    logits: after the prompt, and after the token, [2, V] float32.
+    """
+
+    hidden: torch.Tensor
+    layers: dict[int, KeyValues]
+    logits: torch.Tensor
 
 
-def _without_a_mask(engine, question: SplitQuestion, alone: Sequence[torch.Tensor]) -> float:
+def run_alone(engine: Engine, segment: Sequence[int], tail: Sequence[int], token: int) -> Alone:
+    """One stock forward of prefix, segment, tail and token. Nothing of ours takes part."""
+    model, cache, hidden = engine.model, DynamicCache(), []
+    own = slice(len(engine.prefix_ids), len(engine.prefix_ids) + len(segment))
+    ids = torch.tensor([[*engine.prefix_ids, *segment, *tail, token]], device=engine.device)
+    keep = lambda module, args, output: hidden.append(output.last_hidden_state)  # noqa: E731
+    hook = model.base_model.register_forward_hook(keep)
+    try:
+        with engine.wrapper.taken_out():
+            model.set_attn_implementation("eager")
+            logits = model(
+                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=STEPS
+            ).logits
+    finally:
+        hook.remove()
+    layers = {
+        index: KeyValues(layer.keys[0, :, own], layer.values[0, :, own])
+        for index, layer in enumerate(cache.layers)
+    }
+    return Alone(hidden[0][0, own], layers, logits[0].float())
+
+
+def follow_each(
+    engine: Engine, split: Sequence[SplitQuestion], positions: str
+) -> list[list[tuple[torch.Tensor, Alone]]]:
+    """Of every question every paraphrase, by the fusion that listens to it only, and alone.
+
+    Under ``exact`` all paraphrases are fused, with all the weight on one: the others are encoded,
+    laid out and turned to, and must count for nothing. Other positions put paraphrases elsewhere
+    than alone, unless a question has only one.
+
+    Args:
+        engine: with the prefix set, able to turn (see `Engine.can_turn`), and ignoring stops.
+        split: questions with as many segments each.
+
+    Returns:
+        By question and paraphrase: the logits after the tail and after the token then chosen,
+        [2, V], and those of the stock forward with the rest of it.
+    """
+    P, N = len(engine.prefix_ids), len(split[0].segments)
+    if positions == "exact":
+        streams = [attention_streams(question, P, positions) for question in split]
+        weights = torch.eye(N, device=engine.device)
+        fused = [
+            _logits(engine, streams, steps=STEPS, fusion=Fusion(weights=weight))
+            for weight in weights
+        ]
+        fused = torch.cat(fused, dim=2)  # [STEPS, R, N, V]
+    else:
+        single = [
+            replace(question, segments=(segment,))
+            for question in split
+            for segment in question.segments
+        ]
+        streams = [attention_streams(question, P, positions) for question in single]
+        fused = _logits(engine, streams, steps=STEPS).view(STEPS, len(split), N, -1)
+    return [
+        [
+            (said, run_alone(engine, segment, question.tail, said[0].argmax().item()))
+            for segment, said in zip(question.segments, of_question.unbind(1), strict=True)
+        ]
+        for question, of_question in zip(split, fused.unbind(1), strict=True)
+    ]
+
+
+def fused_difference(followed: Sequence[tuple[torch.Tensor, Alone]]) -> float:
+    """The largest of a question, as a part of the logits' spread."""
+    return max((_relative(said, stock.logits) for said, stock in followed), key=size)
+
+
+def fused_tolerance(engine: Engine, positions: str) -> float:
+    """What rounding may do to `fused_difference`.
+
+    Fused tokens round four times more in a layer, since their attention is a sum of three parts
+    (two parts and two sums more), and four times more again where they are turned: their cosines
+    and sines, those that turn, the turned query, and the keys of other positions. The head
+    amplifies all of it once more, in logits: half as much again.
+    """
+    more = 8 if positions == "exact" else 4
+    return 1.5 * rounding(engine.model.dtype, engine.config.num_hidden_layers, more=more)
+
+
+def _check_fused_alone(report, engine, followed, positions: str) -> None:
+    differences = [fused_difference(each) for each in followed]
+    figure = max(differences, key=size)
+    allowed = fused_tolerance(engine, positions)
+    way = (
+        "with all the weight on one paraphrase"
+        if positions == "exact"
+        else "asked with one paraphrase"
+    )
+    first = followed[0]
+    apart = max(_relative(other.logits[0], first[0][1].logits[0]) for _, other in first[1:])
+    report.add(
+        "fused_equals_alone",
+        figure <= allowed,
+        figure,
+        f"{way} the logits after the tail and after the next token differ from its whole prompt's "
+        f"in a stock forward by {figure:.2g} of their spread, most in question "
+        f"{differences.index(figure) + 1} (rounding: up to {allowed:.2g}); another paraphrase's "
+        f"differ by {apart:.2g}",
+    )
+
+
+def packed_differences(
+    packed: Forward, lengths: Sequence[int], alone: Sequence[Alone], at: int = 0
+) -> list[dict[str, tuple[float, float]]]:
+    """A segment each: kind → how far its states are off, relative to their norm, and the largest.
+
+    packed: the forward that encoded the segments. at: where the first one stands in it.
+    """
+    found = []
+    for length, stock in zip(lengths, alone, strict=True):
+        own = slice(at, at + length)
+        at += length
+        pairs = {"keys": [], "values": [], "hidden states": []}
+        for layer, wanted in stock.layers.items():
+            mine = packed.plan.layers[layer]
+            pairs["keys"].append((mine.keys[:, own], wanted.keys))
+            pairs["values"].append((mine.values[:, own], wanted.values))
+        pairs["hidden states"].append((packed.hidden[0, own], stock.hidden))
+        found.append(
+            {kind: tuple(zip(*map(_off, given), strict=True)) for kind, given in pairs.items()}
+        )
+    return [
+        {kind: (max(r, key=size), max(most, key=size)) for kind, (r, most) in each.items()}
+        for each in found
+    ]
+
+
+def _off(pair) -> tuple[float, float]:
+    got, wanted = (tensor.float() for tensor in pair)
+    # Where all is zero nothing differs.
+    norm = max(wanted.norm().item(), torch.finfo(torch.float32).tiny)
+    return (got - wanted).norm().item() / norm, (got - wanted).abs().max().item()
+
+
+def _check_isolation(report, engine, split, order, packed: Forward, alone) -> None:
+    """Keys, values and last hidden states of every segment against its prompt's alone."""
+    at, mixed, found = 0, 0.0, {}
+    for index in order:
+        lengths = split[index].lengths
+        differences = packed_differences(packed, lengths, alone[index], at)
+        at += sum(lengths)
+        for number, each in enumerate(differences, start=1):
+            for kind, pair in each.items():
+                found[kind, f"segment {number} of question {index + 1}"] = pair
+        mixed = max(mixed, without_a_mask(engine, split[index], alone[index]), key=size)
+    (kind, where), (figure, _) = max(found.items(), key=lambda item: size(item[1][0]))
+    allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
+    shown = []
+    for each in dict.fromkeys(kind for kind, _ in found):
+        relative, largest = zip(*(pair for (k, _), pair in found.items() if k == each), strict=True)
+        shown.append(f"{each} {max(relative, key=size):.2g} ({max(largest, key=size):.2g})")
+    report.add(
+        "packed_equals_separate",
+        figure <= allowed,
+        figure,
+        f"relative (and largest) difference from each prompt alone: {', '.join(shown)}, most in "
+        f"{kind} of {where}; rounding: up to {allowed:.2g}; without the mask hidden states would "
+        f"differ by {mixed:.2g}",
+    )
+
+
+def without_a_mask(engine, question: SplitQuestion, alone: Sequence[Alone]) -> float:
     """How far the segments' hidden states are off if each also sees the segments before it."""
     P, lengths = len(engine.prefix_ids), question.lengths
     ids = [*engine.prefix_ids, *(token for segment in question.segments for token in segment)]
@@ -782,5 +914,5 @@ def _without_a_mask(engine, question: SplitQuestion, alone: Sequence[torch.Tenso
             position_ids=torch.tensor([positions], device=engine.device),
             use_cache=False,
         ).last_hidden_state[0, P:]
-    pairs = zip(mixed.float().split(lengths), alone, strict=True)
-    return max(((got - wanted).norm() / wanted.norm()).item() for got, wanted in pairs)
+    pairs = zip(mixed.split(lengths), (stock.hidden for stock in alone), strict=True)
+    return max((_off(pair)[0] for pair in pairs), key=size)

@@ -15,6 +15,7 @@ from tiny import ARCHITECTURES, MIXED, ROTARY, tiny_model
 
 import attention
 import certificate
+import engine as engine_module
 from attention import EncodePlan, FlexAttentionWrapper, FusePlan
 from certificate import FAILED, ITEMS, MASK_ITEMS, NOT_RUN, certify
 from dataset import PromptTemplate, chat_prompt_template
@@ -358,7 +359,7 @@ def uneven_partitions(patch):
     patch.setattr(attention, "_partition_weights", weights)
 
 
-STATES, ORDER = "packed_equals_separate", "first_token_fused"
+STATES, ORDER, ALONE = "packed_equals_separate", "first_token_fused", "fused_equals_alone"
 # What is broken: how, in which backend, the mask's promise that is named, the figures that fail.
 BROKEN = {
     "segment sees another, flex": (sees_another_flex, "flex", "segments_apart", {STATES}),
@@ -369,19 +370,19 @@ BROKEN = {
     "prefix hidden, sdpa": (prefix_hidden_sdpa, "sdpa", "prefix_seen", {STATES}),
     "blind to a segment": (blind_to_a_segment, "sdpa", "fused_sees_all", {ORDER}),
     "blind to all but one": (blind_to_all_but_the_last, "eager", "fused_sees_all", {ORDER}),
-    "blind after the first": (blind_after_the_first_token, "sdpa", "fused_sees_all", set()),
+    "blind after the first": (blind_after_the_first_token, "sdpa", "fused_sees_all", {ALONE}),
     "uneven": (uneven_partitions, "sdpa", "fused_sees_all", {ORDER}),
     "looks ahead, flex": (looks_ahead_flex, "flex", "causal_order", {STATES}),
     "looks ahead, sdpa": (looks_ahead_sdpa, "sdpa", "causal_order", {STATES}),
     "prefix looks ahead": (prefix_looks_ahead, "eager", "causal_order", {STATES}),
     "own token twice": (own_token_twice, "sdpa", "no_empty_row", {STATES}),
     "own token hidden": (own_token_hidden, "eager", "causal_order", {STATES}),
-    "fused looks ahead": (fused_looks_ahead, "sdpa", "causal_order", set()),
+    "fused looks ahead": (fused_looks_ahead, "sdpa", "causal_order", {ALONE}),
     "empty row, flex": (empty_row_flex, "flex", "no_empty_row", {STATES}),
     "empty row, sdpa": (empty_row_sdpa, "sdpa", "no_empty_row", {STATES}),
     "empty row, eager": (empty_row_sdpa, "eager", "no_empty_row", {STATES}),
     "padding seen, flex": (sees_padding_flex, "flex", "no_empty_row", {STATES}),
-    "padding seen by fused": (fused_sees_padding, "sdpa", "no_empty_row", set()),
+    "padding seen by fused": (fused_sees_padding, "sdpa", "no_empty_row", {ALONE}),
 }
 
 
@@ -428,8 +429,67 @@ def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
         return out
 
     found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodePlan, "attend", keeping))
-    assert failed(found) == {STATES}
+    assert failed(found) == {STATES, ALONE}
     assert f"most in {kind} of segment" in reason(found, STATES)
+
+
+# ---- a decode that is wrong under right masks -----------------------------------------------
+
+
+def placed(patch, change):
+    """A question's placement, changed."""
+    intact = engine_module.place_question
+    place = lambda *given: change(intact(*given))  # noqa: E731
+    patch.setattr(engine_module, "place_question", place)
+
+
+def not_turned(patch):
+    placed(patch, lambda found: replace(found, turns=(0,) * len(found.turns)))
+
+
+def fused_further_on(patch):
+    placed(patch, lambda found: replace(found, fused_start=found.fused_start + 7))
+
+
+def queries_halved(patch):
+    intact = FusePlan.attend
+    patch.setattr(
+        FusePlan, "attend", lambda self, layer, query, *rest: intact(self, layer, query / 2, *rest)
+    )
+
+
+def keys_rolled(patch):
+    intact = FusePlan._write
+    patch.setattr(
+        FusePlan, "_write", lambda self, layer, k, v: intact(self, layer, k.roll(1, -1), v)
+    )
+
+
+def later_step_further_on(patch):
+    intact = Engine._step
+    step = lambda self, plan, ids, positions: intact(self, plan, ids, positions + 1)  # noqa: E731
+    patch.setattr(Engine, "_step", step)
+
+
+WRONG_DECODES = [not_turned, fused_further_on, queries_halved, keys_rolled, later_step_further_on]
+
+
+@pytest.mark.parametrize("breaks", WRONG_DECODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_decode_is_named(breaks, dtype, monkeypatch):
+    found = certificate_of(dtype=dtype, breaking=lambda: breaks(monkeypatch))
+    assert failed(found) == {ALONE}
+    [item] = [item for item in found.items if item.name == ALONE]
+    assert item.figure > 0.4  # what rounding may do in half precision is a fifth of that
+
+
+@pytest.mark.parametrize("breaks", WRONG_DECODES[1:])
+def test_a_wrong_decode_is_named_without_turning(breaks, monkeypatch):
+    """Positions a model with learned ones has: a question with one paraphrase is asked."""
+    breaking = lambda: breaks(monkeypatch)  # noqa: E731
+    found = certificate_of(architecture="gpt2", breaking=breaking)
+    assert failed(found) == {ALONE}
+    assert "asked with one paraphrase" in reason(found, ALONE)
 
 
 def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
