@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from attention import EncodePlan, FusePlan, Fusion, KeyValues, MaskPlan, head_shape
 from constants import UserError
 from engine import Engine, Stream, attention_streams, logit_streams, only_stream, plan_batches
+from progress import quoted
 from segments import SplitQuestion, split_prompts
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
@@ -181,7 +182,7 @@ def certify(
         if not able:
             return finished("the model cannot have these positions")
         with watched(trial) as more:
-            [logits, *_] = _logits(trial, streams, steps=STEPS)
+            [logits, *_] = step_logits(trial, streams, steps=STEPS)
         forwards += more
         [order] = plan_batches(streams, len(streams), 0)
         _check_fed(report, prefix, split, order, forwards)
@@ -281,31 +282,35 @@ def _span(numbers: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
+def explain_bos(tokenizer, prompts: Sequence[str], *, chat: bool) -> tuple[int, str]:
+    """How many BOS each of these prompts should have, and who puts them there or does not."""
+    bos = tokenizer.bos_token_id
+    # What stands in the text itself, and what the tokenizer would put before any text.
+    written = max(prompt.count(tokenizer.bos_token or "\0") for prompt in prompts)
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"].count(bos)
+    added = tokenizer("a")["input_ids"].count(bos) - bare
+    puts = written if chat else added
+    if bos is None:
+        return 0, "the tokenizer has none"
+    if puts == 0:
+        source = "the chat template writes none" if chat else "its post-processor puts none"
+        return 0, f"the tokenizer has {tokenizer.bos_token}, but {source}"
+    if not chat:
+        why = "the tokenizer's post-processor puts it before every text"
+    else:
+        why = "the chat template writes it"
+        if added:
+            why += ", so the tokenizer's own is left out"
+    return puts, f"{tokenizer.bos_token}: {why}"
+
+
 def _check_bos(report, tokenizer, template, questions, prefix, chat: bool) -> int:
     """How many BOS a prompt has, who puts them there, and that there are no more."""
     bos = tokenizer.bos_token_id
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
     used = tokenizer(prompts, add_special_tokens=template.add_special_tokens)["input_ids"]
-    counts = {ids.count(bos) for ids in used}
-    # What stands in the text itself, and what the tokenizer would put before any text.
-    written = {prompt.count(tokenizer.bos_token or "\0") for prompt in prompts}
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"].count(bos)
-    added = tokenizer("a")["input_ids"].count(bos) - bare
-    count = prefix.count(bos)
-
-    if chat:
-        puts, who = max(written), "the chat template writes it"
-    else:
-        puts, who = added, "the tokenizer's post-processor puts it before every text"
-    if bos is None:
-        why = "the tokenizer has none"
-    elif puts == 0:
-        source = "the chat template writes none" if chat else "its post-processor puts none"
-        why = f"the tokenizer has {tokenizer.bos_token}, but {source}"
-    else:
-        why = f"{tokenizer.bos_token}: {who}"
-        if chat and added:
-            why += ", so the tokenizer's own is left out"
+    counts, count = {ids.count(bos) for ids in used}, prefix.count(bos)
+    puts, why = explain_bos(tokenizer, prompts, chat=chat)
     wrong = ""
     if bos is not None:
         if counts != {count}:
@@ -501,7 +506,11 @@ class _Key:
             "segment": f"segment {segment + 1} of question {question + 1}",
             "fused": "the fused tokens",
         }
-        return f"{self.text!r} of {place[self.part]}" if self.part in place else "a padding token"
+        return (
+            f"{quoted(self.text)} of {place[self.part]}"
+            if self.part in place
+            else "a padding token"
+        )
 
 
 def _check_masks(report, engine, split, streams, order, forwards) -> None:
@@ -666,7 +675,7 @@ def _compare(findings, rows, keys, window, expected, lowest, highest) -> None:
 # ---- figures ------------------------------------------------------------------------------------
 
 
-def _logits(engine, streams, *, steps: int, combine=only_stream, fusion=None) -> torch.Tensor:
+def step_logits(engine, streams, *, steps: int, combine=only_stream, fusion=None) -> torch.Tensor:
     """At each of the first steps of each question, before they are combined: [steps, R, n, V]."""
     kept = []
 
@@ -698,10 +707,10 @@ def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -
     for order in (lambda parts: parts[::-1], lambda parts: parts[1:] + parts[:1]):
         permuted = [replace(question, segments=order(question.segments)) for question in split]
         streams = [attention_streams(question, P, positions) for question in permuted]
-        [found] = _logits(engine, streams, steps=1)
+        [found] = step_logits(engine, streams, steps=1)
         moved = max(moved, _relative(found, logits), key=size)
     streams = [logit_streams(question, P) for question in split]
-    [alone] = _logits(engine, streams, steps=1, combine=lambda x, _: x.mean(1))
+    [alone] = step_logits(engine, streams, steps=1, combine=lambda x, _: x.mean(1))
     apart = max(_relative(alone[:, [number]], alone[:, :1]) for number in range(1, alone.shape[1]))
     allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
     said = (
@@ -783,7 +792,7 @@ def follow_each(
         streams = [attention_streams(question, P, positions) for question in split]
         weights = torch.eye(N, device=engine.device)
         fused = [
-            _logits(engine, streams, steps=STEPS, fusion=Fusion(weights=weight))
+            step_logits(engine, streams, steps=STEPS, fusion=Fusion(weights=weight))
             for weight in weights
         ]
         fused = torch.cat(fused, dim=2)  # [STEPS, R, N, V]
@@ -794,7 +803,7 @@ def follow_each(
             for segment in question.segments
         ]
         streams = [attention_streams(question, P, positions) for question in single]
-        fused = _logits(engine, streams, steps=STEPS).view(STEPS, len(split), N, -1)
+        fused = step_logits(engine, streams, steps=STEPS).view(STEPS, len(split), N, -1)
     return [
         [
             (said, run_alone(engine, segment, question.tail, said[0].argmax().item()))

@@ -5,10 +5,12 @@
     python debug_flexattention.py --interactive
     python debug_flexattention.py --save debug
 
-Shown are the prompts and where they are cut; the mask; whether packed encoding equals separate
-runs on this very question; then, for every token of the answer, its candidates, how the attention
-was shared, and what each paraphrase would have said alone and what the others without it; at the
-end which paraphrases were decisive. Exit status 1 if a question fails the isolation check.
+Shown are the prompts and where they are cut; the mask that the model's layers had; whether packed
+encoding equals separate runs on this very question, and fused tokens what a paraphrase says alone
+where it is the only one listened to; then, for every token of the answer, its candidates, how the
+attention was shared, and what each paraphrase would have said alone and what the others without
+it; at the end which paraphrases were decisive. Paraphrases are counted from 1; with --indexs the
+index, from 0, stands behind. Exit status 1 if a question fails the isolation check.
 
 --interactive stops before each step and takes n(ext), c(ontinue), p NAME (prints a quantity; p
 alone lists them) and q(uit).
@@ -16,6 +18,7 @@ alone lists them) and q(uit).
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from cli import (
@@ -87,14 +90,14 @@ def show_question(inspection, title: str, stops: Stops) -> None:
 
 
 def main(args) -> None:
+    if args.save is not None:
+        check_free(args.save.resolve())
     from pipeline import read_questions, set_up_logging
 
     questions = read_questions(args)
     count = len(questions.records[0].paraphrases)
     if args.weights is not None and len(args.weights) != count:
         raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
-    if args.save is not None:
-        check_free(args.save.resolve())
 
     set_up_logging(args.verbose)
     from dataset import chat_prompt_template
@@ -122,6 +125,7 @@ def main(args) -> None:
                     max_new_tokens=args.max_new_tokens,
                     verbose=args.verbose,
                     chat=chat,
+                    indexs=args.indexs,
                 )
                 title = f"question {number} of {len(questions.records)}"
                 show_question(inspection, title, stops)
@@ -145,16 +149,23 @@ def main(args) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError where --save cannot write or would overwrite, before all computing."""
+    """Raises UserError where --save cannot draw or write or would overwrite, before all else."""
+    if find_spec("matplotlib") is None:
+        raise UserError(
+            "--save: the pictures are drawn by matplotlib, which is not installed: pip install "
+            "matplotlib, or leave --save out"
+        )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--save: {folder} is there already; name a new or an empty folder")
-    trial = temporary_path(folder)
+    # Nothing is made above it yet: the run may fail, or be quit.
+    above = next(path for path in folder.parents if path.exists())
+    trial = temporary_path(above / folder.name)
     try:
-        trial.mkdir(parents=True)
+        trial.mkdir()
         trial.rmdir()
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--save: cannot write to {folder.parent}: {reason}") from None
+        raise UserError(f"--save: cannot write to {above}: {reason}") from None
 
 
 def parse_args(argv: Sequence[str] | None = None):

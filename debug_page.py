@@ -11,6 +11,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -29,9 +30,7 @@ from debug_view import (
     cut_table,
     isolation_lines,
     mask_cells,
-    numbered,
     paraphrase_table,
-    question_mask,
     saving,
     seen,
     settings_line,
@@ -67,7 +66,7 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
     for number, drawn in enumerate(pictures, start=1):
         files |= {f"question{number}-{name}.png": content for name, content in drawn.items()}
     folder = folder.resolve()
-    temporary = temporary_path(folder)
+    temporary, above = temporary_path(folder), missing_above(folder)
     try:
         temporary.mkdir(parents=True)
         for name, content in files.items():
@@ -75,9 +74,18 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for made in above:
+            with suppress(OSError):  # it was never made, or somebody put a file there
+                made.rmdir()
         raise UserError(f"--save: cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def missing_above(folder: Path) -> list[Path]:
+    """The folders above it that are not there yet, the nearest first."""
+    return [path for path in folder.parents if not path.exists()]
 
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -128,7 +136,7 @@ def _draw_mask(inspection: Inspection) -> bytes:
     from matplotlib.colors import to_rgb
 
     cells = mask_cells(inspection.words, inspection.prefix, inspection.question, VERBOSE_CELLS)
-    mask = question_mask(len(inspection.prefix), inspection.question)
+    mask = inspection.isolation.mask
     shades = {0.0: 0.0, 0.5: PALE, 1.0: 1.0}
 
     def mix(share: float, mark: str) -> list[float]:
@@ -160,7 +168,8 @@ def _draw_mask(inspection: Inspection) -> bytes:
 def _draw_attention(inspection: Inspection) -> bytes:
     steps = inspection.trace.steps
     count = len(inspection.question.segments)
-    names = ["prefix", *(f"paraphrase {i + 1}" for i in range(count)), "own text"]
+    paraphrases = [f"paraphrase {inspection.words.paraphrase(i)}" for i in range(count)]
+    names = ["prefix", *paraphrases, "own text"]
     colours = [GREY, *(_colour(SEGMENT_MARKS[i % len(SEGMENT_MARKS)]) for i in range(count)), DARK]
     figure = _figure(max(5.5, 2.5 + 0.75 * len(steps)), 3.6)
     axis = figure.subplots()
@@ -197,7 +206,7 @@ def _draw_candidates(inspection: Inspection) -> bytes:
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.tick_params(axis="x", labelsize=6)
-        moved = f"; moved by {numbered(step.decisive)}" if step.decisive else ""
+        moved = f"; moved by {inspection.words.paraphrases(step.decisive)}" if step.decisive else ""
         axis.set_title(f"step {number + 1}{moved}", fontsize=8, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     return _png(figure)
@@ -230,13 +239,16 @@ def _question(number: int, inspection: Inspection, pictures: Mapping[str, bytes]
     }
     parts = [
         f"<h2>{number}. {escape(inspection.title)}</h2>",
-        _lines([settings_line(inspection.settings), *summary_lines(trace, record.answers)]),
+        _lines([settings_line(inspection.settings), *summary_lines(words, trace, record.answers)]),
         html_table(summary_table(words, trace, record.answers)),
         "<h3>Prompts</h3>",
         html_table(cuts),
         _lines([saving(inspection.prefix, inspection.question)]),
-        f'<h3>Isolation</h3><div class="{verdict}">{_lines(isolation_lines(isolation))}</div>',
+        f'<h3>Isolation</h3><div class="{verdict}">',
+        _lines(isolation_lines(words, isolation)),
+        "</div>",
         images["mask"],
+        _lines(inspection.mask_notes()),
         "<h3>Steps</h3>",
         images["attention"],
         images["candidates"],
@@ -256,7 +268,7 @@ def _step(inspection: Inspection, number: int) -> str:
             html_table(candidate_table(words, step, inspection.candidates)),
             html_table(paraphrase_table(words, step)),
             _lines([attention_title(words, trace, number, inspection.question.tail)]),
-            html_table(attention_table(step, by_layer=True)),
+            html_table(attention_table(words, step, by_layer=True)),
             "</details>",
         ]
     )

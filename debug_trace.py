@@ -14,16 +14,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import DynamicCache
 
-from attention import EncodePlan, Fusion, KeyValues
+from attention import Fusion
+from certificate import (
+    Forward,
+    follow_each,
+    fused_difference,
+    fused_tolerance,
+    packed_differences,
+    rounding,
+    size,
+    step_logits,
+    watched,
+    without_a_mask,
+)
 from constants import UserError
 from engine import Answer, Engine, Stream, attention_streams, logit_streams, only_stream
 from segments import SplitQuestion, split_prompts
 
-# Keys and values of packed segments may differ from those of separate runs by this share of the
-# largest: kernels round by shape. A token that sees a foreign one moves them by more.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+ANSWER_TOKENS = 2  # of the answer, in the mask
 
 
 @dataclass(frozen=True)
@@ -93,92 +102,100 @@ class Trace:
 
 @dataclass(frozen=True)
 class Isolation:
-    """Packed encoding held against separate runs.
+    """What the engine did with a question, held against stock forwards of its prompts.
 
-    differences: of each paraphrase's keys and values over all layers, the largest, as a share of
-        the largest value there.
+    mask: which token attends to which, as measured in the layers, any of them and any head:
+        prefix, packed segments, tail and `ANSWER_TOKENS` of the answer, [S, S] bool.
+    differences: of each paraphrase's packed keys, values and hidden states, the largest, relative
+        to their norm. tolerance: what passes.
     unmasked: the same if all paraphrases stood in one causal sequence; None for one paraphrase.
-    tolerance: what passes.
+    fused: of the logits with all the weight on one paraphrase, the largest, relative to their
+        spread. fused_tolerance: what passes.
     """
 
+    mask: torch.Tensor
     differences: tuple[float, ...]
-    unmasked: float | None
     tolerance: float
+    unmasked: float | None
+    fused: float
+    fused_tolerance: float
+
+    @property
+    def apart(self) -> bool:
+        # A value that is no number passes no comparison.
+        return all(difference <= self.tolerance for difference in self.differences)
+
+    @property
+    def decodes(self) -> bool:
+        return self.fused <= self.fused_tolerance
 
     @property
     def passed(self) -> bool:
-        # A value that is no number passes no comparison.
-        return all(difference <= self.tolerance for difference in self.differences)
+        return self.apart and self.decodes
 
 
 # ---- isolation ----------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def check_isolation(engine: Engine, question: SplitQuestion) -> Isolation:
-    """Encode a question's segments packed, as a run does, and each in a stock forward of its own.
+def check_isolation(engine: Engine, question: SplitQuestion, positions: str) -> Isolation:
+    """Encode and fuse a question as a run does, and compare as a certificate does.
 
-    Compared is what fused tokens read: the keys and values of every layer. Segments stand right
-    behind the prefix, where they would stand alone.
+    Raises:
+        UserError: the model cannot have these positions, or not so many.
     """
-    alone = [_stock_keys_values(engine, segment) for segment in question.segments]
-    [stream] = attention_streams(question, len(engine.prefix_ids), "left")
-    packed = _by_segment(engine.encode_segments([stream]), question.lengths)
-    unmasked = None
-    if len(question.segments) > 1:
-        without = _by_segment(_encode_unmasked(engine, stream), question.lengths)
-        unmasked = max(map(_difference, without, alone))
-    full = engine.model.dtype == torch.float32
+    trial = Engine(engine.model, engine.tokenizer, engine.wrapper, ignore_stops=True)
+    with watched(trial) as forwards:
+        trial.set_prefix(engine.prefix_ids)
+    P, lengths = len(trial.prefix_ids), question.lengths
+    # Under other positions segments stand elsewhere than alone.
+    comparable = positions if positions == "exact" else "left"
+    asked = [attention_streams(question, P, each) for each in {comparable, positions}]
+    check_turns(trial, asked, ANSWER_TOKENS + 1)
+
+    def forwards_of(positions):
+        stream = attention_streams(question, P, positions)
+        with watched(trial) as found:
+            step_logits(trial, [stream], steps=ANSWER_TOKENS + 1)
+        return found
+
+    ran = forwards_of(positions)
+    packed = ran[0] if positions == comparable else forwards_of(comparable)[0]
+    [followed] = follow_each(trial, [question], positions)
+    alone = [stock for _, stock in followed]
+    found = packed_differences(packed, lengths, alone)
     return Isolation(
-        tuple(map(_difference, packed, alone)), unmasked, TOLERANCE if full else HALF_TOLERANCE
+        measured_mask([*forwards, *ran], P, lengths),
+        tuple(max((off for off, _ in each.values()), key=size) for each in found),
+        rounding(engine.model.dtype, engine.config.num_hidden_layers),
+        without_a_mask(trial, question, alone) if len(lengths) > 1 else None,
+        fused_difference(followed),
+        fused_tolerance(trial, positions),
     )
 
 
-def _stock_keys_values(engine: Engine, segment: Sequence[int]) -> list[KeyValues]:
-    """Each layer's keys and values of a segment, [J, n, D], by the model's own eager attention."""
-    cache, P = DynamicCache(), len(engine.prefix_ids)
-    ids = torch.tensor([[*engine.prefix_ids, *segment]], device=engine.device)
-    with engine.wrapper.taken_out():
-        engine.model.set_attn_implementation("eager")
-        engine.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [KeyValues(layer.keys[0, :, P:], layer.values[0, :, P:]) for layer in cache.layers]
+def measured_mask(forwards: Sequence[Forward], P: int, lengths: Sequence[int]) -> torch.Tensor:
+    """Of one question's forwards: of the prefix where there is one, the segments, and the fused.
 
+    Returns [S, S] bool, see `Isolation`.
+    """
 
-def _encode_unmasked(engine: Engine, stream: Stream) -> dict[int, KeyValues]:
-    """All segments as if they were one."""
-    ids = torch.tensor([token for segment in stream.segments for token in segment])
-    pairs = zip(stream.segments, stream.placement.starts, strict=True)
-    positions = torch.cat([torch.arange(start, start + len(s)) for s, start in pairs])
-    ids, positions = ids.to(engine.device), positions.to(engine.device)
-    one = torch.zeros_like(ids)
-    plan = EncodePlan([len(ids)], one, positions, engine.prefix, backend="eager")
-    with engine.wrapper.planned(plan):
-        engine.model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-    return plan.layers
+    def visible(forward):
+        return torch.stack([highest > 0 for _, highest in forward.shares.values()]).any(0)
 
-
-def _by_segment(layers: dict[int, KeyValues], lengths: Sequence[int]) -> list[list[KeyValues]]:
-    found, at = [], 0
-    for length in lengths:
-        own = slice(at, at + length)
-        in_order = (layers[layer] for layer in sorted(layers))
-        found.append([KeyValues(kv.keys[:, own], kv.values[:, own]) for kv in in_order])
-        at += length
-    return found
-
-
-def _difference(these: Sequence[KeyValues], those: Sequence[KeyValues]) -> float:
-    pairs = [
-        pair
-        for a, b in zip(these, those, strict=True)
-        for pair in ((a.keys, b.keys), (a.values, b.values))
-    ]
-    tiny = torch.finfo(torch.float32).tiny  # where all is zero nothing differs
-    shares = [
-        (a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=tiny)
-        for a, b in pairs
-    ]
-    return float(torch.stack(shares).max())
+    *encoded, tail, first, second = forwards
+    T, fused = sum(lengths), [tail, first, second]
+    S = P + T + sum(len(forward.slots) for forward in fused)
+    mask = torch.zeros(S, S, dtype=torch.bool)
+    if P:
+        mask[:P, :P] = visible(encoded[0])[:P, :P]  # without a bucket's padding
+    mask[P : P + T, : P + T] = visible(encoded[-1])[:T, : P + T]
+    K, M = tail.plan.segment_mask.shape[1:]
+    cells = [P + k * M + at for k in range(K) for at in range(lengths[k])]
+    own = [P + K * M + slot for slot in range(S - P - T)]
+    rows = torch.cat([visible(forward)[0] for forward in fused])
+    mask[P + T :] = rows[:, [*range(P), *cells, *own]]
+    return mask
 
 
 # ---- decoding -----------------------------------------------------------------------------------
@@ -218,11 +235,7 @@ def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
     [stream] = attention_streams(question, P, settings.positions)
     alone = logit_streams(question, P)
     without = _left_out_streams(engine, template, paraphrases, settings.positions)
-    if not engine.can_turn([[stream], alone, without] if without else [[stream]], max_new_tokens):
-        raise UserError(
-            "--positions exact: this model's positions are not rotary, or turn in a way that is "
-            "not known here; use --positions left"
-        )
+    check_turns(engine, [[stream], alone, without] if without else [[stream]], max_new_tokens)
     fusion = settings.fusion_of(everything, engine.device)
     answer, tokens, logits, attention = watch(engine, stream, fusion, max_new_tokens)
 
@@ -254,6 +267,15 @@ def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
             for i, kind in enumerate(fusions)
         ),
     )
+
+
+def check_turns(engine: Engine, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> None:
+    """Raises UserError where the model cannot have these streams' positions."""
+    if not engine.can_turn(streams, max_new_tokens):
+        raise UserError(
+            "--positions exact: this model's positions are not rotary, or turn in a way that is "
+            "not known here; use --positions left"
+        )
 
 
 def _left_out_streams(engine, template, paraphrases, positions) -> list[Stream]:

@@ -1,6 +1,7 @@
 """What debugging shows, as tables and lines of text: the terminal and the page show the same.
 
-A table is a list of rows of cells, the header first. Paraphrases are counted from 1.
+A table is a list of rows of cells, the header first. Paraphrases are counted from 1, and where
+they were chosen by an index, it stands behind.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from functools import cached_property, partial
 import torch
 
 from answers import first_line, is_right
+from certificate import explain_bos, size
 from dataset import PromptTemplate, Record, construct_prompts
 from debug_trace import (
-    TOLERANCE,
+    ANSWER_TOKENS,
     Isolation,
     Settings,
     Step,
@@ -26,37 +28,43 @@ from debug_trace import (
     trace_question,
 )
 from engine import Answer, Engine
-from progress import say_if_slow
-from segments import SplitQuestion, create_segment_isolation_mask, dense_mask
+from progress import quoted, say_if_slow, visible
+from segments import SplitQuestion
 
 Table = list[list[str]]
 
 NOTHING = "-"
-# The drawing of the mask: its marks, and how many tokens of the answer it shows.
+# The drawing of the mask: its marks.
 SEES, SEES_SOME, SEES_NONE = "#", "\\", "."
 PREFIX, TAIL, ANSWER = "P", "T", "A"
 SEGMENT_MARKS = string.digits[1:] + string.ascii_lowercase
-ANSWER_TOKENS = 2
 # Tokens of a prefix that are drawn one by one at its ends, and tokens that are listed.
 PREFIX_CELLS, PREFIX_TOKENS = 4, 12
+# A tolerance above it is one of half precision.
+HALF_PRECISION = 1e-3
 # Most rows and columns of the drawing, and characters of a row's label.
 CELLS, VERBOSE_CELLS, LABEL_WIDTH = 44, 120, 14
 
 
-def visible(text: str) -> str:
-    """The text on one line: what cannot be printed is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
 class Words:
-    """The texts of token ids."""
+    """The texts of token ids, and the names of paraphrases.
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    indexs: of the question's paraphrases where they were chosen by index, counted from 0.
+    """
+
+    def __init__(self, tokenizer, indexs: Sequence[int] | None = None):
+        self.tokenizer, self.indexs = tokenizer, indexs
+
+    def paraphrase(self, place: int) -> str:
+        """`2`, or `2 (index 4)`, of place 1."""
+        name = str(place + 1)
+        return name if self.indexs is None else f"{name} (index {self.indexs[place]})"
+
+    def paraphrases(self, places: Sequence[int]) -> str:
+        return ", ".join(map(self.paraphrase, places)) or "none"
 
     def token(self, token: int) -> str:
-        """In quotes, for a leading space matters."""
-        return f"'{visible(self.tokenizer.decode([token]))}'"
+        return quoted(self.tokenizer.decode([token]))
 
     def tokens(self, ids: Sequence[int]) -> str:
         """With a bar at every border."""
@@ -79,11 +87,6 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def numbered(paraphrases: Sequence[int]) -> str:
-    """`2, 3` of [1, 2]; they are counted from 1."""
-    return ", ".join(str(i + 1) for i in paraphrases) or "none"
-
-
 def align(rows: Table) -> list[str]:
     """The cells of a table under each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -102,8 +105,8 @@ def cut_table(
     """Where the prompts are cut, token by token."""
     rows = [["part", "tokens", "text"]]
     rows.append(["prefix", str(len(prefix)), words.abbreviated(prefix, most_of_prefix)])
-    for i, segment in enumerate(question.segments, start=1):
-        rows.append([f"segment {i}", str(len(segment)), words.tokens(segment)])
+    for i, segment in enumerate(question.segments):
+        rows.append([f"segment {words.paraphrase(i)}", str(len(segment)), words.tokens(segment)])
     rows.append(["tail", str(len(question.tail)), words.tokens(question.tail)])
     return rows
 
@@ -114,14 +117,20 @@ def saving(prefix: Sequence[int], question: SplitQuestion) -> str:
     return f"{once + own} tokens, where {count} whole prompts have {count * once + own}."
 
 
-def bos_note(words: Words, prefix: Sequence[int], segment: Sequence[int], *, chat: bool) -> str:
+def bos_note(
+    words: Words,
+    prefix: Sequence[int],
+    question: SplitQuestion,
+    prompts: Sequence[str],
+    *,
+    chat: bool,
+) -> str:
     """How many beginning-of-sequence tokens a prompt has, and who put them there."""
     bos = words.tokenizer.bos_token_id
-    count = [*prefix, *segment].count(bos) if bos is not None else 0
-    if count == 0:
-        return "BOS: none; this tokenizer puts nothing in front."
-    source = "the chat template" if chat else "the tokenizer"
-    return f"BOS: {count} ({words.token(bos)}), from {source}."
+    count = max([*prefix, *s, *question.tail].count(bos) for s in question.segments)
+    puts, why = explain_bos(words.tokenizer, prompts, chat=chat)
+    wrong = f": {puts} should be there" if count != puts else ""
+    return f"BOS: {count} in a prompt ({why}){wrong}."
 
 
 # ---- the mask -----------------------------------------------------------------------------------
@@ -134,16 +143,6 @@ class Cell:
     mark: str
     label: str
     tokens: range
-
-
-def question_mask(prefix_length: int, question: SplitQuestion) -> torch.Tensor:
-    """The isolation mask of prefix, segments, tail and some of the answer, [S, S] bool."""
-    ends = torch.tensor(question.lengths).cumsum(0) + prefix_length
-    ranges = [(int(end) - n, int(end)) for end, n in zip(ends, question.lengths, strict=True)]
-    original = ranges[-1][1]
-    mask_mod = create_segment_isolation_mask(ranges, original, prefix_length=prefix_length)
-    total = original + len(question.tail) + ANSWER_TOKENS
-    return dense_mask(mask_mod, total, total)
 
 
 def mask_cells(
@@ -215,28 +214,41 @@ def draw_mask(mask: torch.Tensor, cells: Sequence[Cell], width: int) -> list[str
 # ---- isolation ----------------------------------------------------------------------------------
 
 
-def isolation_lines(isolation: Isolation) -> list[str]:
+def isolation_lines(words: Words, isolation: Isolation) -> list[str]:
     """The verdict, and what it rests on."""
-    worst = max(isolation.differences, key=lambda d: math.inf if math.isnan(d) else d)
+    worst = max(isolation.differences, key=size)
     verdict = "passed" if isolation.passed else "FAILED"
     lines = [
-        f"isolation check: {verdict}. Keys and values of the packed segments differ from those of "
-        "separate",
-        f"runs by at most {worst:.1e} of the largest; allowed are {isolation.tolerance:.0e}.",
+        f"isolation check: {verdict}. Keys, values and hidden states of the packed segments differ",
+        f"from those of separate runs by at most {worst:.1e} of their norm; rounding: up to "
+        f"{isolation.tolerance:.1e}.",
     ]
     if isolation.unmasked is not None:
-        lines.append(f"Without the mask they would differ by {isolation.unmasked:.1e}.")
-    if isolation.passed and isolation.tolerance > TOLERANCE:
+        lines.append(f"Without the mask hidden states would differ by {isolation.unmasked:.1e}.")
+    lines += [
+        "With one paraphrase alone listened to, the logits of fused tokens differ from those of "
+        "its prompt",
+        f"by at most {isolation.fused:.1e} of their spread; rounding: up to "
+        f"{isolation.fused_tolerance:.1e}.",
+    ]
+    if isolation.passed and isolation.tolerance > HALF_PRECISION:
         lines.append(
             "Rounding in half precision could hide a small leak; --dtype float32 would not."
         )
-    if not isolation.passed:
-        each = ", ".join(f"{i}: {d:.1e}" for i, d in enumerate(isolation.differences, start=1))
+    if not isolation.apart:
+        each = ", ".join(
+            f"{words.paraphrase(i)}: {d:.1e}" for i, d in enumerate(isolation.differences)
+        )
         lines += [
             f"By paraphrase: {each}.",
             "ISOLATION FAILED: paraphrases see each other, or are encoded otherwise than alone.",
-            "What follows is not the method, and no answer of this model here can be trusted.",
         ]
+    if not isolation.decodes:
+        lines.append("DECODE FAILED: fused tokens do not go on as the prompt alone would.")
+    if not isolation.passed:
+        lines.append(
+            "What follows is not the method, and no answer of this model here can be trusted."
+        )
     return lines
 
 
@@ -265,9 +277,9 @@ def shares(step: Step) -> list[float]:
     return step.attention.double().mean((0, 1)).tolist()
 
 
-def attention_table(step: Step, *, by_layer: bool) -> Table:
+def attention_table(words: Words, step: Step, *, by_layer: bool) -> Table:
     count = step.attention.shape[-1] - 2
-    rows = [["layer", "prefix", *(str(i + 1) for i in range(count)), "own text"]]
+    rows = [["layer", "prefix", *map(words.paraphrase, range(count)), "own text"]]
     if by_layer:
         for layer, each in enumerate(step.attention.double().mean(1).tolist()):
             rows.append([str(layer), *map(percent, each)])
@@ -283,7 +295,7 @@ def paraphrase_table(words: Words, step: Step) -> Table:
         without = step.left_out[i]
         rows.append(
             [
-                str(i + 1),
+                words.paraphrase(i),
                 percent(share),
                 *_says(words, step.alone[i], step.token),
                 *((NOTHING, NOTHING) if without is None else _says(words, without, step.token)),
@@ -318,7 +330,8 @@ def choice_line(words: Words, trace: Trace, number: int) -> str:
         line += ", and the token limit is reached" if trace.answer.truncated else ", which ends it"
     if step.decisive:
         which = "any one of " if len(step.decisive) > 1 else ""
-        return f"{line}; without {which}paraphrase {numbered(step.decisive)} it would be another"
+        named = f"{which}paraphrase {words.paraphrases(step.decisive)}"
+        return f"{line}; without {named} it would be another"
     return f"{line}; no single paraphrase moved it" if len(step.alone) > 1 else line
 
 
@@ -338,19 +351,19 @@ def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
         return [name, text, verdict, percent(math.exp(sum(answer.logprobs))), note]
 
     rows = [["", "answer", "", "probability", ""], row("attention fusion", trace.answer)]
-    rows += [row(f"paraphrase {i} alone", a) for i, a in enumerate(trace.alone, start=1)]
+    rows += [row(f"paraphrase {words.paraphrase(i)} alone", a) for i, a in enumerate(trace.alone)]
     if len(trace.alone) > 1:
         for i, answer in enumerate(trace.left_out):
-            at = [number for number, step in enumerate(trace.steps) if i in step.decisive]
-            note = f"decisive at step {numbered(at)}" if at else ""
-            rows.append(row(f"without paraphrase {i + 1}", answer, note))
+            at = [str(n) for n, step in enumerate(trace.steps, start=1) if i in step.decisive]
+            note = f"decisive at step {', '.join(at)}" if at else ""
+            rows.append(row(f"without paraphrase {words.paraphrase(i)}", answer, note))
     return rows
 
 
-def summary_lines(trace: Trace, right: Sequence[str]) -> list[str]:
+def summary_lines(words: Words, trace: Trace, right: Sequence[str]) -> list[str]:
     lines = ["right answers: " + " | ".join(map(visible, right))]
     if len(trace.alone) > 1:
-        lines.append(f"decisive paraphrases: {numbered(trace.decisive)}")
+        lines.append(f"decisive paraphrases: {words.paraphrases(trace.decisive)}")
     return lines
 
 
@@ -373,6 +386,7 @@ class Inspection:
         engine, template, record, settings, max_new_tokens: what is asked, and how.
         verbose: whole prefixes, a larger mask, attention by layer, more candidates.
         chat: the prompt is a chat template's.
+        indexs: what the paraphrases were chosen by, if they were.
     """
 
     def __init__(
@@ -385,11 +399,12 @@ class Inspection:
         max_new_tokens: int,
         verbose: bool,
         chat: bool,
+        indexs: Sequence[int] | None = None,
     ):
         self.engine, self.template, self.record = engine, template, record
         self.settings, self.max_new_tokens = settings, max_new_tokens
         self.verbose, self.chat = verbose, chat
-        self.words = Words(engine.tokenizer)
+        self.words = Words(engine.tokenizer, indexs)
         self.question = cut(engine, template, record.paraphrases)
         self.prefix = engine.prefix_ids
         self.reached: int | None = None  # the step shown last
@@ -400,13 +415,13 @@ class Inspection:
             "prompts": self.show_prompts,
             "segments": self.show_cuts,
             "mask": self.show_mask,
-            "isolation": lambda: isolation_lines(self.isolation),
+            "isolation": lambda: isolation_lines(self.words, self.isolation),
         }
         self.of_steps: dict[str, Callable[[Step], list[str]]] = {
             "tokens": self.show_tokens,
             "candidates": lambda step: align(candidate_table(self.words, step, self.candidates)),
             "logits": self.show_logits,
-            "attention": lambda step: align(attention_table(step, by_layer=True)),
+            "attention": lambda step: align(attention_table(self.words, step, by_layer=True)),
             "paraphrases": lambda step: align(paraphrase_table(self.words, step)),
         }
 
@@ -418,9 +433,14 @@ class Inspection:
     def candidates(self) -> int:
         return 10 if self.verbose else 5
 
+    @property
+    def prompts(self) -> list[str]:
+        return construct_prompts(self.record.paraphrases, self.template)
+
     @cached_property
     def isolation(self) -> Isolation:
-        return check_isolation(self.engine, self.question)
+        with say_if_slow("holding the question against stock forwards of its prompts"):
+            return check_isolation(self.engine, self.question, self.settings.positions)
 
     @cached_property
     def trace(self) -> Trace:
@@ -437,7 +457,7 @@ class Inspection:
         """What there is to see, in order: a name, and what shows it."""
         yield "prompts", self.show_cuts
         yield "mask", self.show_mask
-        yield "isolation", lambda: isolation_lines(self.isolation)
+        yield "isolation", lambda: isolation_lines(self.words, self.isolation)
         yield "step 1", partial(self.show_step, 0)
         for number in range(1, len(self.trace.steps)):
             yield f"step {number + 1}", partial(self.show_step, number)
@@ -461,11 +481,9 @@ class Inspection:
     def show_prompts(self) -> list[str]:
         """Every prompt as the model would have it alone."""
         lines = []
-        for number, prompt in enumerate(
-            construct_prompts(self.record.paraphrases, self.template), start=1
-        ):
+        for i, prompt in enumerate(self.prompts):
             text = "\n".join(visible(line) for line in prompt.split("\n"))
-            lines += [f"--- prompt {number} ---", *text.split("\n")]
+            lines += [f"--- prompt {self.words.paraphrase(i)} ---", *text.split("\n")]
         return lines
 
     def show_cuts(self) -> list[str]:
@@ -473,30 +491,37 @@ class Inspection:
         return [
             *align(cut_table(self.words, self.prefix, self.question, most)),
             saving(self.prefix, self.question),
-            bos_note(self.words, self.prefix, self.question.segments[0], chat=self.chat),
+            bos_note(self.words, self.prefix, self.question, self.prompts, chat=self.chat),
             *self.show_settings(),
         ]
 
     def show_mask(self) -> list[str]:
         most = VERBOSE_CELLS if self.verbose else CELLS
         cells = mask_cells(self.words, self.prefix, self.question, most)
-        lines = draw_mask(question_mask(len(self.prefix), self.question), cells, LABEL_WIDTH)
-        return lines + self.window_note()
+        return draw_mask(self.isolation.mask, cells, LABEL_WIDTH) + self.mask_notes()
 
-    def window_note(self) -> list[str]:
-        scorings = (scoring for _, scoring in self.engine.wrapper.layers.values())
-        windows = sorted({s.window for s in scorings if s.window is not None})
-        if not windows:
-            return []
-        sizes = " or ".join(map(str, windows))
-        return [f"Layers with a sliding window see only the last {sizes} positions of this."]
+    def mask_notes(self) -> list[str]:
+        notes = ["Drawn is what the model's layers let through, as measured with equal scores."]
+        every = {scoring.window for _, scoring in self.engine.wrapper.layers.values()}
+        windows = sorted(window for window in every if window is not None)
+        if windows:
+            sizes = " or ".join(map(str, windows))
+            notes.append(
+                f"Layers with a sliding window see only the last {sizes} positions of this."
+                if None in every
+                else f"Every layer has a sliding window, of {sizes} positions."
+            )
+        return notes
 
     def show_tokens(self, step: Step) -> list[str]:
         """Ids and texts of the prompt's parts, and of the answer up to the step shown last."""
         answer = [each.token for each in self.trace.steps[: self.reached + 1]]
         named = [
             ("prefix", self.prefix),
-            *((f"segment {i}", ids) for i, ids in enumerate(self.question.segments, start=1)),
+            *(
+                (f"segment {self.words.paraphrase(i)}", ids)
+                for i, ids in enumerate(self.question.segments)
+            ),
             ("tail", self.question.tail),
             ("answer", answer),
         ]
@@ -507,7 +532,13 @@ class Inspection:
 
     def show_logits(self, step: Step) -> list[str]:
         """The fused logits' range, and those of the first candidates with every paraphrase's."""
-        rows = [["token", "fused", *(f"{i + 1} alone" for i in range(len(step.alone)))]]
+        rows = [
+            [
+                "token",
+                "fused",
+                *(f"{self.words.paraphrase(i)} alone" for i in range(len(step.alone))),
+            ]
+        ]
         for token, _ in best(step.logits, self.candidates):
             values = [float(logits[token]) for logits in (step.logits, *step.alone)]
             rows.append([self.words.token(token), *(f"{value:.3f}" for value in values)])
@@ -521,7 +552,7 @@ class Inspection:
             *align(candidate_table(self.words, step, self.candidates)),
             "",
             attention_title(self.words, self.trace, number, self.question.tail),
-            *align(attention_table(step, by_layer=self.verbose)),
+            *align(attention_table(self.words, step, by_layer=self.verbose)),
             "",
             *align(paraphrase_table(self.words, step)),
             "",
@@ -532,5 +563,5 @@ class Inspection:
         right = self.record.answers
         return [
             *align(summary_table(self.words, self.trace, right)),
-            *summary_lines(self.trace, right),
+            *summary_lines(self.words, self.trace, right),
         ]

@@ -1,4 +1,4 @@
-"""What a long run says while it runs, on stderr."""
+"""What a long run says while it runs, on stderr; and how a text is said on one line."""
 
 import sys
 import time
@@ -8,6 +8,17 @@ from threading import Timer
 
 # What is done sooner is not told of; then a line as often as this, off a terminal.
 QUIET_SECONDS, PLAIN_SECONDS = 2, 10
+
+
+def visible(text: str) -> str:
+    """On one line: what cannot be printed is escaped, and so is a backslash, or a newline would
+    look like the two characters of its escape."""
+    return "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in text)
+
+
+def quoted(text: str) -> str:
+    """A token's text: in quotes, for a leading space matters."""
+    return f"'{visible(text)}'"
 
 
 def say(text: str) -> None:

@@ -24,18 +24,18 @@ import debug_flexattention as debug
 import debug_page
 import flex_attention_generate
 from attention import FlexAttentionWrapper, Fusion
+from constants import UserError
 from debug_trace import Settings, check_isolation, trace_question, watch
 from debug_view import (
     Inspection,
     isolation_lines,
     mask_cells,
-    question_mask,
     seen,
-    visible,
 )
 from engine import Engine, attention_streams
 from loading import find_model, loaded_engine
-from segments import SplitQuestion, dense_mask, packed_segment_mask
+from progress import visible
+from segments import SplitQuestion, create_segment_isolation_mask, dense_mask
 
 HOSTILE = "</p><script>console.error('out')</script><img src=x onerror=alert(1)> $x$ \x1b[31m &amp;"
 
@@ -202,7 +202,8 @@ def test_cuts(small, engine, asked):
     total = sum(count for count, _ in parts.values())
     whole = total + 3 * (parts["prefix"][0] + parts["tail"][0])
     assert f"{total} tokens, where 4 whole prompts have {whole}." in found.show_cuts()
-    assert "BOS: 1 ('<bos>'), from the tokenizer." in found.show_cuts()
+    why = "<bos>: the tokenizer's post-processor puts it before every text"
+    assert f"BOS: 1 in a prompt ({why})." in found.show_cuts()
     short = look_into(engine, asked, 0).show_cuts()
     [prefix] = [line for line in short if line.startswith("prefix")]
     assert f"... {parts['prefix'][0] - 12} more ..." in prefix
@@ -219,7 +220,8 @@ def test_a_chat_template_is_cut_too(small, capsys, tmp_path):
     flags = (*flags, "--chat_template", "--max_new_tokens", 4)
     status, lines, _ = run(capsys, *flags)
     assert status == 0
-    assert "   BOS: 1 ('<bos>'), from the chat template." in lines
+    why = "the chat template writes it, so the tokenizer's own is left out"
+    assert f"   BOS: 1 in a prompt (<bos>: {why})." in lines
     [prefix] = [line for line in lines if line.startswith("   prefix ")]
     assert "<bos>|<|x|>" in prefix and prefix.count("<bos>") == 1
     args = [str(flag) for flag in flags] + ["--max_samples", "1", "--output_dir", str(tmp_path)]
@@ -375,17 +377,37 @@ def test_the_shares_that_are_printed(engine, asked):
 # ---- the mask and the isolation check -----------------------------------------------------------
 
 
-def test_the_drawn_mask_is_the_one_that_segments_are_encoded_under(engine, asked):
-    found = look_into(engine, asked, 0)
-    P, lengths = len(found.prefix), found.question.lengths
-    T = sum(lengths)
-    mask = question_mask(P, found.question)
-    owner = torch.arange(4).repeat_interleave(torch.tensor(lengths))
-    packed = packed_segment_mask(owner, torch.arange(T), P, None)
-    assert torch.equal(mask[P : P + T, : P + T], dense_mask(packed, T, P + T))
-    rest = torch.ones(mask.shape, dtype=torch.bool).tril()
-    assert torch.equal(mask[:P], rest[:P])
-    assert torch.equal(mask[P + T :], rest[P + T :])
+def wanted_mask(found):
+    """As it should be, [S, S]."""
+    ends = torch.tensor(found.question.lengths).cumsum(0) + len(found.prefix)
+    ranges = [(int(end) - n, int(end)) for end, n in zip(ends, found.question.lengths, strict=True)]
+    original = ranges[-1][1]
+    mask_mod = create_segment_isolation_mask(ranges, original, prefix_length=len(found.prefix))
+    total = original + len(found.question.tail) + 2
+    return dense_mask(mask_mod, total, total)
+
+
+@pytest.mark.parametrize("positions", ["exact", "right"])
+def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
+    found = look_into(engine, asked, 0, Settings(positions))
+    wanted = wanted_mask(found)
+    assert torch.equal(found.isolation.mask, wanted)
+    assert found.isolation.passed
+    # What is wrong in the engine is wrong in the drawing.
+    intact = attention.EncodePlan._padded_mask
+
+    def hidden(self, window):
+        mask = intact(self, window)
+        if self.prefix:
+            mask = mask.expand(len(self.gather), -1, -1, -1).clone()
+            mask[1, :, 2, 0] = False
+        return mask
+
+    monkeypatch.setattr(attention.EncodePlan, "_padded_mask", hidden)
+    broken = check_isolation(engine, found.question, positions)
+    row = len(found.prefix) + found.question.lengths[0] + 2
+    assert (broken.mask != wanted).nonzero().tolist() == [[row, 0]]
+    assert not broken.apart
 
 
 @pytest.mark.parametrize("most", [12, 30, 500])
@@ -393,7 +415,7 @@ def test_cells_hold_every_token_once_and_are_labelled_by_it(engine, asked, most)
     found = look_into(engine, asked, 0)
     cells = mask_cells(found.words, found.prefix, found.question, most)
     tokens = [token for cell in cells for token in cell.tokens]
-    assert tokens == list(range(question_mask(len(found.prefix), found.question).shape[0]))
+    assert tokens == list(range(wanted_mask(found).shape[0]))
     ids = [*found.prefix, *(t for s in found.question.segments for t in s), *found.question.tail]
     for cell in cells:
         if cell.mark != "A":
@@ -409,7 +431,7 @@ def test_cells_hold_every_token_once_and_are_labelled_by_it(engine, asked, most)
 def test_a_leak_is_drawn(engine, asked):
     found = look_into(engine, asked, 0)
     cells = mask_cells(found.words, found.prefix, found.question, 30)
-    mask = question_mask(len(found.prefix), found.question)
+    mask = wanted_mask(found)
     before = seen(mask, cells)
     first = next(i for i, cell in enumerate(cells) if cell.mark == "1" and len(cell.tokens) == 1)
     last = next(i for i, cell in enumerate(cells) if cell.mark == "4" and len(cell.tokens) > 1)
@@ -437,22 +459,36 @@ def leak(monkeypatch):
 
 def test_isolation_passes_and_a_leak_fails_it(engine, asked, monkeypatch):
     found = look_into(engine, asked, 0)
-    intact = check_isolation(engine, found.question)
+    intact = check_isolation(engine, found.question, "exact")
     assert intact.passed
+    assert intact.tolerance < 1e-3
     assert max(intact.differences) < 1e-5
     assert intact.unmasked > 0.05
     leak(monkeypatch)
-    *others, reader = check_isolation(engine, found.question).differences
+    broken = check_isolation(engine, found.question, "exact")
+    *others, reader = broken.differences
     assert max(others) < 1e-5
     assert reader > 0.01
-    assert not check_isolation(engine, found.question).passed
+    assert not broken.apart and not broken.passed
+
+
+def test_a_wrong_decode_fails_it_too(engine, asked, monkeypatch):
+    intact = attention.FusePlan.attend
+    halved = lambda self, layer, query, *rest: intact(self, layer, query / 2, *rest)  # noqa: E731
+    monkeypatch.setattr(attention.FusePlan, "attend", halved)
+    found = look_into(engine, asked, 0)
+    assert found.isolation.apart and not found.isolation.decodes and not found.isolation.passed
+    lines = "\n".join(isolation_lines(found.words, found.isolation))
+    assert "DECODE FAILED" in lines and "ISOLATION FAILED" not in lines
+    assert "isolation check: FAILED" in lines and "no answer of this model" in lines
 
 
 def test_no_number_is_no_pass(engine, asked):
     found = look_into(engine, asked, 0)
-    broken = replace(check_isolation(engine, found.question), differences=(0.0, float("nan")))
-    assert not broken.passed
-    assert "FAILED" in "\n".join(isolation_lines(broken))
+    for changes in ({"differences": (0.0, float("nan"))}, {"fused": float("nan")}):
+        broken = replace(found.isolation, **changes)
+        assert not broken.passed
+        assert "FAILED" in "\n".join(isolation_lines(found.words, broken))
 
 
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])
@@ -461,7 +497,8 @@ def test_isolation_on_windows_and_learned_positions(name):
     with FlexAttentionWrapper(model, "sdpa").patch_model() as wrapper:
         tiny = Engine(model, TinyTokenizer(), wrapper)
         tiny.set_prefix(PREFIX)
-        found = check_isolation(tiny, QUESTION)
+        found = check_isolation(tiny, QUESTION, "left")
+    assert found.passed
     assert max(found.differences) < 1e-4 < 0.05 < found.unmasked
 
 
@@ -547,11 +584,11 @@ def test_quantities_are_printed_by_name(small, capsys, monkeypatch):
     for number, wording in enumerate(
         ("What is the capital city of Peru, please?", "Peru’s capital is [MASK]."), start=1
     ):
-        at = lines.index(f"   --- prompt {number} ---")
+        at = lines.index(f"   --- prompt {number} (index {number - 1}) ---")
         assert f"   Q: {wording}" in lines[at : at + 5]
     assert "151 fused logits from" in text or "152 fused logits from" in text
     assert re.search(r"^   answer: \d+='", text, re.M)
-    assert "1 alone" in text
+    assert "1 (index 0) alone" in text
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -629,6 +666,37 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(hostile, capsys, tmp_pat
     assert tags.count("details") == sum("chosen: " in line for line in lines)
 
 
+def test_a_paraphrase_has_its_index_too(small, capsys):
+    command = ("--model", small.folder, "--dataset", small.questions, "--indexs", "3,1")
+    _, lines, _ = run(capsys, *command, "--max_tokens", 1)
+    answers = summary(lines)
+    for name in ("1 (index 3)", "2 (index 1)"):
+        assert any(line.startswith(f"   segment {name}  ") for line in lines)
+        assert any(line.startswith(f"   {name}  ") for line in lines)
+        assert f"paraphrase {name} alone" in answers and f"without paraphrase {name}" in answers
+
+
+def test_a_page_that_cannot_be_made_is_told_before_anything(small, capsys, tmp_path, monkeypatch):
+    page = tmp_path / "x" / "y" / "z"
+    status, lines, err = run(capsys, "--save", page, "--model", "nobody/none")
+    assert (status, lines, list(tmp_path.iterdir())) == (2, [], [])
+    assert "nobody/none" in err
+    monkeypatch.setattr(debug_page, "draw_pictures", no_pictures)
+    monkeypatch.setattr(debug_page, "write_synced", broken_disk)
+    monkeypatch.setattr(debug_page, "render_page", lambda *given: "")
+    with pytest.raises(UserError, match="cannot write"):
+        debug_page.save_pages(page, [])
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(debug, "find_spec", lambda name: None)
+    status, lines, err = run(capsys, "--save", page)
+    assert (status, lines, err.count("\n")) == (2, [], 1)
+    assert "matplotlib, which is not installed" in err
+
+
+def broken_disk(path, content):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_page_is_written_whole_or_not_at_all(small, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(debug_page, "draw_pictures", no_pictures)
     taken = tmp_path / "taken"
@@ -642,11 +710,8 @@ def test_a_page_is_written_whole_or_not_at_all(small, capsys, tmp_path, monkeypa
         assert err == (f"error: --save: {folder} is there already; name a new or an empty folder\n")
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
-    def full(path, content):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(debug_page, "write_synced", full)
+        patch.setattr(debug_page, "write_synced", broken_disk)
         status, _, err = run(capsys, *command, tmp_path / "page")
     assert status == 2
     assert err == f"error: --save: cannot write {tmp_path / 'page'}: No space left on device\n"
