@@ -248,6 +248,13 @@ def cache_folder() -> str:
     return constants.HF_HUB_CACHE
 
 
+def token_file() -> str:
+    """Where the client looks for a token that is in no variable: HF_TOKEN_PATH, or in HF_HOME."""
+    from huggingface_hub import constants
+
+    return constants.HF_TOKEN_PATH
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on; also where `from None` hides that."""
     seen = set()

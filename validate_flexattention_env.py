@@ -36,7 +36,7 @@ from urllib.request import urlopen
 from cli import Parser, run
 from constants import DEMO_MODEL, DEMO_QUESTIONS, ROOT, UserError, resolve_model
 from memory import GIB, available_memory
-from progress import say
+from progress import quoted, say
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
@@ -48,7 +48,6 @@ NEWEST_PYTHON_TESTED = "3.12"
 # What can be absent while the main job runs, and what needs it.
 LEMMAS = "flex_attention_generate.py and generate.py with --lemmaize, score.py --lemmas recompute"
 NEEDED_ONLY_BY = {
-    "accelerate": "models that one device cannot hold",
     "datasets": "--dataset webqa and --dataset myriadlama without --data_dir",
     "matplotlib": "score.py --plot and --html, debug_flexattention.py --save",
     "scipy": "score.py and benchmark/quality.py",
@@ -226,7 +225,12 @@ def check_memory() -> Check:
 
 def check_disk() -> Iterator[Check]:
     yield room("results folder", Path("results"), LITTLE_ROOM, "use --output_dir")
-    yield room("model cache", hub_cache(), LITTLE_CACHE, "set HF_HOME to a larger disk")
+    if find_spec("huggingface_hub"):  # else transformers is missing too, which is told
+        from hub_errors import cache_folder
+
+        yield room(
+            "model cache", Path(cache_folder()), LITTLE_CACHE, "set HF_HOME to a larger disk"
+        )
 
 
 def room(name: str, folder: Path, little: int, elsewhere: str) -> Check:
@@ -241,14 +245,6 @@ def room(name: str, folder: Path, little: int, elsewhere: str) -> Check:
     short = free < little
     todo = f"make room, or {elsewhere}" if short else ""
     return Check(name, WARNING if short else OK, said, todo, figures)
-
-
-def hub_cache() -> Path:
-    """Where downloaded models lie, as huggingface_hub has it."""
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    return Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
 
 
 # ---- the hub ------------------------------------------------------------------------------------
@@ -275,11 +271,14 @@ def check_hub() -> Iterator[Check]:
         )
     else:
         yield Check("hub", OK, f"{named} answers")
-    token_file = hub_cache().parent / "token"
+    if not find_spec("huggingface_hub"):
+        return
+    from hub_errors import token_file
+
     if os.environ.get("HF_TOKEN"):
         yield Check("hub token", OK, "HF_TOKEN is set")
-    elif token_file.is_file():
-        yield Check("hub token", OK, f"there is one in {token_file}")
+    elif Path(token_file()).is_file():
+        yield Check("hub token", OK, f"there is one in {token_file()}")
     else:
         yield Check(
             "hub token",
@@ -460,15 +459,16 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     checks.insert(0, Check("model", OK, said, "", {"fingerprint": source.fingerprint}))
     for each in certificates:
         broken = [item.name for item in each.items if item.status != "passed"]
-        todo = (
-            "do not use it: see the certificate"
+        # Without --chat_template the main job asks plain prompts.
+        status, todo = (
+            (FAILED, "do not use it: see the certificate")
             if each.template == "plain"
-            else ("leave --chat_template out: see the certificate")
+            else (WARNING, "leave --chat_template out: see the certificate")
         )
         said = f"{len(each.items) - len(broken)} of {len(each.items)} promises kept"
         label = f"{each.template} prompt"
         if broken:
-            checks.append(Check(label, FAILED, f"{said}, not {', '.join(broken)}", todo))
+            checks.append(Check(label, status, f"{said}, not {', '.join(broken)}", todo))
         else:
             checks.append(Check(label, OK, said))
     return checks, certificates
@@ -523,8 +523,8 @@ def certificate_lines(certificate, verbose: bool) -> Iterator[str]:
 
 
 def shown_tokens(tokens: Sequence[str], verbose: bool) -> str:
-    """Each token as Python writes it; of many the two ends."""
-    texts = [repr(token) for token in tokens]
+    """Of many tokens the two ends."""
+    texts = [quoted(token) for token in tokens]
     if not verbose and len(texts) > SHOWN_TOKENS:
         half = SHOWN_TOKENS // 2
         texts = [*texts[:half], "...", *texts[-half:]]
