@@ -25,7 +25,15 @@ from transformers import DynamicCache
 
 from attention import EncodePlan, FusePlan, Fusion, KeyValues, MaskPlan, head_shape
 from constants import UserError
-from engine import Engine, Stream, attention_streams, logit_streams, only_stream, plan_batches
+from engine import (
+    Counts,
+    Engine,
+    Stream,
+    attention_streams,
+    logit_streams,
+    only_stream,
+    plan_batches,
+)
 from progress import quoted
 from segments import SplitQuestion, split_prompts
 
@@ -171,8 +179,7 @@ def certify(
     found["cuts"] = _check_cut(report, tokenizer, template, questions, prefix, split)
     found["bos"] = _check_bos(report, tokenizer, template, questions, prefix, chat)
 
-    # Answers of two tokens, whatever they are.
-    trial = Engine(engine.model, tokenizer, engine.wrapper, ignore_stops=True)
+    trial = without_stops(engine)
     streams = [attention_streams(question, len(prefix), positions) for question in split]
     try:
         with watched(trial) as forwards:
@@ -196,6 +203,14 @@ def certify(
         report.items.setdefault("positions", Item("positions", FAILED, None, str(error)))
         return finished(str(error))
     return finished()
+
+
+def without_stops(engine: Engine) -> Engine:
+    """The engine with a prefix and counts of its own; answers of any length, nothing recorded."""
+    trial = copy.copy(engine)
+    trial.counts, trial.recording, trial.room, trial.recorded_steps = Counts(), False, None, {}
+    trial.stop = lambda tokens, seen: (torch.zeros_like(seen), seen, seen)
+    return trial
 
 
 # ---- cuts and BOS -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from certificate import (
     step_logits,
     watched,
     without_a_mask,
+    without_stops,
 )
 from constants import UserError
 from engine import Answer, Engine, Stream, attention_streams, logit_streams, only_stream
@@ -144,7 +145,7 @@ def check_isolation(engine: Engine, question: SplitQuestion, positions: str) -> 
     Raises:
         UserError: the model cannot have these positions, or not so many.
     """
-    trial = Engine(engine.model, engine.tokenizer, engine.wrapper, ignore_stops=True)
+    trial = without_stops(engine)
     with watched(trial) as forwards:
         trial.set_prefix(engine.prefix_ids)
     P, lengths = len(trial.prefix_ids), question.lengths
