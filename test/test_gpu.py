@@ -1,6 +1,6 @@
 """On a GPU: the proofs of test_fusion.py again, through compiled FlexAttention too.
 
-    python -m pytest -m gpu
+    python -m pytest -n 0 -m gpu
 
 The CPU's engine, which test_fusion.py holds against its oracles, is the oracle here.
 """

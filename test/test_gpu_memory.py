@@ -1,6 +1,6 @@
 """Memory that really runs out, on a GPU that is filled up beforehand.
 
-python -m pytest -m gpu
+python -m pytest -n 0 -m gpu
 """
 
 import pytest
