@@ -15,7 +15,8 @@ question has not, or is one of the prompt's examples |
 | copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
 | copy_of_another | is, in the same way, an earlier paraphrase in which nothing more is wrong |
 | answer_leaked | holds all words of an answer in a row, which the question does not |
-| lost_mask | has another number of `[MASK]` than the question |
+| lost_mask | has another number of `[MASK]` than the question; where a file mixes questions and
+sentences with a gap, as the demo does: `verdicts` |
 | lost_name | lacks a name or a number of the question: `names` |
 
 Case and accents never count, except where capitals are what tells a name.
@@ -230,6 +231,7 @@ def reasons(
     earlier: Collection[tuple[str, Sequence[str]]] = (),
     echoes: Collection[tuple[str, ...]] = (),
     truncated: bool = False,
+    masks: Collection[int] | None = None,
 ) -> tuple[str, ...]:
     """What is wrong with a paraphrase, in the order of `REASONS`; nothing where it passes.
 
@@ -241,6 +243,7 @@ def reasons(
         earlier: the paraphrases before it, each with its reasons.
         echoes: the keys of the prompt's own examples.
         truncated: whether it ended at the token limit.
+        masks: how many `[MASK]` it may have; None: as many as the question.
     """
     said, asked = words(paraphrase), words(question)
     if not said:
@@ -254,7 +257,7 @@ def reasons(
         or (_shows_prompt(paraphrase) and not _shows_prompt(question)),
         "copy_of_question": key(paraphrase) == key(question),
         "answer_leaked": any(leaks(answer, paraphrase, question) for answer in answers),
-        "lost_mask": paraphrase.count(MASK) != question.count(MASK),
+        "lost_mask": paraphrase.count(MASK) not in (masks or (question.count(MASK),)),
         "lost_name": bool(lost_names(paraphrase, question, casing)),
     }
     wrong = {reason for reason, is_found in found.items() if is_found} | {"copy_of_another"}
@@ -272,16 +275,21 @@ def verdicts(
 ) -> list[tuple[str, ...]]:
     """The `reasons` of each paraphrase of a question, in the order given.
 
-    Without a question, paraphrase 0 is what the others are to mean, and is looked at alone.
+    A question without `[MASK]` may be put as a sentence with one. Without a question, paraphrase 0
+    is what the others are to mean, and is looked at alone; which wording comes first is chance, so
+    that it may also be such a sentence, and the others questions.
     """
     found: list[tuple[str, ...]] = []
     for at, paraphrase in enumerate(paraphrases):
+        count = (paraphrases[0] if question is None else question).count(MASK)
+        asks = question is None and paraphrase.rstrip().endswith(("?", "？"))
         wrong = reasons(
             paraphrase,
             question=paraphrases[0] if question is None else question,
             answers=answers,
             casing=casing,
             earlier=list(zip(paraphrases, found, strict=False)),
+            masks=(0, 1) if count == 0 else (0, count) if asks else (count,),
         )
         if question is None and at == 0:
             wrong = tuple(reason for reason in wrong if reason != "copy_of_question")

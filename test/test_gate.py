@@ -111,6 +111,20 @@ def test_every_reason_has_a_case_and_a_name():
     assert all(f"| {reason} |" in gate.__doc__ for reason in gate.REASONS)
 
 
+@pytest.mark.parametrize(
+    ("question", "paraphrases", "lost"),
+    [
+        ("Which island is it?", ["It is [MASK].", "What is it?", "[MASK] is [MASK]."], [0, 0, 1]),
+        ("[MASK] is an island.", ["It is [MASK].", "What is it?", "[MASK] is [MASK]."], [0, 1, 1]),
+        ("[MASK] is [MASK] by name.", ["[MASK] and [MASK]", "It is [MASK]."], [0, 1]),
+        (None, ["It is [MASK].", "What is it?", "It is so.", "Is it [MASK] [MASK]?"], [0, 0, 1, 1]),
+    ],
+)
+def test_a_file_may_mix_questions_and_sentences_with_a_gap(question, paraphrases, lost):
+    found = gate.verdicts(paraphrases, question=question, answers=(), casing=None)
+    assert ["lost_mask" in wrong for wrong in found] == list(map(bool, lost))
+
+
 def test_truncated_and_several_at_once_in_order():
     assert found("who is it", "Who was that?", truncated=True) == ("truncated",)
     several = found("A: Zanzibar\nA: Zanzibar", "Is Kim [MASK]?", truncated=True)
