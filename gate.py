@@ -10,8 +10,10 @@ of a question. A paraphrase passes where no reason is found:
 | truncated | ended at the token limit (generated ones only) |
 | too_long | has more than three times the question's words and ten more |
 | repeats | says a word three times running, or one run of four words twice |
-| echo | has a marker of the prompt (`Q:`, `Answer:`, `<|...|>`) or a colon at its end, which the
-question has not, or is one of the prompt's examples |
+| echo | has a marker of the prompt (`Q:`, `Answer:`, `<|...|>`), a colon at its end or an
+announcement (`Sure!`, `1.`, `Another way:`), which the question has not; holds the whole question;
+or is one of the prompt's examples |
+| refused | opens with an apology, or with what its writer cannot do, as the question does not |
 | copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
 | copy_of_another | is, in the same way, an earlier paraphrase in which nothing more is wrong |
 | answer_leaked | holds all words of an answer in a row, which the question does not |
@@ -36,6 +38,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from answers import contains_run
+from chatter import announces, quotes_question, refuses
 
 REASONS = (
     "empty",
@@ -44,6 +47,7 @@ REASONS = (
     "too_long",
     "repeats",
     "echo",
+    "refused",
     "copy_of_question",
     "copy_of_another",
     "answer_leaked",
@@ -254,7 +258,10 @@ def reasons(
         "too_long": len(said) > LENGTH_FACTOR * len(asked) + LENGTH_SLACK,
         "repeats": repeats(said) and not repeats(asked),
         "echo": key(paraphrase) in echoes
-        or (_shows_prompt(paraphrase) and not _shows_prompt(question)),
+        or (_shows_prompt(paraphrase) and not _shows_prompt(question))
+        or announces(paraphrase, question)
+        or quotes_question(key(paraphrase), key(question)),
+        "refused": refuses(said, asked),
         "copy_of_question": key(paraphrase) == key(question),
         "answer_leaked": any(leaks(answer, paraphrase, question) for answer in answers),
         "lost_mask": paraphrase.count(MASK) not in (masks or (question.count(MASK),)),

@@ -106,9 +106,53 @@ def test_reasons(paraphrase, question, expected):
 
 def test_every_reason_has_a_case_and_a_name():
     seen = {reason for *_, expected in CASES for reason in expected.split()}
-    elsewhere = {"truncated", "copy_of_another"}
+    elsewhere = {"truncated", "refused", "copy_of_another"}
     assert seen | elsewhere == set(gate.REASONS)
     assert all(f"| {reason} |" in gate.__doc__ for reason in gate.REASONS)
+
+
+PERU = "who is the president of peru"
+
+
+@pytest.mark.parametrize(
+    ("paraphrase", "question", "expected"),
+    [
+        ("Sure! Who leads peru as president", PERU, "echo"),
+        ("Sure", PERU, "echo"),
+        ("Of course, I'd put it so: who leads peru", PERU, "echo"),
+        ("Certainly here is one", PERU, "echo"),
+        ("Here is a paraphrase: who heads peru", PERU, "echo"),
+        ("Here's another version who heads peru", PERU, "echo"),
+        ("Here is the question in other words - who heads peru", PERU, "echo"),
+        ("1. who leads peru", PERU, "echo"),
+        ("2) who leads peru", PERU, "echo"),
+        ("- who leads peru", PERU, "echo"),
+        ("Rephrased with other nouns: who leads peru", PERU, "echo"),
+        ("put in other words: who leads peru", PERU, "echo"),
+        ("One could ask: who leads peru", PERU, "echo"),
+        (f'"{PERU}" can be rephrased as: who leads peru', PERU, "echo"),
+        (f"the question, {PERU.upper()}, again", PERU, "echo"),
+        ("I cannot answer that about peru", PERU, "refused"),
+        ("I’m sorry, but who leads peru", PERU, "refused"),
+        ("I can't rephrase who leads peru", PERU, "refused"),
+        ("As an AI, I do not know peru", PERU, "refused"),
+        # of the question itself, or a sentence's own
+        ("Sure Thing is a song of whom", "who made Sure Thing", ""),
+        ("Sure, Sure is a song of whom", "who made Sure, Sure?", ""),
+        ("Sorry is a song of whom", "by whom is Sorry sung?", ""),
+        ("I Can't Explain is by which band?", "who wrote I Can't Explain?", ""),
+        ("Here is where the river ends: [MASK].", "The river ends in [MASK].", ""),
+        ("Here the version of [MASK] is kept.", "[MASK] is kept there.", ""),
+        ("1. FC Union is at home where?", "Where does 1. FC Union play?", ""),
+        ("1.5 is the half of which number?", "What is 1.5 the half of?", ""),
+        ("in 1975. where was it?", "where was it in 1975", ""),
+        ("so who was that man?", "Who was that?", ""),
+        ("could you say who leads peru", PERU, ""),
+        ("What is another way of saying hello?", "How else is hello said?", ""),
+    ],
+)
+def test_announcements_and_refusals(paraphrase, question, expected):
+    assert found(paraphrase, question) == tuple(expected.split())
 
 
 @pytest.mark.parametrize(
