@@ -16,6 +16,7 @@ questions nor of rows. Whoever asks for three of them gets the first three of fi
 """
 
 import random
+import shlex
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ from dataset import (
 )
 from hub_tables import checked_folder, fetch, find_files, hub_table, needed_files, read_files
 from progress import say_if_slow
-from results import safe_name
+from results import read_manifest, safe_name
 
 if TYPE_CHECKING:
     import pyarrow
@@ -68,6 +69,9 @@ NUM_TEST_FACTS = 2_000
 SPLIT_SEED = FEW_SHOT_SEED = 42
 # More solved examples than anyone shows. The first five are the same as if five were drawn.
 NUM_FEW_SHOT = 64
+
+# Of the questions that a file of paraphrases lacks, so many are named.
+SHOWN_LACKING = 3
 
 FACT_COLUMNS = ("uuid", "rel_uri", "sub_ent", "obj_aliases", "template", "is_manual")
 NO_EXAMPLES = "solved examples (give --few_shot FILE, or --num_few_shot 0)"
@@ -173,23 +177,65 @@ class WebQADataset:
 
     def _with_paraphrases(self, records: list[Record], max_samples: int | None) -> list[Record]:
         path = self.paraphrase_file
-        command = f"python paraphrase.py --dataset webqa --model {self.paraphrase_model}"
         if not path.exists():
-            raise UserError(f"there are no paraphrases {path}; run: {command}")
+            raise UserError(f"there are no paraphrases {path}; run: {self._command()}")
         paraphrases = read_paraphrases(path, records)
-        lacking = [r for r in records[:max_samples] if r.uuid not in paraphrases]
-        if lacking:
-            asked = len(records[:max_samples])
-            raise UserError(
-                f"{path} lacks {len(lacking)} of {asked} questions, such as "
-                f"{show(lacking[0].question)}; run: {command}"
-            )
+        asked = records[:max_samples]
+        absent = [r for r in asked if r.uuid not in paraphrases]
+        empty = [r for r in asked if paraphrases.get(r.uuid) == ()]
+        for lacking, why, was_drawn in (
+            (absent, "lacks", False),
+            (empty, "has no paraphrase left of", True),
+        ):
+            if lacking:
+                how = self._how_to_add(
+                    path, asked=len(asked), total=len(records), was_drawn=was_drawn
+                )
+                named = ", ".join(show(r.question) for r in lacking[:SHOWN_LACKING])
+                more = ", …" if len(lacking) > SHOWN_LACKING else ""
+                raise UserError(
+                    f"{path} {why} {len(lacking)} of {len(asked)} questions: {named}{more}; {how}"
+                )
         # Those that max_samples leaves out may have none yet.
         return [replace(r, paraphrases=paraphrases.get(r.uuid, ())) for r in records]
 
+    def _command(self, flags: Sequence[str] = ()) -> str:
+        """What makes the file of paraphrases."""
+        argv = ["--dataset", "webqa", "--model", self.paraphrase_model]
+        if self.data_dir is not None:
+            argv += ["--data_dir", str(self.data_dir)]
+        if self.revision is not None:
+            argv += ["--dataset_revision", self.revision]
+        return f"python paraphrase.py {shlex.join([*argv, *flags])}"
+
+    def _how_to_add(self, path: Path, *, asked: int, total: int, was_drawn: bool) -> str:
+        """What brings the paraphrases that the file has not.
+
+        asked, total: questions of this run, and of the dataset.
+        was_drawn: what was drawn for them was dropped; else they were never asked.
+        """
+        from paraphrase import flags_of
+
+        manifest = read_manifest(path.with_suffix(""))
+        identity = manifest["identity"] if manifest else {}
+        revision = manifest.get("model", {}).get("revision") if manifest else None
+        more = "draw them with" if not was_drawn else "add some to the file, or make it anew with"
+        if was_drawn and identity.get("drop"):
+            more = "draw more often with"
+            identity = identity | {"max_attempts": 2 * identity.get("max_attempts", 1)}
+        flags = flags_of(identity, revision)
+        if flags is None:
+            return f"add them to the file, or make it anew with: {self._command(['--overwrite'])}"
+        count = max(manifest["num_questions"], asked)
+        if count < total:
+            flags += ["--max_samples", str(count)]
+        if was_drawn or manifest["num_questions"] >= asked:  # to paraphrase.py it is finished
+            flags.append("--overwrite")
+        return f"{more}: {self._command(flags)}"
+
 
 def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """The paraphrases of each uuid in a file of paraphrase.py's.
+    """The paraphrases of each uuid in a file of paraphrase.py's; none where none was good enough.
 
     Raises:
         UserError: the file is damaged, or is about other questions than the records'.
@@ -206,8 +252,8 @@ def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[s
             raise UserError(f"{where}: the dataset does not ask {show(question)}")
         if uuid in paraphrases:
             raise UserError(f"{where} has the uuid {uuid} like a line before it")
-        if row.get("paraphrases") != []:  # none yet: no paraphrase of it was good enough
-            paraphrases[uuid] = checked_texts(row.get("paraphrases"), "paraphrases", where)
+        texts = row.get("paraphrases")
+        paraphrases[uuid] = () if texts == [] else checked_texts(texts, "paraphrases", where)
     return paraphrases
 
 

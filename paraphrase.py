@@ -9,8 +9,9 @@ are reported, and with --drop taken out and drawn again.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cli import (
     Parser,
@@ -44,14 +45,45 @@ def tell(judged, casing) -> None:
         )
 
 
-def end_if_short(stem: Path, wanted: int) -> None:
-    """A file with too few paraphrases is no success: the questions are named, and the status 1."""
+def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:
+    """A file with too few paraphrases is no success: the questions are named, and the status 1.
+
+    max_attempts: how often each was drawn; None where nothing is.
+    """
     short = read_manifest(stem)["short"]
     for uuid, count in list(short.items())[:SHOWN_SHORT]:
         say(f"question {uuid} has {count} of {wanted} paraphrases")
     if short:
         say(f"{len(short)} questions have too few: `short` in {result_file(stem, '.json')}")
+        if max_attempts is not None:
+            say(
+                "the same command draws nothing more; with --overwrite and a larger "
+                f"--max_attempts, such as {2 * max_attempts}, it draws more often"
+            )
         raise SystemExit(SHORT_STATUS)
+
+
+def flags_of(identity: Mapping[str, Any], revision: str | None) -> list[str] | None:
+    """The flags that a file was made with, by its manifest, where they are not the default.
+
+    identity, revision: of the file's manifest, and of the model there. None where the file was not
+    drawn by `make`.
+    """
+    if "sampling" not in identity:
+        return None
+    given = {"revision": revision, "dtype": identity["dtype"], **identity["sampling"]}
+    for name in ("num_paraphrases", "max_new_tokens", "chat_template", "drop"):
+        given[name] = identity[name]
+    if identity["drop"]:
+        given["max_attempts"] = identity["max_attempts"]
+    usual = vars(parse_args([]))
+    flags = []
+    for name, value in given.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False and value != usual[name]:
+            flags += [f"--{name}", str(value)]
+    return flags
 
 
 def read_questions(args) -> Dataset:
@@ -85,7 +117,7 @@ def make(args) -> Path:
                 this.draw_all()
             tell(this.judged, this.casing)
             this.write()
-    end_if_short(this.stem, args.num_paraphrases)
+    end_if_short(this.stem, args.num_paraphrases, max_attempts=args.max_attempts)
     return this.stem
 
 
@@ -120,7 +152,7 @@ def check(args) -> Path:
     with held(stem):
         write_files(stem, rows, judged, manifest)
     say(f"wrote {result_file(stem, '.jsonl')} (_report.csv and .json beside it)")
-    end_if_short(stem, args.num_paraphrases)
+    end_if_short(stem, args.num_paraphrases, max_attempts=None)
     return stem
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import random
+import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -12,10 +13,12 @@ import pytest
 from small import run_script
 from test_dataset import error_of, write
 
+import drawing
 import flex_attention_generate
 import generate
 import hub_datasets
 import hub_tables
+import paraphrase
 from constants import MYRIADLAMA_INSTRUCTION, WEBQA_INSTRUCTION
 from dataset import FewShot, load_dataset, prompt_template
 from hub_datasets import Draw, Fact, MyriadLamaDataset, WebQADataset, draw_examples, fill
@@ -34,6 +37,7 @@ TRAIN = [
 MANUAL = ["[X] is in [Y].", "[Y] holds [X]!", "Where is [X]? [Y]."]
 AUTO = [f"{word} [Y] one finds [X]." for word in ("In", "Inside", "Within", "Around")]
 NUM_TEST = 12
+COMMAND = "python paraphrase.py --dataset webqa --model"
 
 
 def fact_rows(count=30):
@@ -200,13 +204,46 @@ def test_paraphrases_of_a_model(webqa, here):
     assert partial.load(max_samples=2).records == loaded.records[:2]
     sentence = error_of(partial.load)
     assert "lacks 1 of 3 questions" in sentence and "'what is “é”?'" in sentence
-    assert sentence.endswith("run: python paraphrase.py --dataset webqa --model org/name")
+    assert f"anew with: {COMMAND} org/name --data_dir {webqa} --overwrite" in sentence
 
 
 def test_no_paraphrases_yet(webqa, here):
     sentence = error_of(WebQADataset(data_dir=webqa, paraphrase_model="tiny").load)
     assert "data/webqa/tiny/paraphrases.jsonl" in sentence
-    assert sentence.endswith("run: python paraphrase.py --dataset webqa --model tiny")
+    assert sentence.endswith(f"run: {COMMAND} tiny --data_dir {webqa}")
+
+
+def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch):
+    """Questions of which all was dropped, and such that were not asked yet, by the file's flags."""
+    monkeypatch.setattr(drawing, "load_casing", lambda: {"Peru": -1.0})
+    monkeypatch.setattr(
+        drawing, "reasons", lambda text, *, question, **_: ("x",) * ("?" in question)
+    )
+    source = WebQADataset(data_dir=webqa, paraphrase_model="demo")
+    given = ["--dataset", "webqa", "--data_dir", webqa, "--num_paraphrases", 1, "--seed", 2]
+    given += ["--max_new_tokens", 2, "--drop", "--max_attempts", 1, "--max_samples", 1]
+    assert run_script(paraphrase, *given) == 1
+    assert "with --overwrite and a larger --max_attempts, such as 2" in capsys.readouterr().err
+
+    def given_command(sentence):
+        return shlex.split(sentence.partition(" with: python paraphrase.py ")[2])
+
+    sentence = error_of(source.load, max_samples=1)
+    assert "has no paraphrase left of 1 of 1 questions: 'who rules peru?'; draw more" in sentence
+    argv = given_command(sentence)
+    assert argv[-5:] == ["--max_attempts", "2", "--max_samples", "1", "--overwrite"]
+    monkeypatch.setattr(drawing, "reasons", lambda text, **_: ())
+    assert run_script(paraphrase, *argv) == 0
+    identity = read_manifest(here / "data/webqa/demo/paraphrases")["identity"]
+    assert identity["max_attempts"] == 2 and identity["sampling"]["seed"] == 2
+    loaded = source.load(max_samples=1)
+
+    sentence = error_of(source.load)
+    assert "lacks 2 of 3 questions: 'where is lima?', 'what is “é”?'; draw them" in sentence
+    argv = given_command(sentence)
+    assert "--overwrite" not in argv and run_script(paraphrase, *argv) == 0
+    assert source.load(max_samples=1).records == loaded.records
+    assert all(len(record.paraphrases) == 1 for record in source.load().records)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +254,7 @@ def test_no_paraphrases_yet(webqa, here):
         ({"uuid": None}, ["line 2", "does not ask"]),
         ({"question": None}, ["line 2", "question is empty"]),
         ({"paraphrases": ["a", ""]}, ["line 2", "paraphrases[1] is empty"]),
-        ({"paraphrases": []}, ["lacks 1 of 3 questions", "'where is lima?'"]),
+        ({"paraphrases": []}, ["left of 1 of 3 questions: 'where is lima?'; add"]),
         ({"paraphrases": None}, ["line 2", "must be a list"]),
         ("doubled", ["line 2", "has the uuid"]),
     ],
