@@ -311,16 +311,22 @@ def output_stem(args, dataset: Dataset, model_name: str) -> Path:
     return args.output_dir / safe_name(dataset.name) / safe_name(model_name) / "paraphrases"
 
 
+def written_files(stem: Path) -> tuple[Path, Path, Path]:
+    """The paraphrases, the gate's report, and the manifest, which comes last."""
+    return tuple(result_file(stem, suffix) for suffix in (".jsonl", "_report.csv", ".json"))
+
+
 Row = tuple[Record, str | None, list[str]]  # the question's record, its wording, its paraphrases
 
 
 def refuse_foreign(stem: Path) -> None:
-    """Raises UserError where a file of that name is there that no manifest speaks of."""
-    path = result_file(stem, ".jsonl")
-    if path.exists():
-        raise UserError(
-            f"{path} is there and was not made by this script; --overwrite or another --output"
-        )
+    """Raises UserError where a file of one of the three names is there, which would be replaced."""
+    for path in written_files(stem):
+        if path.exists():
+            raise UserError(
+                f"{path} is there already, and this run did not make it; --overwrite replaces it, "
+                "or give another --output"
+            )
 
 
 def too_few(rows: Sequence[Row], wanted: int) -> dict[str, int]:
@@ -343,11 +349,11 @@ def write_files(stem: Path, rows: Sequence[Row], judged, manifest: dict) -> None
     Raises:
         UserError: the disk is full, the folder cannot be written and the like.
     """
-    manifest_path = result_file(stem, ".json")
-    contents = {
-        result_file(stem, ".jsonl"): "".join(row_line(row) + "\n" for row in rows),
-        result_file(stem, "_report.csv"): report_csv(judged),
-        manifest_path: json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
-    }
-    encoded = {path: text.encode() for path, text in contents.items()}
-    replace_files(encoded, seal=manifest_path, keep_seal=False)
+    texts = (
+        "".join(row_line(row) + "\n" for row in rows),
+        report_csv(judged),
+        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
+    )
+    paths = written_files(stem)
+    encoded = {path: text.encode() for path, text in zip(paths, texts, strict=True)}
+    replace_files(encoded, seal=paths[-1], keep_seal=False)

@@ -21,9 +21,9 @@ from cli import (
     positive_int,
     run,
 )
-from constants import DATASET_NAMES, UserError
+from constants import DATASET_NAMES
 from dataset import Dataset, load_dataset
-from drawing import Making, output_stem, too_few, write_files
+from drawing import Making, output_stem, refuse_foreign, too_few, write_files
 from gate import load_casing, report_csv, report_lines, verdicts
 from lock import held
 from progress import say
@@ -141,8 +141,8 @@ def check(args) -> Path:
         say(f"wrote {path}")
         return stem
     stem = output_stem(args, dataset, "")
-    if not args.overwrite and result_file(stem, ".jsonl").exists():
-        raise UserError(f"{args.output} is there already; --overwrite or another --output")
+    if not args.overwrite:
+        refuse_foreign(stem)
     manifest = {
         "identity": {"data": dataset.fingerprint, "drop": True},
         "num_questions": len(rows),
@@ -164,8 +164,8 @@ def main(args) -> Path:
 def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
     add_paraphrase_arguments(parser)
-    drawing = dict.fromkeys(DRAWING)  # None where it is not given
-    args = parser.parse_args(argv, argparse.Namespace(num_paraphrases=None, **drawing))
+    told = ("num_paraphrases", "output_dir", *DRAWING)
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))  # None: not given
     if args.check is not None:
         for name in DRAWING:
             if getattr(args, name) is not None:
@@ -176,6 +176,8 @@ def parse_args(argv: Sequence[str] | None = None):
             parser.error("--drop: --check needs --output FILE.jsonl for what is left")
         if not args.drop and (args.output is not None or args.overwrite):
             parser.error("--output, --overwrite: --check writes what is left only with --drop")
+        if not args.drop and args.num_paraphrases is not None:
+            parser.error("--num_paraphrases: --check counts what is left only with --drop")
         if args.num_paraphrases is None:
             args.num_paraphrases = 1
     elif args.dataset not in HUB_DATASETS:
@@ -186,7 +188,9 @@ def parse_args(argv: Sequence[str] | None = None):
         parser.error("--dataset_revision: a folder (--data_dir) has one state only")
     if args.max_attempts is not None and not args.drop:
         parser.error("--max_attempts: without --drop nothing is drawn again")
-    for name in ("num_paraphrases", *DRAWING):
+    if args.output is not None and args.output_dir is not None:
+        parser.error("--output_dir: --output names the file already, with its folder")
+    for name in told:
         if getattr(args, name) is None:
             setattr(args, name, parser.get_default(name))
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
@@ -236,7 +240,7 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=5,
         metavar="N",
-        help="of each question; with --check how many must be left (default: %(default)s; "
+        help="of each question; with --check --drop how many must be left (default: %(default)s; "
         "with --check 1)",
     )
     gate.add_argument(
@@ -319,6 +323,7 @@ DRAWING = (
     *("dataset", "data_dir", "dataset_revision"),
     *("model", "revision", "device", "dtype", "attention", "chat_template"),
     *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
+    "verbose",
 )
 
 

@@ -381,6 +381,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if parsed.dataset_only and parsed.model:
         parser.error("--dataset-only fetches no model: leave it or --model out")
+    if parsed.list:
+        for flag in ("model", "dataset", "dataset_only", "spacy"):
+            if getattr(parsed, flag):
+                parser.error(f"--{flag}: --list only shows, and fetches nothing: leave one out")
     if parsed.revision is not None and len(parsed.model) != 1:
         parser.error("--revision: it is one model's; give one --model")
     if not (parsed.dataset or parsed.model or parsed.dataset_only or parsed.spacy or parsed.list):

@@ -61,8 +61,9 @@ def questions(tmp_path_factory):
 
 
 def arguments(questions, folder, *more) -> list[str]:
+    place = () if "--output" in more else ("--output_dir", str(folder))
     return [
-        *("--dataset", str(questions), "--output_dir", str(folder), "--batch_size", "4"),
+        *("--dataset", str(questions), *place, "--batch_size", "4"),
         *("--num_paraphrases", str(NUM), "--temperature", "1.5", "--max_new_tokens", str(LIMIT)),
         *map(str, more),
     ]
@@ -387,13 +388,18 @@ def test_more_questions_than_a_finished_file_has_are_drawn(questions, plain, tmp
     assert contents(stem) == contents(plain)
 
 
-def test_a_file_of_the_users_is_not_replaced(questions, tmp_path, capsys):
-    own = tmp_path / "mine.jsonl"
-    own.write_text("mine\n")
-    argv = arguments(questions, tmp_path, "--output", own)
-    assert run_script(paraphrase, *argv) == 2
-    assert "mine.jsonl is there and was not made by this script" in capsys.readouterr().err
-    assert own.read_text() == "mine\n"
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine_report.csv", "mine.json"])
+def test_a_file_of_the_users_is_not_replaced(questions, tmp_path, capsys, monkeypatch, name):
+    own = tmp_path / name
+    own.write_text('{"identity": {}, "num_questions": 1}\n')
+    monkeypatch.setattr(loading, "loaded_engine", None)  # calling it would fail
+    output = tmp_path / "mine.jsonl"
+    file = write_jsonl(tmp_path / "checked.jsonl", CHECKED[:2])
+    for argv in (["--dataset", questions], ["--check", file, "--drop"]):
+        assert run_script(paraphrase, *argv, "--output", output) == 2
+        assert f"{name} is there already, and this run did not make it" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.glob("mine*") if path.suffix != ".lock"] == [name]
+    assert own.read_text().startswith('{"identity": {}')
 
 
 # ---- the gate --------------------------------------------------------------------------------
@@ -535,7 +541,7 @@ def test_check_does_not_replace_a_file(tmp_path, capsys):
     out = write_jsonl(tmp_path / "left.jsonl", [])
     argv = ["--check", file, "--drop", "--output", out]
     assert run_script(paraphrase, *argv) == 2
-    assert "left.jsonl is there already; --overwrite" in capsys.readouterr().err
+    assert "left.jsonl is there already" in capsys.readouterr().err
     assert run_script(paraphrase, *argv, "--overwrite", "--num_paraphrases", 2) == 1
     assert len(lines(tmp_path / "left")) == 2
     assert "question c0 has 1 of 2 paraphrases" in capsys.readouterr().err
@@ -584,6 +590,9 @@ def test_each_kind_has_its_prompt():
         ),
         ("--check f.jsonl --seed 3", "--seed: --check draws nothing and does not use it"),
         ("--check f.jsonl --chat_template", "--chat_template: --check draws nothing"),
+        ("--check f.jsonl --verbose", "--verbose: --check draws nothing"),
+        ("--check f.jsonl --num_paraphrases 50", "--num_paraphrases: --check counts what is left"),
+        ("--output_dir d --output o.jsonl", "--output_dir: --output names the file already"),
         ("--check webqa", "--check: webqa names a dataset; give the path of a file"),
         ("--check f.jsonl --drop", "--drop: --check needs --output FILE.jsonl"),
         ("--check f.jsonl --output g.jsonl", "--check writes what is left only with --drop"),

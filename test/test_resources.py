@@ -463,6 +463,10 @@ def test_the_script_is_a_front(tmp_path):
         ([], "nothing to do"),
         (["--model", "demo", "--dataset-only"], "--dataset-only fetches no model"),
         (["--revision", "v1"], "one --model"),
+        (["--list", "--model", "demo"], "--model: --list only shows"),
+        (["--list", "--dataset", "demo"], "--dataset: --list only shows"),
+        (["--list", "--dataset-only"], "--dataset_only: --list only shows"),
+        (["--list", "--spacy"], "--spacy: --list only shows"),
         (["--model", "demo", "--revision", "v1"], "--revision v1: "),
         (["--dataset", "squad"], "there are demo, webqa, myriadlama"),
         (["--model", "nowhere"], "'nowhere' is no folder"),
@@ -485,6 +489,11 @@ def test_the_list_has_every_name(online):
     assert ["--model", ALIAS, f"{MODEL}:", "here"] in lines
     assert ["--model", "llama3.2_1b", "meta-llama/Llama-3.2-1B:", "not", "here"] in lines
     assert ["--dataset", "webqa", "stanfordnlp/web_questions:", "here"] in lines
+
+
+def test_the_list_without_the_client(capfd, monkeypatch):
+    monkeypatch.setattr(resources, "find_spec", lambda name: None)
+    assert_refused(run(capfd, "--list"), "huggingface_hub is not installed", "pip install")
 
 
 def test_all_datasets_and_no_model(online):
