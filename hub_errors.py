@@ -9,14 +9,20 @@ something else. `explain` looks through the wrapping:
         problem = explain(error, "organisation/name", revision=revision)
         raise UserError(f"--model: {problem.text}" if problem else ...) from error
 
-Nothing but the standard library is imported at the top; huggingface_hub when it has failed already.
+Of others' packages nothing is imported at the top; huggingface_hub when it has failed already.
 """
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from constants import MYRIADLAMA_REPOSITORY, WEBQA_REPOSITORY
+
+# By repository: what --dataset takes.
+DATASET_ALIASES = {WEBQA_REPOSITORY: "webqa", MYRIADLAMA_REPOSITORY: "myriadlama"}
 
 # By errno: what is wrong with the disk. EFBIG is what a limit on a file's size (`ulimit -f`) gives.
 DISK_ERRORS = {
@@ -71,7 +77,7 @@ def explain(
         return problem
     # To libraries a file that could not be fetched is simply not there, and they say anything.
     if _is_offline():
-        return _offline(repository, "model")
+        return _offline(repository, revision, is_dataset=False)
     try:
         HfApi().repo_info(repository, revision=revision, timeout=SECONDS_TO_ANSWER)
     except Exception as answer:  # from a HTTP library, which is not the same in all versions
@@ -93,7 +99,7 @@ def _told(error, repository: str, revision: str | None, *, is_dataset: bool) -> 
     if gate := first(errors.GatedRepoError):
         return _gate(repository, _status(gate), is_dataset=is_dataset)
     if first(errors.RevisionNotFoundError):
-        return Problem("revision", _no_revision(repository, revision))
+        return Problem("revision", _no_revision(repository, revision, is_dataset=is_dataset))
     if missing := first(errors.RepositoryNotFoundError):
         return _missing(repository, what, is_guest=_status(missing) == 401)
     if answer := first(errors.HfHubHTTPError):
@@ -102,7 +108,7 @@ def _told(error, repository: str, revision: str | None, *, is_dataset: bool) -> 
             return problem
     unseen = (errors.LocalEntryNotFoundError, ConnectionError)
     if first(errors.OfflineModeIsEnabled) or (_is_offline() and first(*unseen)):
-        return _offline(repository, what)
+        return _offline(repository, revision, is_dataset=is_dataset)
     if any(_kinds(link) & TRANSPORT_ERRORS for link in chain):
         return Problem("network", _unreachable(chain))
     for link in chain:
@@ -156,10 +162,10 @@ def _missing(repository: str, what: str, *, is_guest: bool) -> Problem:
     return Problem("not found", text)
 
 
-def _no_revision(repository: str, revision: str | None) -> str:
+def _no_revision(repository: str, revision: str | None, *, is_dataset: bool) -> str:
     return (
-        f"{repository} has no branch, tag or commit named {revision or 'main'!r}; leave --revision "
-        "out for its newest state"
+        f"{repository} has no branch, tag or commit named {revision or 'main'!r}; leave "
+        f"{revision_flag(is_dataset)} out for its newest state"
     )
 
 
@@ -200,7 +206,7 @@ def _hidden(chain, repository: str, revision: str | None, *, is_dataset: bool) -
             status = 401 if "authenticated" in said else 403
             return _gate(repository, status, is_dataset=is_dataset)
         if said.startswith("Revision"):
-            return Problem("revision", _no_revision(repository, revision))
+            return Problem("revision", _no_revision(repository, revision, is_dataset=True))
         return _missing(repository, "dataset", is_guest=not _has_token())
     return None
 
@@ -232,13 +238,21 @@ def _unreachable(chain) -> str:
     )
 
 
-def _offline(repository: str, what: str) -> Problem:
-    named = repository if what == "model" else "NAME"
+def _offline(repository: str, revision: str | None, *, is_dataset: bool) -> Problem:
+    flags = ["--model", repository]
+    if is_dataset:
+        flags = ["--dataset", DATASET_ALIASES.get(repository, repository)]
+    if revision is not None:
+        flags += [revision_flag(is_dataset), revision]
     text = (
         f"{repository} is not, or not wholly, on this machine, and HF_HUB_OFFLINE=1 forbids to "
-        f"fetch it; with a network: HF_HUB_OFFLINE=0 ./download_resources.sh --{what} {named}"
+        f"fetch it; with a network: HF_HUB_OFFLINE=0 ./download_resources.sh {shlex.join(flags)}"
     )
     return Problem("offline", text)
+
+
+def revision_flag(is_dataset: bool) -> str:
+    return "--dataset_revision" if is_dataset else "--revision"
 
 
 def cache_folder() -> str:

@@ -20,14 +20,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli import Parser, run
-from constants import MYRIADLAMA_REPOSITORY, WEBQA_REPOSITORY, MODEL_PATHs, UserError, resolve_model
-from hub_errors import SECONDS_TO_ANSWER, WEIGHTS, Problem, cache_folder, explain
+from constants import MODEL_PATHs, UserError, resolve_model
+from hub_errors import (
+    DATASET_ALIASES,
+    SECONDS_TO_ANSWER,
+    WEIGHTS,
+    Problem,
+    cache_folder,
+    explain,
+)
 from hub_errors import is_here as model_is_here
 from interrupts import advise
 from lemmatize import PREFERRED_MODEL
 from progress import say
 
-DATASETS = {"webqa": WEBQA_REPOSITORY, "myriadlama": MYRIADLAMA_REPOSITORY}
+DATASETS = {name: repository for repository, name in DATASET_ALIASES.items()}
 
 # Tokenizer, configuration, weights; not pickles, not the same weights again in other formats.
 MODEL_FILE = re.compile(r"[\w.-]+\.json|[\w.-]+\.jinja|tokenizer\.model|(merges|vocab)\.txt")
@@ -106,7 +113,7 @@ def asked_for(args: argparse.Namespace) -> list[Resource]:
         if name == "demo":
             print("demo: its questions come with the project, nothing to fetch")
         elif name in DATASETS:
-            resources.append(Resource("--dataset", name, DATASETS[name]))
+            resources.append(Resource("--dataset", name, DATASETS[name], args.dataset_revision))
         else:
             known = ", ".join(("demo", *DATASETS))
             raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
@@ -247,7 +254,7 @@ def fetch(plan: Plan) -> None:
             import datasets
 
             # As the dataset is loaded later: what is kept for reading offline is its result.
-            datasets.load_dataset(resource.repository)
+            datasets.load_dataset(resource.repository, revision=resource.revision)
         else:
             snapshot(resource, plan.files, dry_run=False)
     print(f"{resource}: {'already here' if was_here else 'fetched'}")
@@ -274,17 +281,31 @@ def remove_leftovers(resource: Resource) -> None:
 def is_here(resource: Resource) -> bool:
     """Can it be used without the hub?"""
     if resource.is_dataset:
-        return dataset_is_here(resource.repository)
+        return dataset_is_here(resource.repository, resource.revision)
     return model_is_here(resource.repository, resource.revision)
 
 
-def dataset_is_here(repository: str) -> bool:
-    """Have its rows been unpacked? Their folder is named after it, in snake case."""
+def dataset_is_here(repository: str, revision: str | None) -> bool:
+    """Have its rows been unpacked, of that revision if one is asked for?
+
+    Their folder is named after the dataset, in snake case, and has a folder for each commit.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    commit = None
+    if revision is not None:
+        card = try_to_load_from_cache(
+            repository, "README.md", repo_type="dataset", revision=revision
+        )
+        if not isinstance(card, str):
+            return False
+        commit = Path(card).parent.name
     organisation, name = repository.split("/")
     for info in datasets_cache().glob(f"{organisation}___*/*/*/*/dataset_info.json"):
         unpacked = info.relative_to(datasets_cache()).parts[0].partition("___")[2]
         is_whole = not info.parent.name.endswith(".incomplete")
-        if is_whole and unpacked.replace("_", "") == name.replace("_", "").lower():
+        is_same = unpacked.replace("_", "") == name.replace("_", "").lower()
+        if is_whole and is_same and commit in (None, info.parent.name):
             return True
     return False
 
@@ -367,6 +388,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         help="fetch a model: alias of constants.py or hub id; can be given several times",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--dataset_revision", help="branch, tag or commit of the dataset")
     parser.add_argument(
         "--dataset_only",
         action="store_true",
@@ -387,6 +409,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{flag}: --list only shows, and fetches nothing: leave one out")
     if parsed.revision is not None and len(parsed.model) != 1:
         parser.error("--revision: it is one model's; give one --model")
+    if parsed.dataset_revision is not None and len(set(parsed.dataset) & set(DATASETS)) != 1:
+        parser.error(f"--dataset_revision: give one --dataset of {', '.join(DATASETS)}")
     if not (parsed.dataset or parsed.model or parsed.dataset_only or parsed.spacy or parsed.list):
         parser.error("nothing to do: give --dataset, --model, --spacy or --list")
     return parsed

@@ -22,7 +22,14 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-from hub import GOOD_TOKEN, STRANGERS_TOKEN, Hub, write_model, write_standard_content
+from hub import (
+    GOOD_TOKEN,
+    STRANGERS_TOKEN,
+    Hub,
+    write_model,
+    write_myriad_lama,
+    write_standard_content,
+)
 from huggingface_hub import constants, errors
 
 import hub_errors
@@ -94,6 +101,7 @@ def hub(tmp_path_factory):
     ]
     write_standard_content(folder, models=[ALIAS, *others], num_facts=30)
     write_shards(folder / "models" / "org" / "shards")
+    write_myriad_lama(folder / "datasets" / f"{DATASETS['myriadlama']}@v1", 3)
     (folder / "models" / "org" / "pickled" / "model.safetensors").unlink()
     access = {"org/gated": "gated", "org/private": "private", DATASETS["myriadlama"]: "gated"}
     with Hub(folder, access=access, broken={"org/busy": 503}) as hub:
@@ -336,12 +344,26 @@ def test_what_was_fetched_is_used_offline(offline):
 
 @pytest.mark.parametrize("repository", ["org/none", "org/limited"])
 def test_what_was_not_fetched_or_in_part_only(offline, repository):
-    for what in ("fetch", "generate"):
-        done = offline(what, "--model", repository)
-        command = f"./download_resources.sh --model {repository}"
+    for what, revision in (("fetch", ()), ("generate", ()), ("generate", ("--revision", "v1"))):
+        done = offline(what, "--model", repository, *revision)
+        command = " ".join(("./download_resources.sh --model", repository, *revision))
         assert_refused(done, "not wholly, on this machine", "HF_HUB_OFFLINE=1", command)
     if repository == "org/none":
-        assert "HF_HUB_OFFLINE=1" in offline("dataset", repository)["out"]
+        told = offline("dataset", repository, "v 1")["out"]
+        assert told.endswith(f"sh --dataset {repository} --dataset_revision 'v 1'"), told
+
+
+def test_a_revision_of_a_dataset(online, offline):
+    argv = ("--dataset", "myriadlama", "--dataset-revision", "v1")
+    done = offline("fetch", *argv)
+    assert_refused(done, "HF_HUB_OFFLINE=0 ./download_resources.sh --dataset myriadlama --dataset_")
+    assert done["err"].strip().endswith(" --dataset_revision v1")
+    for told, is_sent in (("fetched", True), ("already here", False)):
+        done = online("fetch", *argv, token=GOOD_TOKEN)
+        assert done["code"] == 0 and told in done["out"] and bool(done["sent"]) == is_sent, done
+    assert offline("dataset", DATASETS["myriadlama"], "v1")["out"] == "{'train': 33}"
+    assert "here; not compared" in offline("fetch", *argv)["out"]
+    assert_refused(offline("fetch", *argv[:-1], "v2"), "not wholly", "--dataset_revision v2")
 
 
 def test_no_network(offline):
@@ -463,6 +485,8 @@ def test_the_script_is_a_front(tmp_path):
         ([], "nothing to do"),
         (["--model", "demo", "--dataset-only"], "--dataset-only fetches no model"),
         (["--revision", "v1"], "one --model"),
+        (["--dataset-only", "--dataset-revision", "v1"], "one --dataset of webqa, myriadlama"),
+        (["--dataset", "demo", "--dataset-revision", "v1"], "one --dataset of webqa, myriadlama"),
         (["--list", "--model", "demo"], "--model: --list only shows"),
         (["--list", "--dataset", "demo"], "--dataset: --list only shows"),
         (["--list", "--dataset-only"], "--dataset_only: --list only shows"),
