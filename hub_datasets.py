@@ -221,7 +221,7 @@ class WebQADataset:
         revision = manifest.get("model", {}).get("revision") if manifest else None
         more = "draw them with" if not was_drawn else "add some to the file, or make it anew with"
         if was_drawn and identity.get("drop"):
-            more = "draw more often (or without --drop and --max_attempts, to keep all drawn) with"
+            more = "draw more often with"
             identity = identity | {"max_attempts": 2 * identity.get("max_attempts", 1)}
         flags = flags_of(identity, revision)
         if flags is None:

@@ -58,7 +58,8 @@ def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:
         if max_attempts is not None:
             say(
                 "the same command draws nothing more; with --overwrite and a larger "
-                f"--max_attempts, such as {2 * max_attempts}, it draws more often"
+                f"--max_attempts, such as {2 * max_attempts}, it draws more often, and with "
+                "--overwrite and without --drop it keeps all that it draws"
             )
         raise SystemExit(SHORT_STATUS)
 
