@@ -183,18 +183,16 @@ class WebQADataset:
         asked = records[:max_samples]
         absent = [r for r in asked if r.uuid not in paraphrases]
         empty = [r for r in asked if paraphrases.get(r.uuid) == ()]
-        for lacking, why, was_drawn in (
-            (absent, "lacks", False),
-            (empty, "has no paraphrase left of", True),
-        ):
+        for lacking, was_drawn in ((absent, False), (empty, True)):
             if lacking:
                 how = self._how_to_add(
                     path, asked=len(asked), total=len(records), was_drawn=was_drawn
                 )
                 named = ", ".join(show(r.question) for r in lacking[:SHOWN_LACKING])
-                more = ", …" if len(lacking) > SHOWN_LACKING else ""
+                named += ", …" if len(lacking) > SHOWN_LACKING else ""
                 raise UserError(
-                    f"{path} {why} {len(lacking)} of {len(asked)} questions: {named}{more}; {how}"
+                    f"{path} {'has no paraphrase left of' if was_drawn else 'lacks'} {len(lacking)} of "
+                    f"{len(asked)} questions: {named}; {how}"
                 )
         # Those that max_samples leaves out may have none yet.
         return [replace(r, paraphrases=paraphrases.get(r.uuid, ())) for r in records]

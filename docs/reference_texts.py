@@ -12,7 +12,14 @@ GROUPS = {
         "debug_flexattention",
         "example_flexattention",
     ),
-    "Questions and prompts": ("dataset", "hub_datasets", "hub_tables", "rewording", "gate"),
+    "Questions and prompts": (
+        "dataset",
+        "hub_datasets",
+        "hub_tables",
+        "rewording",
+        "gate",
+        "chatter",
+    ),
     "The method": (
         "segments",
         "attention",
