@@ -191,8 +191,8 @@ class WebQADataset:
                 named = ", ".join(show(r.question) for r in lacking[:SHOWN_LACKING])
                 named += ", …" if len(lacking) > SHOWN_LACKING else ""
                 raise UserError(
-                    f"{path} {'has no paraphrase left of' if was_drawn else 'lacks'} {len(lacking)} of "
-                    f"{len(asked)} questions: {named}; {how}"
+                    f"{path} {'has no paraphrase left of' if was_drawn else 'lacks'} "
+                    f"{len(lacking)} of {len(asked)} questions: {named}; {how}"
                 )
         # Those that max_samples leaves out may have none yet.
         return [replace(r, paraphrases=paraphrases.get(r.uuid, ())) for r in records]
