@@ -165,7 +165,7 @@ def _missing(repository: str, what: str, *, is_guest: bool) -> Problem:
 def _no_revision(repository: str, revision: str | None, *, is_dataset: bool) -> str:
     return (
         f"{repository} has no branch, tag or commit named {revision or 'main'!r}; leave "
-        f"{revision_flag(is_dataset)} out for its newest state"
+        f"{'--dataset_revision' if is_dataset else '--revision'} out for its newest state"
     )
 
 
@@ -243,16 +243,12 @@ def _offline(repository: str, revision: str | None, *, is_dataset: bool) -> Prob
     if is_dataset:
         flags = ["--dataset", DATASET_ALIASES.get(repository, repository)]
     if revision is not None:
-        flags += [revision_flag(is_dataset), revision]
+        flags += ["--dataset_revision" if is_dataset else "--revision", revision]
     text = (
         f"{repository} is not, or not wholly, on this machine, and HF_HUB_OFFLINE=1 forbids to "
         f"fetch it; with a network: HF_HUB_OFFLINE=0 ./download_resources.sh {shlex.join(flags)}"
     )
     return Problem("offline", text)
-
-
-def revision_flag(is_dataset: bool) -> str:
-    return "--dataset_revision" if is_dataset else "--revision"
 
 
 def cache_folder() -> str:
