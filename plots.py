@@ -52,8 +52,8 @@ def draw(report: Mapping[str, Any], form: str) -> bytes:
     if spread:
         panels.append((_draw_spread, 1.4 + 0.4 * len(spread), (spread, names)))
     heights = [height for _, height, _ in panels]
-    # A fixed salt and no date: the same scores give the same bytes, but for a PDF's font, and for
-    # the names of an SVG's clips, which are made of the last bits of what the layout solver found.
+    # A fixed salt and no date: the same scores give the same picture, to the last digits of what
+    # the layout's solver finds.
     with rc_context({"svg.hashsalt": "scores", "font.size": 9, "axes.axisbelow": True}):
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
