@@ -97,17 +97,7 @@ def add_question_arguments(
         help=f"{', '.join(DATASET_NAMES)}, or a .parquet, .feather, .jsonl or .csv file with "
         "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... (default: demo)",
     )
-    data.add_argument(
-        "--data_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="webqa, myriadlama: a folder with the tables as files, instead of the hub",
-    )
-    data.add_argument(
-        "--dataset_revision",
-        metavar="REVISION",
-        help="webqa, myriadlama: branch, tag or commit of the dataset on the hub",
-    )
+    add_source_arguments(data)
     data.add_argument(
         "--paraphrase_model",
         metavar="NAME",
@@ -164,6 +154,21 @@ def add_question_arguments(
     )
 
 
+def add_source_arguments(data) -> None:
+    """Where a dataset's tables are from; ``data`` is a group of a parser."""
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="webqa, myriadlama: a folder with the tables as files, instead of the hub",
+    )
+    data.add_argument(
+        "--dataset_revision",
+        metavar="REVISION",
+        help="webqa, myriadlama: branch, tag or commit of the dataset on the hub",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and how it is run."""
     model = parser.add_argument_group("model")
@@ -217,6 +222,11 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many of them to show, at most (default: %(default)s)",
     )
+    add_chat_template_argument(prompt)
+
+
+def add_chat_template_argument(prompt) -> None:
+    """``prompt`` is a group of a parser."""
     prompt.add_argument(
         "--chat_template",
         action="store_true",

@@ -15,7 +15,9 @@ from typing import Any
 
 from cli import (
     Parser,
+    add_chat_template_argument,
     add_model_arguments,
+    add_source_arguments,
     finite_float,
     non_negative_int,
     positive_int,
@@ -212,17 +214,7 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(DATASET_NAMES)}, or a .parquet, .feather, .jsonl or .csv file: of each "
         "row the column question, else paraphrase 0, is put in other words (default: demo)",
     )
-    data.add_argument(
-        "--data_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="webqa, myriadlama: a folder with the tables as files, instead of the hub",
-    )
-    data.add_argument(
-        "--dataset_revision",
-        metavar="REVISION",
-        help="webqa, myriadlama: branch, tag or commit of the dataset on the hub",
-    )
+    add_source_arguments(data)
     data.add_argument(
         "--max_samples",
         type=positive_int,
@@ -281,11 +273,7 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what the draws depend on, with question and attempt (default: %(default)s)",
     )
-    sampling.add_argument(
-        "--chat_template",
-        action="store_true",
-        help="put the prompt into the model's own chat format (for instruct models)",
-    )
+    add_chat_template_argument(sampling)
     sampling.add_argument(
         "--max_new_tokens",
         type=positive_int,

@@ -304,7 +304,7 @@ class Run:
             "seconds": round(time.monotonic() - self.begun, 3),
         }
 
-    def write(self, rows: list[dict], **extra) -> None:
+    def write(self, rows: list[dict]) -> None:
         """Write the table and its manifest, and say what was done.
 
         rows: of `records`; those of a finished file that this run extends come before them.
@@ -321,7 +321,6 @@ class Run:
             **self.environment,
             "counts": asdict(self.engine.counts),
             "seconds": round(seconds, 3),
-            **extra,
         }
         if self.questions.asked_examples:
             manifest["asked_examples"] = self.questions.asked_examples

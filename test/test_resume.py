@@ -552,11 +552,8 @@ while True:
 }
 
 
-@pytest.mark.parametrize("busy", BUSY)
-def test_ctrl_c_ends_within_two_seconds(busy):
-    body = f"def main(args):\n    print('busy', flush=True)\n{indented(BUSY[busy])}"
-    head = f"import cli, interrupts\n{HEARS_CTRL_C}interrupts.advise(lambda: 'go on')\n"
-    program = f"{head}{body}\ncli.run(main, None)"
+def interrupted(program: str, said: str) -> tuple[int, str]:
+    """Status and stderr of a program that gets Ctrl-C once it has said something."""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -564,12 +561,21 @@ def test_ctrl_c_ends_within_two_seconds(busy):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "busy\n"
+    assert process.stdout.readline() == f"{said}\n"
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
     _, err = process.communicate(timeout=60)
     assert time.monotonic() - begun < 2
-    assert (process.returncode, err) == (130, "interrupted: go on\n")
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("busy", BUSY)
+def test_ctrl_c_ends_within_two_seconds(busy):
+    body = f"def main(args):\n    print('busy', flush=True)\n{indented(BUSY[busy])}"
+    head = f"import cli, interrupts\n{HEARS_CTRL_C}interrupts.advise(lambda: 'go on')\n"
+    program = f"{head}{body}\ncli.run(main, None)"
+    status, err = interrupted(program, "busy")
+    assert (status, err) == (130, "interrupted: go on\n")
 
 
 def indented(text: str) -> str:
@@ -588,21 +594,10 @@ def test_ctrl_c_in_a_run_says_how_to_go_on(command, tmp_path):
         "journal.Journal.add = slow\n"
         f"cli.run(generate.main, generate.parse_args({argv!r}))\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "added\n"
-    process.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 2
+    status, err = interrupted(program, "added")
     path = journal_in(tmp_path)
     expected = f"interrupted: what was answered is kept in {path}; the same command goes on\n"
-    assert (process.returncode, err) == (130, expected)
+    assert (status, err) == (130, expected)
     assert names_in(tmp_path) == [path.name]
     assert run_script(generate, *argv) == 0
     shutil.rmtree(tmp_path / "out")
