@@ -22,10 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -54,6 +56,14 @@ TORN_SHARE, TORN_BYTES = 1 / 3, 400
 
 
 @dataclass(frozen=True)
+class Child:
+    """A run: its process id, and the file that takes its stderr."""
+
+    process: int
+    said: IO[bytes]
+
+
+@dataclass(frozen=True)
 class Undisturbed:
     """What a run ends with if it is let alone, how long it takes, its file operations."""
 
@@ -76,16 +86,18 @@ def prepare(case: int, folder: Path) -> Path:
     return folder
 
 
-def start_cold(case: int, folder: Path) -> int:
-    """A new interpreter; its process id."""
+def start_cold(case: int, folder: Path) -> Child:
+    """A new interpreter."""
     script, argv = command(case, folder)
-    return subprocess.Popen(
+    said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
+    started = subprocess.Popen(
         [sys.executable, f"{script.__name__}.py", *argv],
         cwd=ROOT,
         # As the forked ones: the number of threads moves the last digits of a logprob.
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    ).pid
+        stderr=said,
+    )
+    return Child(started.pid, said)
 
 
 def start_warm(
@@ -93,18 +105,22 @@ def start_warm(
     folder: Path,
     on_file_operation: Callable[[], None] | None,
     questions: int | None = None,
-) -> int:
+) -> Child:
     """A fork of this process, which has imported everything and computed nothing."""
+    said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
     process = os.fork()
     if process:
-        return process
+        return Child(process, said)
     try:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(said.fileno(), "w")  # noqa: SIM115
         if on_file_operation is not None:
             watch_files(folder, on_file_operation)
         script, argv = command(case, folder, questions)
         script.main(script.parse_args(argv))
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(1)
 
@@ -129,20 +145,27 @@ def watch_files(folder: Path, told: Callable[[], None]) -> None:
     sys.addaudithook(hook)
 
 
-def wait(process: int, seconds: float | None = None) -> bool:
-    """Whether a process ended by itself; it is killed after `seconds`."""
+def wait(child: Child, seconds: float | None = None) -> bool:
+    """Whether a run ended by itself; it is killed after `seconds`."""
     due = None if seconds is None else time.monotonic() + seconds
-    while due is None or time.monotonic() < due:
-        ended, status = os.waitpid(process, 0 if due is None else os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            if code not in (0, -signal.SIGKILL):
-                raise UserError(f"a run ended with status {code}, where 0 or a kill was expected")
-            return code == 0
-        time.sleep(0.0005)
-    os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status) == 0
+    with child.said:
+        while due is None or time.monotonic() < due:
+            ended, status = os.waitpid(child.process, 0 if due is None else os.WNOHANG)
+            if ended:
+                return ended_well(child, status)
+            time.sleep(0.0005)
+        os.kill(child.process, signal.SIGKILL)
+        return ended_well(child, os.waitpid(child.process, 0)[1])
+
+
+def ended_well(child: Child, status: int) -> bool:
+    """False for a kill. What else may end a run is a fault, told with what the run said."""
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        child.said.seek(0)
+        said = child.said.read().decode(errors="replace")
+        raise UserError(f"a run ended with status {code}, where 0 or a kill was expected:\n{said}")
+    return code == 0
 
 
 def contents(folder: Path) -> dict:
@@ -220,8 +243,8 @@ def kill_and_finish(case: int, moment: str, normal: Undisturbed, chance: random.
             if moment == "cold":
                 ended = wait(start_cold(case, folder), chance.uniform(0, normal.cold_seconds))
             elif moment == "timed":
-                process = start_warm(case, folder, None)
-                ended = wait(process, chance.uniform(0, normal.seconds))
+                child = start_warm(case, folder, None)
+                ended = wait(child, chance.uniform(0, normal.seconds))
             else:
                 left = chance.randint(1, normal.operations)
 
