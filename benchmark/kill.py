@@ -3,8 +3,8 @@
     python benchmark/kill.py
     python benchmark/kill.py --runs 20 --seed 7
 
-Every run answers 40 questions of the demo in batches of 4 (some extend a file of 20, or make one
-again), is killed with SIGKILL one to three
+Every run answers 40 questions of the demo in batches of 4 (some extend a file of half as many, or
+make one again), is killed with SIGKILL one to three
 times and then left to end. Its table must have the same bytes as an undisturbed run's, its manifest
 the same content but for the seconds, and nothing else may lie in its folder. The moments:
 
@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,20 +40,35 @@ from progress import progress, say
 from results import read_manifest
 
 ROOT = Path(generate.__file__).parent
-QUESTIONS, BATCH = 40, 4
-# A script, its flags, and how many questions a finished file answers already, which such a run
-# extends or makes again.
-CASES = (
-    (flex_attention_generate, (), 0),
-    (generate, (), 0),
-    (generate, ("--method", "weighted_avg"), 0),
-    (flex_attention_generate, (), QUESTIONS // 2),
-    (generate, ("--overwrite",), QUESTIONS // 2),
-)
+BATCH = 4
 # Of ten runs: most of the time of a cold start is spent in imports, where little can go wrong.
-MOMENTS = ("cold", "timed", "timed", "timed", "timed", "file", "file", "file", "file", "file")
+MOMENTS = ("cold", *("file", "timed") * 4, "file")
 MOST_KILLS = 3
 TORN_SHARE, TORN_BYTES = 1 / 3, 400
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line. `finished` questions stand in a file that it extends or makes again."""
+
+    script: ModuleType
+    flags: tuple[str, ...]
+    questions: int
+    finished: int = 0
+
+    def argv(self, folder: Path, questions: int) -> list[str]:
+        common = ["--max_samples", str(questions), "--batch_size", str(BATCH)]
+        return [*self.flags, *common, "--output_dir", str(folder)]
+
+
+def cases(questions: int) -> tuple[Case, ...]:
+    return (
+        Case(flex_attention_generate, (), questions),
+        Case(generate, (), questions),
+        Case(generate, ("--method", "weighted_avg"), questions),
+        Case(flex_attention_generate, (), questions, questions // 2),
+        Case(generate, ("--overwrite",), questions, questions // 2),
+    )
 
 
 @dataclass(frozen=True)
@@ -73,25 +89,18 @@ class Undisturbed:
     operations: int
 
 
-def command(case: int, folder: Path, questions: int | None = None) -> tuple:
-    script, flags, _ = CASES[case]
-    common = ["--max_samples", str(questions or QUESTIONS), "--batch_size", str(BATCH)]
-    return script, [*flags, *common, "--output_dir", str(folder)]
-
-
-def prepare(case: int, folder: Path) -> Path:
+def prepare(case: Case, folder: Path) -> Path:
     """The folder with the finished file that the case begins with."""
-    if before := CASES[case][2]:
-        wait(start_warm(case, folder, None, before))
+    if case.finished:
+        wait(start_warm(case, folder, None, case.finished))
     return folder
 
 
-def start_cold(case: int, folder: Path) -> Child:
+def start_cold(case: Case, folder: Path) -> Child:
     """A new interpreter."""
-    script, argv = command(case, folder)
     said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
     started = subprocess.Popen(
-        [sys.executable, f"{script.__name__}.py", *argv],
+        [sys.executable, f"{case.script.__name__}.py", *case.argv(folder, case.questions)],
         cwd=ROOT,
         # As the forked ones: the number of threads moves the last digits of a logprob.
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -101,12 +110,15 @@ def start_cold(case: int, folder: Path) -> Child:
 
 
 def start_warm(
-    case: int,
+    case: Case,
     folder: Path,
     on_file_operation: Callable[[], None] | None,
     questions: int | None = None,
 ) -> Child:
-    """A fork of this process, which has imported everything and computed nothing."""
+    """A fork of this process, which has imported everything and computed nothing.
+
+    Had it computed in several threads, torch would refuse to compute in the fork.
+    """
     said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
     process = os.fork()
     if process:
@@ -115,8 +127,8 @@ def start_warm(
         sys.stderr = open(said.fileno(), "w")  # noqa: SIM115
         if on_file_operation is not None:
             watch_files(folder, on_file_operation)
-        script, argv = command(case, folder, questions)
-        script.main(script.parse_args(argv))
+        argv = case.argv(folder, questions or case.questions)
+        case.script.main(case.script.parse_args(argv))
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -182,7 +194,7 @@ def contents(folder: Path) -> dict:
     return found
 
 
-def undisturbed(case: int) -> Undisturbed:
+def undisturbed(case: Case) -> Undisturbed:
     with tempfile.TemporaryDirectory() as name:
         cold, warm, watched = (prepare(case, Path(name) / part) for part in ("c", "w", "f"))
         begun = time.monotonic()
@@ -234,7 +246,7 @@ def tear(folder: Path, chance: random.Random) -> None:
         os.truncate(path, max(head, len(content) - chance.randint(1, TORN_BYTES)))
 
 
-def kill_and_finish(case: int, moment: str, normal: Undisturbed, chance: random.Random) -> list:
+def kill_and_finish(case: Case, moment: str, normal: Undisturbed, chance: random.Random) -> list:
     """One run. Returns the stages at which it was killed; AssertionError where it ends amiss."""
     stages = []
     with tempfile.TemporaryDirectory() as name:
@@ -276,7 +288,9 @@ def main(args) -> None:
     assert pandas.DataFrame
     torch.set_num_threads(1)  # children are forked: no thread of a library may run here
     chance = random.Random(args.seed)
-    normal = [undisturbed(case) for case in range(len(CASES))]
+    all_cases = cases(args.questions)
+    # Ten runs of each case, one after the other: fewer runs need fewer cases.
+    normal = [undisturbed(case) for case in all_cases[: -(-args.runs // len(MOMENTS))]]
     say(
         "undisturbed: "
         + ", ".join(f"{n.seconds:.1f} s, {n.operations} file operations" for n in normal)
@@ -284,10 +298,11 @@ def main(args) -> None:
     runs, equal, stages = Counter(), Counter(), Counter()
     with progress(args.runs, "killed and finished", "runs") as advance:
         for number in range(args.runs):
-            case, moment = number % len(CASES), MOMENTS[number // len(CASES) % len(MOMENTS)]
+            turn, place = divmod(number, len(MOMENTS))
+            which, moment = turn % len(all_cases), MOMENTS[place]
             runs[moment] += 1
             try:
-                stages.update(kill_and_finish(case, moment, normal[case], chance))
+                stages.update(kill_and_finish(all_cases[which], moment, normal[which], chance))
                 equal[moment] += 1
             except AssertionError as problem:
                 say(f"run {number} ({moment}): {problem}")
@@ -305,6 +320,7 @@ def main(args) -> None:
 def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
     parser.add_argument("--runs", type=positive_int, default=200, metavar="N")
+    parser.add_argument("--questions", type=positive_int, default=40, metavar="N")
     parser.add_argument("--seed", type=positive_int, default=1, metavar="N")
     return parser.parse_args(argv)
 

@@ -3,11 +3,16 @@
 import importlib.util
 import random
 import re
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small import INSTRUCTION, make_tokenizer, run_script
+
+from constants import UserError
 
 FOLDER = Path(__file__).parent.parent / "benchmark"
 
@@ -105,22 +110,38 @@ def test_batches_that_matter_are_told_with_their_margins(common, capsys, monkeyp
     assert all(float(row[4]) == float(row[5]) > 0 for row in rows if row[2] == "1")
 
 
-@pytest.fixture(scope="module")
-def normal():
-    kill.QUESTIONS = 12
-    return kill.undisturbed(0)
-
-
-def test_killed_twice_and_started_again(normal):
+def test_killed_twice_and_started_again():
     """Once a new interpreter, once at a file operation; more of it: python benchmark/kill.py"""
-    assert len(normal.files) == 3 and normal.operations > 20
-    chance = random.Random(2)
-    for moment in ("cold", "file"):
-        assert kill.kill_and_finish(0, moment, normal, chance)
+    command = [sys.executable, FOLDER / "kill.py", "--runs", "2", "--questions", "12"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    for row in ("| cold | 1 | 1 |", "| file | 1 | 1 |", "| all | 2 | 2 |"):
+        assert row in ended.stdout
+    assert int(re.search(r"(\d+) kills: ", ended.stdout)[1]) >= 2
 
 
-def test_a_run_that_ends_otherwise_is_noticed(normal):
-    name = next(name for name in normal.files if name.endswith(".csv"))
-    other = replace(normal, files=normal.files | {name: normal.files[name] + b" "})
+def child(code):
+    said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=said)
+    process.returncode = 0  # it is `wait` that waits
+    return kill.Child(process.pid, said)
+
+
+def test_a_run_that_ends_otherwise_is_noticed(tmp_path, monkeypatch):
+    case = kill.Case(kill.generate, (), 12)
+
+    def started(case, folder, told):
+        (folder / "a.csv").write_bytes(b"1,2\n")
+        return child("")
+
+    monkeypatch.setattr(kill, "start_warm", started)
+    normal = kill.Undisturbed({"a.csv": b"1,2\n"}, cold_seconds=1, seconds=1, operations=1)
+    assert kill.kill_and_finish(case, "file", normal, random.Random(2)) == []
+    other = replace(normal, files={"a.csv": b"1,3\n"})
     with pytest.raises(AssertionError, match="not as undisturbed"):
-        kill.kill_and_finish(0, "file", other, random.Random(2))
+        kill.kill_and_finish(case, "file", other, random.Random(2))
+
+
+def test_a_run_that_fails_is_told_with_what_it_said():
+    with pytest.raises(UserError, match=r"ended with status 1, where .*\n.*\n.*\nValueError: why"):
+        kill.wait(child("raise ValueError('why')"))

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -331,27 +330,34 @@ def test_a_journal_of_other_draws_is_not_taken(questions, tmp_path, monkeypatch,
     assert "does not fit what is to be drawn" in capsys.readouterr().err
 
 
+KILLED = """
+import os, signal, sys
+import drawing, paraphrase
+from journal import Journal
+
+add = Journal.add
+
+def deadly(self, name, *args):
+    add(self, name, *args)
+    if name.startswith("sentences"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = deadly
+drawing.load_casing = paraphrase.load_casing = lambda: {"Faust": -1.0}
+paraphrase.main(paraphrase.parse_args())
+"""
+
+
 def test_a_killed_process_is_gone_on_with(plain, questions, tmp_path):
-    """In a fork, since another process would import torch for seconds."""
-    add = Journal.add
-
-    def deadly(self, name, *args):
-        add(self, name, *args)
-        if name.startswith("sentences"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)  # whatever happens, it ends
-        try:
-            Journal.add = deadly
-            made(questions, tmp_path)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments(questions, tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     folder = tmp_path / "own/demo"
     assert {path.name for path in folder.iterdir()} == {"paraphrases.journal", "paraphrases.lock"}
     assert contents(made(questions, tmp_path)) == contents(plain)
