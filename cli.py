@@ -20,7 +20,9 @@ from pathlib import Path
 from constants import (
     DATASET_NAMES,
     DEFAULT_NUM_AUTO,
+    DEFAULT_NUM_FEW_SHOT,
     DEFAULT_NUM_MANUAL,
+    DEFAULT_NUM_PARAPHRASES,
     DEFAULT_SEED,
     UserError,
 )
@@ -127,9 +129,8 @@ def add_question_arguments(
     data.add_argument(
         "--num_paraphrases",
         type=positive_int,
-        default=5,
         metavar="N",
-        help="the first N paraphrases of each question (default: %(default)s)",
+        help=f"the first N paraphrases of each question (default: {DEFAULT_NUM_PARAPHRASES})",
     )
     data.add_argument(
         "--num_samples",
@@ -218,9 +219,8 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "--num_few_shot",
         type=non_negative_int,
-        default=5,
         metavar="N",
-        help="how many of them to show, at most (default: %(default)s)",
+        help=f"how many of them to show, at most (default: {DEFAULT_NUM_FEW_SHOT})",
     )
     add_chat_template_argument(prompt)
 
@@ -320,7 +320,10 @@ def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Names
 
 
 def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where a flag of one dataset is given with another."""
+    """Ends the program where a flag of one dataset is given with another, or flags contradict.
+
+    Sets the number of paraphrases where nothing is said of it.
+    """
     is_original = getattr(args, "method", None) == "origin"
     for flag in DATASET_FLAGS:
         if getattr(args, flag) is None:
@@ -334,6 +337,13 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error("--dataset_revision: a folder (--data_dir) has one state only")
     if args.num_manual == 0 and args.num_auto == 0:
         parser.error("--num_manual 0 and --num_auto 0 leave nothing to ask")
+    for flag in ("num_paraphrases", "indexs"):
+        if is_original and getattr(args, flag) is not None:
+            parser.error(f"--{flag}: --method origin asks the original wording only")
+    if args.num_paraphrases is None:
+        args.num_paraphrases = DEFAULT_NUM_PARAPHRASES
+    elif args.indexs is not None:
+        parser.error("--num_paraphrases: --indexs says which paraphrases are taken")
 
 
 def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -31,6 +31,8 @@ MYRIADLAMA_INSTRUCTION = "Based on the context, predict the [MASK] in the senten
 DATA_ROOT = Path("data")
 PARAPHRASE_FILE = "paraphrases.jsonl"
 
+# Of each question's paraphrases, and of the solved examples, so many where nothing is said.
+DEFAULT_NUM_PARAPHRASES, DEFAULT_NUM_FEW_SHOT = 5, 5
 # Of each question of MyriadLAMA, so many of its paraphrases are drawn, with this seed.
 DEFAULT_NUM_MANUAL, DEFAULT_NUM_AUTO, DEFAULT_SEED = 5, 5, 42
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from constants import (
     DATASET_NAMES,
     DEFAULT_INSTRUCTION,
+    DEFAULT_NUM_FEW_SHOT,
     DEMO_FEW_SHOT,
     DEMO_INSTRUCTION,
     DEMO_QUESTIONS,
@@ -170,16 +171,29 @@ def chat_prompt_template(tokenizer, template: PromptTemplate) -> PromptTemplate:
 
 
 def choose_template(
-    dataset: Dataset, *, instruction: str | None, few_shot_file: Path | None, num_few_shot: int
+    dataset: Dataset,
+    *,
+    instruction: str | None,
+    few_shot_file: Path | None,
+    num_few_shot: int | None,
 ) -> PromptTemplate:
     """The plain prompt of a run: what the command line gives, else what the dataset brings.
 
-    The first `num_few_shot` solved examples are shown, or as many as there are.
+    The first `num_few_shot` solved examples are shown (None: some), or as many as there are.
+
+    Raises:
+        UserError: some were asked for, and there are none.
     """
     if instruction is None:
         instruction = dataset.instruction
     few_shot = dataset.few_shot if few_shot_file is None else load_few_shot(few_shot_file)
-    return prompt_template(instruction, few_shot[:num_few_shot])
+    if num_few_shot and not few_shot:
+        raise UserError(
+            f"--num_few_shot {num_few_shot}: the dataset {dataset.name} brings no solved examples; "
+            "give --few_shot FILE"
+        )
+    shown = DEFAULT_NUM_FEW_SHOT if num_few_shot is None else num_few_shot
+    return prompt_template(instruction, few_shot[:shown])
 
 
 def select_paraphrases(

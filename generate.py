@@ -203,15 +203,8 @@ def parse_args(argv: Sequence[str] | None = None):
         help="weighted methods: a column of the dataset with a number for each paraphrase, instead "
         "of the confidence of its own answer",
     )
-    # None where it is not given; the default stays where the flag is.
-    args = parser.parse_args(argv, argparse.Namespace(num_paraphrases=None))
+    args = parser.parse_args(argv)
     check_common_arguments(parser, args)
-    if args.method == "origin":
-        for flag in ("num_paraphrases", "indexs"):
-            if getattr(args, flag) is not None:
-                parser.error(f"--{flag}: --method origin asks the original wording only")
-    if args.num_paraphrases is None:
-        args.num_paraphrases = parser.get_default("num_paraphrases")
     if args.confidence is not None and args.method not in WEIGHTED:
         parser.error(f"--confidence: --method {args.method} uses no weights")
     return args

@@ -93,7 +93,7 @@ def open_dataset(args, *, original: bool) -> Dataset:
         args: see `cli.add_common_arguments`.
         original: one wording each is enough, the column `question`.
     """
-    needs_few_shot = args.few_shot is None and args.num_few_shot > 0
+    needs_few_shot = args.few_shot is None and args.num_few_shot != 0
     if args.dataset == "webqa":
         source = WebQADataset(
             data_dir=args.data_dir,

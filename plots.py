@@ -81,6 +81,17 @@ def _shortened(label: str) -> str:
     return label.replace("$", r"\$")
 
 
+def _number_of_questions(
+    shown: Sequence[Mapping[str, Any]], files: Sequence[Mapping[str, Any]]
+) -> str:
+    """` (60 questions)`, where not all files have as many: their accuracies are not comparable."""
+    if len({file["questions"] for file in files}) == 1:
+        return ""
+    counts = [file["questions"] for file in shown]
+    least, most = min(counts), max(counts)
+    return f" ({least} questions)" if least == most else f" ({least} to {most} questions)"
+
+
 def _draw_accuracy(axis: "Axes", report: Mapping[str, Any], names: Mapping[str, str]) -> None:
     baseline = report["baseline"]
     for place, file in enumerate(report["files"]):
@@ -88,7 +99,11 @@ def _draw_accuracy(axis: "Axes", report: Mapping[str, Any], names: Mapping[str, 
         _errorbar(axis, file, place, COLOURS[1] if is_baseline else COLOURS[0], "o")
     if baseline is not None:
         axis.axvline(baseline["accuracy"], color=COLOURS[1], linestyle=":", linewidth=1.2)
-    axis.set_yticks(range(len(report["files"])), [_row_name(f, names) for f in report["files"]])
+    rows = [
+        _row_name(file, names) + _number_of_questions([file], report["files"])
+        for file in report["files"]
+    ]
+    axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(report["files"]) - 0.5, -0.5)
     dotted = "; dotted: the baseline" if baseline is not None else ""
     axis.set_title(f"Accuracy with 95% interval{dotted}", loc="left")
@@ -128,7 +143,9 @@ def _curves(
 def _draw_curves(
     axis: "Axes", curves: Mapping[str, Sequence[tuple[int, Mapping[str, Any]]]]
 ) -> None:
+    files = [file for points in curves.values() for _, file in points]
     for i, (name, points) in enumerate(curves.items()):
+        label = name + _number_of_questions([file for _, file in points], files)
         # Slightly beside each other, so that intervals at the same N can be told apart.
         numbers = [n + 0.06 * (i - (len(curves) - 1) / 2) for n, _ in points]
         accuracies = [file["accuracy"] for _, file in points]
@@ -138,7 +155,9 @@ def _draw_curves(
             [max(0.0, high - a) for a, (_, high) in zip(accuracies, limits, strict=True)],
         ]
         style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axis.errorbar(numbers, accuracies, yerr=error, capsize=3, markersize=5, label=name, **style)
+        axis.errorbar(
+            numbers, accuracies, yerr=error, capsize=3, markersize=5, label=label, **style
+        )
     axis.set_xticks(sorted({n for points in curves.values() for n, _ in points}))
     axis.set_title("Accuracy over the number of paraphrases", loc="left")
     axis.set_xlabel("paraphrases (N)")
@@ -161,7 +180,8 @@ def _draw_spread(
         ):
             style = {"color": COLOURS[1], "marker": mark, "s": 90, "zorder": 4}
             axis.scatter(value, place, label=label if place == 0 else None, **style)
-    axis.set_yticks(range(len(spread)), [names[file["file"]] for file in spread])
+    rows = [names[file["file"]] + _number_of_questions([file], spread) for file in spread]
+    axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(spread) - 0.5, -0.5)
     axis.set_title("Spread over single paraphrases", loc="left")
     axis.set_xlabel("accuracy")

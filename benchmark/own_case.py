@@ -12,7 +12,7 @@ class OwnCase(Table):
         from pipeline import read_questions
 
         super().__init__(args, args.model)
-        settings = {"indexs": None, "num_paraphrases": 5, "num_few_shot": 5}
+        settings = {"indexs": None, "num_paraphrases": 5, "num_few_shot": None}
         asked = SimpleNamespace(**(vars(args) | settings))
         self.questions = read_questions(asked)
         self.texts = [record.paraphrases for record in self.questions.records]

@@ -13,7 +13,7 @@ from constants import UserError
 ROOT = Path(__file__).parent.parent
 DEFAULTS = {
     "dataset": "demo",
-    "num_paraphrases": 5,
+    "num_paraphrases": None,
     "indexs": None,
     "max_samples": None,
     "data_dir": None,
@@ -29,7 +29,7 @@ DEFAULTS = {
     "attention": "auto",
     "instruction": None,
     "few_shot": None,
-    "num_few_shot": 5,
+    "num_few_shot": None,
     "chat_template": False,
     "max_new_tokens": 20,
     "batch_size": "auto",

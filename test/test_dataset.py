@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -493,6 +494,11 @@ def test_choose_template(tmp_path):
     assert head("", None, 1) == prompt_template("", SHOTS[:1]).head
     assert head("Do.", path, 2) == "Do.\n\nQ: q0\nA: a\n\nQ: q1\nA: a\n\nQ: "
     assert head("Do.", path, 0) == "Do.\n\nQ: "
+    assert head("Own.", None, None) == prompt_template("Own.", SHOTS[:5]).head
+    choose = partial(choose_template, own, instruction=None, few_shot_file=None)
+    assert "solved examples; give --few_shot FILE" in error_of(choose, num_few_shot=1)
+    for number in (None, 0):
+        assert choose(num_few_shot=number).head == prompt_template(own.instruction, ()).head
 
 
 CHAT_TEMPLATES = {

@@ -523,7 +523,7 @@ def test_broken_isolation_is_loud(small, capsys, monkeypatch, tmp_path):
 
 
 def interact(small, capsys, monkeypatch, typed, *more):
-    command = ("--model", small.folder, "--dataset", small.questions, "--num_paraphrases", 4)
+    command = ("--model", small.folder, "--dataset", small.questions)
     command = (*command, "--interactive", "--max_tokens", 3, "--indexs", "0,1", *more)
     return run(capsys, *command, stdin=typed, monkeypatch=monkeypatch)
 

@@ -30,7 +30,7 @@ def rows_of(small, folder, *args):
         "--batch_size": 3,
     }
     given |= dict(zip(args[::2], args[1::2], strict=True))
-    if given.get("--method") == "origin":
+    if given.get("--method") == "origin" or "--indexs" in given:
         del given["--num_paraphrases"]
     argv = [str(part) for pair in given.items() for part in pair]
     stem = generate.main(generate.parse_args(argv))

@@ -166,11 +166,16 @@ SCRIPTS = {
 
 
 @pytest.fixture(scope="module")
-def common(small):
+def setting(small):
     return [
-        *("--model", small.folder, "--dataset", small.questions, "--num_paraphrases", 2),
+        *("--model", small.folder, "--dataset", small.questions),
         *("--max_new_tokens", 4, "--device", "cpu"),
     ]
+
+
+@pytest.fixture(scope="module")
+def common(setting):
+    return [*setting, "--num_paraphrases", 2]
 
 
 def contents(folder) -> dict[str, bytes]:
@@ -178,9 +183,9 @@ def contents(folder) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_lemmas_are_added_and_all_else_stays(name, common, tmp_path, nlp):
+def test_lemmas_are_added_and_all_else_stays(name, setting, common, tmp_path, nlp):
     script, flags = SCRIPTS[name]
-    argv = [*common, "--output_dir", tmp_path, *flags]
+    argv = [*(setting if "--indexs" in flags else common), "--output_dir", tmp_path, *flags]
     assert run_script(script, *argv) == 0
     stem = next(tmp_path.rglob("*.feather")).with_suffix("")
     before, manifest = results.read_results(f"{stem}.feather"), results.read_manifest(stem)

@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_score import write_per_prompt, write_plain
 
@@ -73,6 +74,28 @@ def test_panels_are_those_that_the_report_has_figures_for(files, monkeypatch):
     points = spread.collections[0].get_offsets()[:, 0]
     each = report["files"][1]["per_prompt"]["each"]
     assert points.tolist() == [share["accuracy"] for share in each]
+
+
+def test_files_of_fewer_questions_are_marked(tmp_path, monkeypatch):
+    rng, panels = np.random.default_rng(0), {}
+    for name in ("_draw_accuracy", "_draw_curves"):
+        whole = getattr(plots, name)
+
+        def spy(axis, *figures, whole=whole, name=name):
+            whole(axis, *figures)
+            panels[name] = axis
+
+        monkeypatch.setattr(plots, name, spy)
+    files = []
+    for method, number, count in (("avg", 3, 50), ("avg", 5, 20), ("max", 3, 50), ("max", 5, 50)):
+        files.append(write_plain(tmp_path / f"{method}-{number}.feather", rng.random(count) < 0.6))
+        asked = [[f"wording {n}" for n in range(number)]] * count
+        pd.read_feather(files[-1]).assign(paraphrases=asked).to_feather(files[-1])
+    draw(make_report(files, None), "png")
+    rows = [label.get_text() for label in panels["_draw_accuracy"].get_yticklabels()]
+    assert rows[:2] == ["avg-3 (50 questions)", "avg-5 (20 questions)"]
+    labels = panels["_draw_curves"].get_legend_handles_labels()[1]
+    assert labels == ["avg (20 to 50 questions)", "max (50 questions)"]
 
 
 def test_a_picture_is_written_whole_or_not_at_all(files, tmp_path, capsys):

@@ -73,7 +73,7 @@ def run(small, tmp_path, capsys):
             script,
             *("--dataset", small.questions, "--model", small.folder),
             *("--output_dir", tmp_path / "out", "--instruction", INSTRUCTION),
-            *(() if "origin" in argv else ("--num_paraphrases", 4)),
+            *(() if {"origin", "--indexs"} & {*argv} else ("--num_paraphrases", 4)),
             *("--max_new_tokens", LIMIT, "--batch_size", 2, *argv),
         )
         out, err = capsys.readouterr()
@@ -637,6 +637,11 @@ BAD = {
     "no such suffix": (["--dataset", "{tmp}/questions.xlsx"], ["'.xlsx'"]),
     "too many paraphrases": (["--num_paraphrases", "5"], ["5 paraphrases", "u0 has 4"]),
     "an index too high": (["--indexs", "0,4"], ["paraphrase 4", "u0 has 4"]),
+    "both ways to choose": (
+        ["--indexs", "0,1", "--num-samples", "2"],
+        ["--num_paraphrases", "--indexs"],
+    ),
+    "examples that are not there": (["--num_few_shot", "3"], ["--num_few_shot 3", "--few_shot"]),
     "an index twice": (["--indexs", "0,0"], ["--indexs", "'0,0'"]),
     "no number": (["--num_paraphrases", "five"], ["--num_paraphrases", "'five'"]),
     "nothing to generate": (["--max_new_tokens", "0"], ["--max_new_tokens", "'0'"]),
