@@ -4,6 +4,8 @@ import os
 
 # Read when huggingface_hub is imported. A test that is to reach a hub is run with it set to 0.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Two processes of tests on two cores: what they start would wait for each other's threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -352,7 +352,6 @@ def test_a_killed_process_is_gone_on_with(plain, questions, tmp_path):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, *arguments(questions, tmp_path)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
         timeout=120,
