@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from constants import (
@@ -24,6 +24,7 @@ from constants import (
     DEFAULT_NUM_MANUAL,
     DEFAULT_NUM_PARAPHRASES,
     DEFAULT_SEED,
+    HUB_DATASETS,
     UserError,
 )
 from interrupts import ctrl_c_ends_soon, leave
@@ -31,7 +32,7 @@ from interrupts import ctrl_c_ends_soon, leave
 # Flags of --dataset, and which datasets use them; the first say where a dataset is from.
 SOURCE_FLAGS = ("data_dir", "dataset_revision")
 DATASET_FLAGS = {
-    **dict.fromkeys(SOURCE_FLAGS, ("webqa", "myriadlama")),
+    **dict.fromkeys(SOURCE_FLAGS, HUB_DATASETS),
     "paraphrase_model": ("webqa",),
     **dict.fromkeys(("num_manual", "num_auto", "seed"), ("myriadlama",)),
 }
@@ -240,13 +241,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_prompt_arguments(parser)
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--max_new_tokens",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="longest answer, in tokens (default: %(default)s)",
-    )
+    add_length_argument(running)
     running.add_argument(
         "--batch_size",
         type=auto_or_positive_int,
@@ -277,6 +272,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FOLDER",
         help="what lemmatises: a spaCy pipeline, or lookup for a table of words "
         "(default: en_core_web_lg where it is installed, else lookup)",
+    )
+
+
+def add_length_argument(running) -> None:
+    """``running`` is a parser or a group of one."""
+    running.add_argument(
+        "--max_new_tokens",
+        type=positive_int,
+        default=20,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
     )
 
 
@@ -324,26 +330,30 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
 
     Sets the number of paraphrases where nothing is said of it.
     """
-    is_original = getattr(args, "method", None) == "origin"
-    for flag in DATASET_FLAGS:
-        if getattr(args, flag) is None:
-            continue
-        if args.dataset not in DATASET_FLAGS[flag]:
-            users = " and ".join(DATASET_FLAGS[flag])
-            parser.error(f"--{flag} belongs to --dataset {users}; {args.dataset} does not use it")
-        if is_original and flag not in SOURCE_FLAGS:
-            parser.error(f"--{flag}: --method origin asks the original wording only")
-    if args.data_dir is not None and args.dataset_revision is not None:
-        parser.error("--dataset_revision: a folder (--data_dir) has one state only")
+    check_dataset_arguments(parser, args, DATASET_FLAGS)
+    if getattr(args, "method", None) == "origin":
+        of_paraphrases = [flag for flag in DATASET_FLAGS if flag not in SOURCE_FLAGS]
+        for flag in (*of_paraphrases, "num_paraphrases", "indexs"):
+            if getattr(args, flag) is not None:
+                parser.error(f"--{flag}: --method origin asks the original wording only")
     if args.num_manual == 0 and args.num_auto == 0:
         parser.error("--num_manual 0 and --num_auto 0 leave nothing to ask")
-    for flag in ("num_paraphrases", "indexs"):
-        if is_original and getattr(args, flag) is not None:
-            parser.error(f"--{flag}: --method origin asks the original wording only")
     if args.num_paraphrases is None:
         args.num_paraphrases = DEFAULT_NUM_PARAPHRASES
     elif args.indexs is not None:
         parser.error("--num_paraphrases: --indexs says which paraphrases are taken")
+
+
+def check_dataset_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Iterable[str] = SOURCE_FLAGS
+) -> None:
+    """Ends the program where one of these flags is given with a dataset that does not use it."""
+    for flag in flags:
+        if getattr(args, flag) is not None and args.dataset not in DATASET_FLAGS[flag]:
+            users = " and ".join(DATASET_FLAGS[flag])
+            parser.error(f"--{flag} belongs to --dataset {users}; {args.dataset} does not use it")
+    if args.data_dir is not None and args.dataset_revision is not None:
+        parser.error("--dataset_revision: a folder (--data_dir) has one state only")
 
 
 def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

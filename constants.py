@@ -18,7 +18,8 @@ DEMO_INSTRUCTION = "Give the missing fact in as few words as possible."
 DEFAULT_INSTRUCTION = "Answer with a short fact and nothing else."
 
 # What --dataset takes besides the path of a file.
-DATASET_NAMES = ("demo", "webqa", "myriadlama")
+HUB_DATASETS = ("webqa", "myriadlama")
+DATASET_NAMES = ("demo", *HUB_DATASETS)
 
 WEBQA_REPOSITORY = "stanfordnlp/web_questions"
 MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"

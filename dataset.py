@@ -35,6 +35,7 @@ from constants import (
     DEMO_FEW_SHOT,
     DEMO_INSTRUCTION,
     DEMO_QUESTIONS,
+    HUB_DATASETS,
     UserError,
 )
 
@@ -241,7 +242,7 @@ def load_dataset(name_or_path: str, *, max_samples: int | None) -> Dataset:
     Raises UserError, one sentence that names file, row and uuid, for anything that is not as it
     should be.
     """
-    assert name_or_path not in ("webqa", "myriadlama"), "see hub_datasets.open_dataset"
+    assert name_or_path not in HUB_DATASETS, "see hub_datasets.open_dataset"
     if name_or_path == "demo":
         dataset = Dataset(
             name="demo",

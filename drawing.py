@@ -4,9 +4,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from constants import UserError
 from dataset import Dataset, PromptTemplate, Record, prompt_template
@@ -15,6 +14,7 @@ from gate import MASK, key, load_casing, reasons, report_csv
 from interrupts import advise
 from journal import Journal
 from lock import held
+from pipeline import describe_device, state_of, versions
 from progress import progress, say
 from results import (
     fingerprint,
@@ -175,8 +175,6 @@ class Making:
 
     def begin(self, engine) -> None:
         """The model is there: note what computes, start the clock where it was stopped."""
-        from pipeline import describe_device, versions
-
         self.environment = {"device": describe_device(self.source.device), "versions": versions()}
         self.journal.begin(self.environment)
         self.engine = engine
@@ -232,10 +230,7 @@ class Making:
             name,
             len(groups),
             size,
-            lambda indices: [
-                [indices[at] for at in batch]
-                for batch in engine.plan([groups[index] for index in indices], size)
-            ],
+            lambda indices: engine.plan(groups, size, indices),
             questions=len(self.asked),
         )
         found = dict(self.journal.answers.get(name, {}))
@@ -260,20 +255,15 @@ class Making:
                     index: (*draws[index], first_line(self._text(answer)), answer.truncated)
                     for index, answer in batch
                 }
-                self.journal.add(name, list(rows), list(rows.values()), self._state())
+                self.journal.add(
+                    name, list(rows), list(rows.values()), state_of(engine, self.begun)
+                )
                 found |= rows
                 advance(len(batch))
         return [tuple(found[index][2:]) for index in range(len(groups))]
 
     def _text(self, answer) -> str:
         return self.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "counts": asdict(self.engine.counts),
-            "fitting": self.engine.fitting,
-            "seconds": round(time.monotonic() - self.begun, 3),
-        }
 
     @property
     def judged(self) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -297,7 +287,7 @@ class Making:
             "draws": len(judged),
             "flagged": sum(1 for *_, wrong in judged if wrong),
             "short": too_few(rows, self.args.num_paraphrases),
-            **self._state(),
+            **state_of(self.engine, self.begun),
         }
         write_files(self.stem, rows, judged, manifest)
         self.journal.remove()

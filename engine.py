@@ -352,13 +352,17 @@ class Engine:
             )
 
     def plan(
-        self, questions: Sequence[Sequence[Stream]], batch_size: int | None
+        self,
+        questions: Sequence[Sequence[Stream]],
+        batch_size: int | None,
+        among: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Which questions go together: indices, batch by batch, shortest first.
 
         batch_size: questions a batch; None chooses from the lengths and what the device has free.
+        among: the indices of those that are to be answered; None for all.
         """
-        return plan_batches(questions, batch_size, self._tokens_per_batch())
+        return plan_batches(questions, batch_size, self._tokens_per_batch(), among)
 
     def _answer_what_fits(self, batch, answer) -> list[tuple[int, Answer]]:
         """The batch, in as many parts as the memory asks for; later batches begin at that size."""
@@ -736,10 +740,16 @@ def end_of_sequence_ids(model, tokenizer, vocabulary: int) -> frozenset[int]:
     )
 
 
-def plan_batches(questions, batch_size: int | None, tokens_per_batch: int) -> list[list[int]]:
+def plan_batches(
+    questions,
+    batch_size: int | None,
+    tokens_per_batch: int,
+    among: Iterable[int] | None = None,
+) -> list[list[int]]:
     """Indices of questions, batch by batch, shortest first: a function of data and settings."""
-    cost = [sum(stream.encoded_tokens for stream in group) for group in questions]
-    order = sorted(range(len(questions)), key=lambda index: (cost[index], index))
+    indices = range(len(questions)) if among is None else among
+    cost = {i: sum(stream.encoded_tokens for stream in questions[i]) for i in indices}
+    order = sorted(cost, key=lambda index: (cost[index], index))
     if batch_size is not None:
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     batches, tokens = [], tokens_per_batch

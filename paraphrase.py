@@ -18,12 +18,13 @@ from cli import (
     add_chat_template_argument,
     add_model_arguments,
     add_source_arguments,
+    check_dataset_arguments,
     finite_float,
     non_negative_int,
     positive_int,
     run,
 )
-from constants import DATASET_NAMES
+from constants import DATASET_NAMES, HUB_DATASETS
 from dataset import Dataset, load_dataset
 from drawing import Making, output_stem, refuse_foreign, too_few, write_files
 from gate import load_casing, report_csv, report_lines, verdicts
@@ -31,8 +32,6 @@ from lock import held
 from progress import say
 from results import read_manifest, replace_files, result_file, safe_name
 
-# Those that --data_dir and --dataset_revision are about.
-HUB_DATASETS = ("webqa", "myriadlama")
 # Of the process, where a question ends up with too few paraphrases; so many are named.
 SHORT_STATUS, SHOWN_SHORT = 1, 20
 
@@ -173,7 +172,7 @@ def parse_args(argv: Sequence[str] | None = None):
         for name in DRAWING:
             if getattr(args, name) is not None:
                 parser.error(f"--{name}: --check draws nothing and does not use it")
-        if args.check in (*DATASET_NAMES, *HUB_DATASETS):
+        if args.check in DATASET_NAMES:
             parser.error(f"--check: {args.check} names a dataset; give the path of a file")
         if args.drop and args.output is None:
             parser.error("--drop: --check needs --output FILE.jsonl for what is left")
@@ -183,12 +182,6 @@ def parse_args(argv: Sequence[str] | None = None):
             parser.error("--num_paraphrases: --check counts what is left only with --drop")
         if args.num_paraphrases is None:
             args.num_paraphrases = 1
-    elif args.dataset not in HUB_DATASETS:
-        for name in ("data_dir", "dataset_revision"):
-            if getattr(args, name) is not None:
-                parser.error(f"--{name} belongs to --dataset {' and '.join(HUB_DATASETS)}")
-    elif args.data_dir is not None and args.dataset_revision is not None:
-        parser.error("--dataset_revision: a folder (--data_dir) has one state only")
     if args.max_attempts is not None and not args.drop:
         parser.error("--max_attempts: without --drop nothing is drawn again")
     if args.output is not None and args.output_dir is not None:
@@ -196,6 +189,7 @@ def parse_args(argv: Sequence[str] | None = None):
     for name in told:
         if getattr(args, name) is None:
             setattr(args, name, parser.get_default(name))
+    check_dataset_arguments(parser, args)
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
         parser.error(f"--output: {args.output} is the file that the questions are read from")
     return args

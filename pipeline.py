@@ -275,10 +275,7 @@ class Run:
             what,
             len(groups),
             batch_size,
-            lambda indices: [
-                [indices[place] for place in batch]
-                for batch in engine.plan([groups[index] for index in indices], batch_size)
-            ],
+            lambda indices: engine.plan(groups, batch_size, indices),
             questions=len(self.questions.records),
         )
         kept = self.journal.answers.get(what, {})
@@ -292,17 +289,10 @@ class Run:
                     what,
                     [index for index, _ in batch],
                     [[a.token_ids, a.logprobs, a.truncated] for _, a in batch],
-                    self._state(),
+                    state_of(engine, self.begun),
                 )
                 advance(len(batch))
         return [answers[index] for index in range(len(groups))]
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "counts": asdict(self.engine.counts),
-            "fitting": self.engine.fitting,
-            "seconds": round(time.monotonic() - self.begun, 3),
-        }
 
     def write(self, rows: list[dict]) -> None:
         """Write the table and its manifest, and say what was done.
@@ -468,6 +458,15 @@ def set_up_logging(verbose: bool) -> None:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+
+
+def state_of(engine: Engine, begun: float) -> dict[str, Any]:
+    """What a run goes on from: begun is its start on the monotonic clock, as if never stopped."""
+    return {
+        "counts": asdict(engine.counts),
+        "fitting": engine.fitting,
+        "seconds": round(time.monotonic() - begun, 3),
+    }
 
 
 def describe_device(device) -> str:

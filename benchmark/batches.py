@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cli import (
     Parser,
+    add_length_argument,
     add_model_arguments,
     add_prompt_arguments,
     add_question_arguments,
     check_question_arguments,
-    positive_int,
     run,
 )
 
@@ -132,13 +132,7 @@ def parse_args(argv: Sequence[str] | None = None):
     add_question_arguments(parser)
     add_model_arguments(parser)
     add_prompt_arguments(parser)
-    parser.add_argument(
-        "--max_new_tokens",
-        type=positive_int,
-        default=20,
-        metavar="N",
-        help="longest answer, in tokens (default: %(default)s)",
-    )
+    add_length_argument(parser)
     args = parser.parse_args(argv)
     check_question_arguments(parser, args)
     return args
