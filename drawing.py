@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from constants import UserError
+from constants import PARAPHRASE_FILE, UserError
 from dataset import Dataset, PromptTemplate, Record, prompt_template
 from files import remove_leftovers
-from gate import MASK, key, load_casing, reasons, report_csv
+from gate import MASK, casing_file, key, load_casing, reasons, report_csv
 from interrupts import advise
 from journal import Journal
 from lock import held
@@ -19,6 +19,7 @@ from progress import progress, say
 from results import (
     fingerprint,
     identity_differences,
+    manifest_bytes,
     read_manifest,
     replace_files,
     result_file,
@@ -90,7 +91,6 @@ class Making:
         self.args = args
         self.dataset = dataset
         self.source = source
-        self.casing = load_casing()
         self.asked = [Asked(record) for record in dataset.records[: args.max_samples]]
         self.stem = output_stem(args, dataset, source.name)
         self.templates = plain_templates()
@@ -115,7 +115,7 @@ class Making:
             "max_new_tokens": args.max_new_tokens,
             "drop": args.drop,
             "max_attempts": args.max_attempts if args.drop else 1,
-            "names": "capitals" if self.casing is None else "capitals and a table of words",
+            "names": "capitals" if casing_file() is None else "capitals and a table of words",
             "dtype": str(source.dtype).removeprefix("torch."),
         }
 
@@ -175,6 +175,7 @@ class Making:
 
     def begin(self, engine) -> None:
         """The model is there: note what computes, start the clock where it was stopped."""
+        self.casing = load_casing()
         self.environment = {"device": describe_device(self.source.device), "versions": versions()}
         self.journal.begin(self.environment)
         self.engine = engine
@@ -298,7 +299,8 @@ def output_stem(args, dataset: Dataset, model_name: str) -> Path:
     """Where the files go, without suffix."""
     if args.output is not None:
         return args.output.with_name(args.output.name.removesuffix(".jsonl"))
-    return args.output_dir / safe_name(dataset.name) / safe_name(model_name) / "paraphrases"
+    folder = args.output_dir / safe_name(dataset.name) / safe_name(model_name)
+    return folder / PARAPHRASE_FILE.removesuffix(".jsonl")
 
 
 def written_files(stem: Path) -> tuple[Path, Path, Path]:
@@ -339,11 +341,7 @@ def write_files(stem: Path, rows: Sequence[Row], judged, manifest: dict) -> None
     Raises:
         UserError: the disk is full, the folder cannot be written and the like.
     """
-    texts = (
-        "".join(row_line(row) + "\n" for row in rows),
-        report_csv(judged),
-        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
-    )
+    lines = "".join(row_line(row) + "\n" for row in rows)
+    contents = (lines.encode(), report_csv(judged).encode(), manifest_bytes(manifest))
     paths = written_files(stem)
-    encoded = {path: text.encode() for path, text in zip(paths, texts, strict=True)}
-    replace_files(encoded, seal=paths[-1], keep_seal=False)
+    replace_files(dict(zip(paths, contents, strict=True)), seal=paths[-1], keep_seal=False)

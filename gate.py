@@ -194,17 +194,23 @@ def _is_mostly_capitalised(token: str, casing: Mapping[str, float]) -> bool:
     return lower not in casing or capital > casing[lower]
 
 
-@cache
-def load_casing() -> Mapping[str, float] | None:
-    """Log-probabilities of English words as they are written, or None where there is no table.
-
-    The table comes with the package spacy-lookups-data. It is read without importing spaCy.
-    """
+def casing_file() -> Path | None:
+    """The table of `load_casing`, which comes with the package spacy-lookups-data; None without."""
     spec = importlib.util.find_spec("spacy_lookups_data")
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent / "data" / "en_lexeme_prob.json.gz"
-    if not path.is_file():
+    return path if path.is_file() else None
+
+
+@cache
+def load_casing() -> Mapping[str, float] | None:
+    """Log-probabilities of English words as they are written, or None where there is no table.
+
+    Takes a second or two; spaCy is not imported.
+    """
+    path = casing_file()
+    if path is None:
         return None
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return json.load(file)

@@ -24,7 +24,7 @@ from cli import (
     positive_int,
     run,
 )
-from constants import DATASET_NAMES, HUB_DATASETS
+from constants import DATA_ROOT, DATASET_NAMES, HUB_DATASETS
 from dataset import Dataset, load_dataset
 from drawing import Making, output_stem, refuse_foreign, too_few, write_files
 from gate import load_casing, report_csv, report_lines, verdicts
@@ -287,7 +287,7 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
     writing.add_argument(
         "--output_dir",
         type=Path,
-        default=Path("data"),
+        default=DATA_ROOT,
         metavar="FOLDER",
         help="in which <dataset>/<model>/paraphrases.jsonl is made (default: %(default)s)",
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constants import UserError
-from files import sync_folder, temporary_path, unlink_quietly, write_synced
+from files import make_folder, sync_folder, temporary_path, unlink_quietly, write_synced
 
 if TYPE_CHECKING:  # pandas and pyarrow are imported where they are used: --help stays quick
     import pyarrow
@@ -237,7 +237,7 @@ def write_results(
     contents = {
         result_file(stem, ".feather"): _feather_bytes(table),
         result_file(stem, ".csv"): _csv_bytes(table),
-        result_file(stem, ".json"): _manifest_bytes(manifest),
+        result_file(stem, ".json"): manifest_bytes(manifest),
     }
     replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
 
@@ -253,7 +253,7 @@ def replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool
     temporary = {path: temporary_path(path) for path in contents}
     path = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path, content in contents.items():
             write_synced(temporary[path], content)
         if not keep_seal:
@@ -316,7 +316,8 @@ def _csv_bytes(table: "pyarrow.Table") -> bytes:
     return buffer.getvalue().encode()
 
 
-def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file has it."""
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     # The name of a file need not be UTF-8; what is not is written as JSON's own escapes.
     return text.encode(errors="backslashreplace")

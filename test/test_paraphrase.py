@@ -541,6 +541,14 @@ sys.exit(status)
     }
 
 
+def test_the_name_of_a_file_need_not_be_utf8(tmp_path):
+    file = write_jsonl(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), CHECKED[:2])
+    output = tmp_path / "left.jsonl"
+    assert run_script(paraphrase, "--check", file, "--drop", "--output", output) == 0
+    manifest = json.loads(output.with_suffix(".json").read_bytes())
+    assert manifest["dataset"] == os.fsdecode(b"caf\xe9")
+
+
 def test_check_does_not_replace_a_file(tmp_path, capsys):
     file = write_jsonl(tmp_path / "checked.jsonl", CHECKED[:2])
     out = write_jsonl(tmp_path / "left.jsonl", [])
