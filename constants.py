@@ -17,12 +17,12 @@ DEMO_INSTRUCTION = "Give the missing fact in as few words as possible."
 # no question mark, since a file may hold questions, fill-in sentences or both.
 DEFAULT_INSTRUCTION = "Answer with a short fact and nothing else."
 
-# What --dataset takes besides the path of a file.
-HUB_DATASETS = ("webqa", "myriadlama")
-DATASET_NAMES = ("demo", *HUB_DATASETS)
-
 WEBQA_REPOSITORY = "stanfordnlp/web_questions"
 MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"
+
+# What --dataset takes besides the path of a file; those of the hub with their repositories.
+HUB_DATASETS = {"webqa": WEBQA_REPOSITORY, "myriadlama": MYRIADLAMA_REPOSITORY}
+DATASET_NAMES = ("demo", *HUB_DATASETS)
 
 WEBQA_INSTRUCTION = "Answer the question with a short fact and nothing else."
 # The very text that MyriadLAMA's published predictions were made with: to be comparable.

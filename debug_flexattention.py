@@ -33,7 +33,7 @@ from cli import (
     run,
 )
 from constants import UserError
-from files import temporary_path
+from files import nearest_existing, temporary_path
 
 COMMANDS = "n(ext), c(ontinue), p NAME, q(uit)"
 
@@ -92,12 +92,10 @@ def show_question(inspection, title: str, stops: Stops) -> None:
 def main(args) -> None:
     if args.save is not None:
         check_free(args.save.resolve())
-    from pipeline import read_questions, set_up_logging
+    from pipeline import check_weights, read_questions, set_up_logging
 
     questions = read_questions(args)
-    count = len(questions.records[0].paraphrases)
-    if args.weights is not None and len(args.weights) != count:
-        raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
+    check_weights(args, questions)
 
     set_up_logging(args.verbose)
     from dataset import chat_prompt_template
@@ -106,10 +104,8 @@ def main(args) -> None:
     from loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    default_positions = "left" if args.fusion == "joint" else source.default_positions
-    settings = Settings(
-        args.positions or default_positions, args.fusion, args.fusion_tau, args.weights
-    )
+    positions = args.positions or source.positions_for(args.fusion)
+    settings = Settings(positions, args.fusion, args.fusion_tau, args.weights)
     with loaded_engine(source, attention=args.attention) as engine:
         template, chat = questions.template, args.chat_template
         if chat:
@@ -158,7 +154,7 @@ def check_free(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--save: {folder} is there already; name a new or an empty folder")
     # Nothing is made above it yet: the run may fail, or be quit.
-    above = next(path for path in folder.parents if path.exists())
+    above = nearest_existing(folder.parent)
     trial = temporary_path(above / folder.name)
     try:
         trial.mkdir()

@@ -33,13 +33,15 @@ from debug_view import (
     paraphrase_table,
     saving,
     seen,
+    segment_mark,
     settings_line,
     shares,
+    shortened,
     step_title,
     summary_lines,
     summary_table,
 )
-from files import sync_folder, temporary_path, write_synced
+from files import missing_folders, sync_folder, temporary_path, write_synced
 from page import STYLE, html_table
 from plots import COLOURS
 
@@ -66,7 +68,7 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
     for number, drawn in enumerate(pictures, start=1):
         files |= {f"question{number}-{name}.png": content for name, content in drawn.items()}
     folder = folder.resolve()
-    temporary, above = temporary_path(folder), missing_above(folder)
+    temporary, above = temporary_path(folder), missing_folders(folder.parent)
     try:
         temporary.mkdir(parents=True)
         for name, content in files.items():
@@ -74,18 +76,12 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
         temporary.rename(folder)
         sync_folder(folder.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for made in above:
-            with suppress(OSError):  # it was never made, or somebody put a file there
-                made.rmdir()
         raise UserError(f"--save: cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def missing_above(folder: Path) -> list[Path]:
-    """The folders above it that are not there yet, the nearest first."""
-    return [path for path in folder.parents if not path.exists()]
+        for made in above:
+            with suppress(OSError):  # it was never made, or holds the page
+                made.rmdir()
 
 
 # ---- pictures -----------------------------------------------------------------------------------
@@ -120,7 +116,7 @@ def _png(figure) -> bytes:
 
 
 def _label(text: str) -> str:
-    text = text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 2] + ".."
+    text = shortened(text, LONGEST_LABEL)
     return text.replace("$", r"\$")  # a dollar sign would begin a formula
 
 
@@ -170,12 +166,12 @@ def _draw_attention(inspection: Inspection) -> bytes:
     count = len(inspection.question.segments)
     paraphrases = [f"paraphrase {inspection.words.paraphrase(i)}" for i in range(count)]
     names = ["prefix", *paraphrases, "own text"]
-    colours = [GREY, *(_colour(SEGMENT_MARKS[i % len(SEGMENT_MARKS)]) for i in range(count)), DARK]
+    colours = [GREY, *(_colour(segment_mark(i)) for i in range(count)), DARK]
     figure = _figure(max(5.5, 2.5 + 0.75 * len(steps)), 3.6)
     axis = figure.subplots()
     bottom = [0.0] * len(steps)
-    for part, (name, colour) in enumerate(zip(names, colours, strict=True)):
-        heights = [shares(step)[part] for step in steps]
+    parts = zip(*map(shares, steps), strict=True)
+    for name, colour, heights in zip(names, colours, parts, strict=True):
         style = {"color": colour, "edgecolor": "white", "linewidth": 0.5, "label": name}
         axis.bar(range(len(steps)), heights, 0.8, bottom=bottom, **style)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]

@@ -149,7 +149,7 @@ def mask_cells(
     words: Words, prefix: Sequence[int], question: SplitQuestion, most: int
 ) -> list[Cell]:
     """At most about ``most`` cells: a token each, but for what is left out of long parts."""
-    segments = [(_mark(i), segment) for i, segment in enumerate(question.segments)]
+    segments = [(segment_mark(i), segment) for i, segment in enumerate(question.segments)]
     fixed = min(len(prefix), PREFIX_CELLS) + len(question.tail) + ANSWER_TOKENS
     longest = max(question.lengths)
     while longest > 1 and fixed + sum(min(n, longest) for n in question.lengths) > most:
@@ -170,7 +170,7 @@ def mask_cells(
     return cells
 
 
-def _mark(segment: int) -> str:
+def segment_mark(segment: int) -> str:
     return SEGMENT_MARKS[segment % len(SEGMENT_MARKS)]
 
 
@@ -194,12 +194,16 @@ def seen(mask: torch.Tensor, cells: Sequence[Cell]) -> list[list[float]]:
     return ((count > 0).double() / 2 + (count == pairs).double() / 2).tolist()
 
 
+def shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 2] + ".."
+
+
 def draw_mask(mask: torch.Tensor, cells: Sequence[Cell], width: int) -> list[str]:
     """Plain characters, a row a cell; labels are cut to ``width``."""
     signs = {1.0: SEES, 0.5: SEES_SOME, 0.0: SEES_NONE}
     lines = [" " * (width + 4) + "".join(cell.mark for cell in cells)]
     for row, shares_seen in zip(cells, seen(mask, cells), strict=True):
-        label = row.label if len(row.label) <= width else row.label[: width - 2] + ".."
+        label = shortened(row.label, width)
         drawn = "".join(signs[share] for share in shares_seen)
         lines.append(f"{row.mark}  {label:<{width}} {drawn}")
     return [

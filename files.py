@@ -8,10 +8,20 @@ from pathlib import Path
 
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it, and lets them last."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = missing_folders(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         sync_folder(path.parent)
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """It and those above it that are not there yet, the nearest first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the first folder above it that is there."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def temporary_path(path: Path) -> Path:

@@ -19,10 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from constants import MYRIADLAMA_REPOSITORY, WEBQA_REPOSITORY
-
-# By repository: what --dataset takes.
-DATASET_ALIASES = {WEBQA_REPOSITORY: "webqa", MYRIADLAMA_REPOSITORY: "myriadlama"}
+from constants import HUB_DATASETS
 
 # By errno: what is wrong with the disk. EFBIG is what a limit on a file's size (`ulimit -f`) gives.
 DISK_ERRORS = {
@@ -34,6 +31,8 @@ DISK_ERRORS = {
     errno.EPERM: "permission is denied",
 }
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Where only a text is left of the error.
+DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "Not enough disk space")
 
 # By name: the hub's client changed its HTTP library, which kept its classes' names.
 TRANSPORT_ERRORS = {"TransportError", "TimeoutException", "ConnectionError", "gaierror"}
@@ -212,7 +211,8 @@ def _hidden(chain, repository: str, revision: str | None, *, is_dataset: bool) -
 
 
 def _odd_answer(chain) -> Problem | None:
-    """Something else than a hub answered, a file broke off for good, or nothing came back."""
+    """What a text tells: something else than a hub answered, the disk is full, a file broke off
+    for good, or nothing came back."""
     for link in chain:
         said = " ".join(str(link).split())
         if "FileMetadataError" in _kinds(link) or "does not seem to be served by" in said:
@@ -221,6 +221,8 @@ def _odd_answer(chain) -> Problem | None:
                 "that no proxy or login page stands before it"
             )
             return Problem("network", text)
+        if any(words in said for words in DISK_IS_FULL):
+            return _disk(errno.ENOSPC)
         if said.startswith("Consistency check failed"):
             return Problem("network", "network: a file arrived cut short; start the command again")
     # Raised alone where the library has already dealt with what is behind it.
@@ -241,7 +243,8 @@ def _unreachable(chain) -> str:
 def _offline(repository: str, revision: str | None, *, is_dataset: bool) -> Problem:
     flags = ["--model", repository]
     if is_dataset:
-        flags = ["--dataset", DATASET_ALIASES.get(repository, repository)]
+        names = {known: name for name, known in HUB_DATASETS.items()}
+        flags = ["--dataset", names.get(repository, repository)]
     if revision is not None:
         flags += ["--dataset_revision" if is_dataset else "--revision", revision]
     text = (

@@ -6,7 +6,6 @@
 A `place` is a name for messages.
 """
 
-import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 # `train-00001-of-00003.parquet`, as the hub's own files are named.
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
-DISK_IS_FULL = ("No space left on device", "Disk quota exceeded", "Not enough disk space")
 OR_FILES = "or give the tables as files with --data_dir"
 
 
@@ -100,7 +98,7 @@ def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
     except ImportError as error:
         raise UserError(
             f"{repository} is read through the package datasets, which cannot be imported "
-            f"({error}): pip install datasets, or give the tables as files with --data_dir"
+            f"({error}): pip install datasets, {OR_FILES}"
         ) from None
     # A proxy, a cache, a file of the repository's, the hub itself: anything may raise anything.
     try:
@@ -141,9 +139,6 @@ def hub_table(
 
 def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
     """What went wrong with a dataset of the hub, and what to do, as one sentence."""
-    said = " ".join(str(error).split())
-    if any(words in said for words in DISK_IS_FULL):  # the library's text alone says so
-        error = OSError(errno.ENOSPC, said)
     problem = explain(error, repository, revision=revision, is_dataset=True)
     if problem is None:
         return f"cannot read {repository} from the hub: {first_line(error)}"

@@ -20,9 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli import Parser, run
-from constants import MODEL_PATHs, UserError, resolve_model
+from constants import DATASET_NAMES, HUB_DATASETS, MODEL_PATHs, UserError, resolve_model
+from files import nearest_existing
 from hub_errors import (
-    DATASET_ALIASES,
     SECONDS_TO_ANSWER,
     WEIGHTS,
     Problem,
@@ -33,8 +33,6 @@ from hub_errors import is_here as model_is_here
 from interrupts import advise
 from lemmatize import PREFERRED_MODEL
 from progress import say
-
-DATASETS = {name: repository for repository, name in DATASET_ALIASES.items()}
 
 # Tokenizer, configuration, weights; not pickles, not the same weights again in other formats.
 MODEL_FILE = re.compile(r"[\w.-]+\.json|[\w.-]+\.jinja|tokenizer\.model|(merges|vocab)\.txt")
@@ -107,15 +105,15 @@ def main(args: argparse.Namespace) -> None:
 
 def asked_for(args: argparse.Namespace) -> list[Resource]:
     """What is to be looked for on the hub; what needs no hub is told of and left out."""
-    names = args.dataset or (("demo", *DATASETS) if args.dataset_only else ())
+    names = args.dataset or (DATASET_NAMES if args.dataset_only else ())
     resources = []
     for name in dict.fromkeys(names):
         if name == "demo":
             print("demo: its questions come with the project, nothing to fetch")
-        elif name in DATASETS:
-            resources.append(Resource("--dataset", name, DATASETS[name], args.dataset_revision))
+        elif name in HUB_DATASETS:
+            resources.append(Resource("--dataset", name, HUB_DATASETS[name], args.dataset_revision))
         else:
-            known = ", ".join(("demo", *DATASETS))
+            known = ", ".join(DATASET_NAMES)
             raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
     for name in dict.fromkeys(args.model):
         path = resolve_model(name)
@@ -153,12 +151,14 @@ def problems_told(resource: Resource) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        problem = problem_with(resource, error)
-        if problem is not None:
-            text = problem.text
-        else:
-            text = f"{resource.repository}: {type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"{resource.flag} {resource.name}: {text[:600]}") from error
+        raise refusal(resource, error, problem_with(resource, error)) from error
+
+
+def refusal(resource: Resource, error: BaseException, problem: Problem | None) -> UserError:
+    """The problem if one was found, else what the client said."""
+    said = f"{resource.repository}: {type(error).__name__}: {' '.join(str(error).split())}"
+    text = said if problem is None else problem.text
+    return UserError(f"{resource.flag} {resource.name}: {text[:600]}")
 
 
 def problem_with(resource: Resource, error: BaseException) -> Problem | None:
@@ -185,7 +185,7 @@ def plan_fetch(resource: Resource) -> Plan | None:
         except Exception as error:
             problem = problem_with(resource, error)
             if problem is None or problem.kind not in UNTIED or not is_here(resource):
-                raise
+                raise refusal(resource, error, problem) from error
             print(f"{resource}: here; not compared with the hub: {UNTIED[problem.kind]}")
             return None
         names = [file.rfilename for file in about.siblings or ()]
@@ -231,7 +231,7 @@ def check_space(plans: Iterable[Plan]) -> None:
             folder = datasets_cache()
             wanted[folder] = wanted.get(folder, 0) + UNPACKED * plan.missing
         for folder, size in wanted.items():
-            disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            disk = nearest_existing(folder)
             # Folders of one file system share its space.
             disk = next((d for d in needed if d.stat().st_dev == disk.stat().st_dev), disk)
             needed[disk] = needed.get(disk, 0) + size
@@ -345,7 +345,7 @@ def fetch_spacy() -> None:
 def show_list() -> None:
     """Every name that can be given, where it comes from, and whether it is here."""
     rows = [("--dataset", "demo", "comes with the project")]
-    for name, repository in DATASETS.items():
+    for name, repository in HUB_DATASETS.items():
         rows.append(("--dataset", name, described(Resource("--dataset", name, repository))))
     for name, path in MODEL_PATHs.items():
         is_bundled = os.path.isdir(path)
@@ -378,7 +378,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"fetch a dataset: {', '.join(DATASETS)}; can be given several times",
+        help=f"fetch a dataset: {', '.join(HUB_DATASETS)}; can be given several times",
     )
     parser.add_argument(
         "--model",
@@ -409,8 +409,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{flag}: --list only shows, and fetches nothing: leave one out")
     if parsed.revision is not None and len(parsed.model) != 1:
         parser.error("--revision: it is one model's; give one --model")
-    if parsed.dataset_revision is not None and len(set(parsed.dataset) & set(DATASETS)) != 1:
-        parser.error(f"--dataset_revision: give one --dataset of {', '.join(DATASETS)}")
+    if parsed.dataset_revision is not None and len(set(parsed.dataset) & set(HUB_DATASETS)) != 1:
+        parser.error(f"--dataset_revision: give one --dataset of {', '.join(HUB_DATASETS)}")
     if not (parsed.dataset or parsed.model or parsed.dataset_only or parsed.spacy or parsed.list):
         parser.error("nothing to do: give --dataset, --model, --spacy or --list")
     return parsed

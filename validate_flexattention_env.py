@@ -35,6 +35,7 @@ from urllib.request import urlopen
 
 from cli import Parser, run
 from constants import DEMO_MODEL, DEMO_QUESTIONS, ROOT, UserError, resolve_model
+from files import nearest_existing
 from memory import GIB, available_memory
 from progress import quoted, say
 
@@ -224,24 +225,25 @@ def check_memory() -> Check:
 
 
 def check_disk() -> Iterator[Check]:
-    yield room("results folder", Path("results"), LITTLE_ROOM, "use --output_dir")
+    yield room("results folder", Path("results"), LITTLE_ROOM, "use --output_dir", FAILED)
     if find_spec("huggingface_hub"):  # else transformers is missing too, which is told
         from hub_errors import cache_folder
 
-        yield room(
-            "model cache", Path(cache_folder()), LITTLE_CACHE, "set HF_HOME to a larger disk"
-        )
+        cache = Path(cache_folder())
+        yield room("model cache", cache, LITTLE_CACHE, "set HF_HOME to a larger disk", WARNING)
 
 
-def room(name: str, folder: Path, little: int, elsewhere: str) -> Check:
-    """How much is free where the folder is, or will be made."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def room(name: str, folder: Path, little: int, elsewhere: str, unwritable: str) -> Check:
+    """How much is free where the folder is, or will be made.
+
+    unwritable: the status where nothing can be written there.
+    """
+    there = nearest_existing(folder.absolute())
     free = shutil.disk_usage(there).free
     said = f"{free / GIB:.1f} GiB free in {folder}"
     figures = {"free_bytes": free, "folder": str(folder)}
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        status = FAILED if name == "results folder" else WARNING
-        return Check(name, status, f"{there} cannot be written", elsewhere, figures)
+        return Check(name, unwritable, f"{there} cannot be written", elsewhere, figures)
     short = free < little
     todo = f"make room, or {elsewhere}" if short else ""
     return Check(name, WARNING if short else OK, said, todo, figures)
@@ -338,13 +340,13 @@ def check_flex_attention() -> Iterator[Check]:
             say("compiling FlexAttention for the CPU: half a minute, once")
         try:
             tried = try_flex(torch.device(device))
-        except Exception as error:  # the compiler's own faults come in every kind
+        except UserError as error:
             todo = (
                 "install a C++ compiler (g++); the CPU's default is sdpa, which needs none"
                 if device == "cpu"
                 else "update the driver and torch; --attention sdpa runs without FlexAttention"
             )
-            yield Check(name, FAILED, f"does not run: {one_line(error)}", todo)
+            yield Check(name, FAILED, f"does not run: {error}", todo)
             continue
         right = tried["difference"] <= tried["tolerance"]
         yield Check(
@@ -364,6 +366,9 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
     The oracle knows only which token is whose. What may be off: probabilities and result are
     rounded to the dtype, each by half of ``eps`` of the largest value; in float32 sums over a
     head's 64 products have room for as many roundings.
+
+    Raises:
+        UserError: it does not run on this device.
     """
     import torch
 
@@ -383,22 +388,25 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
         torch.randn(*shape, generator=generator).to(dtype)
         for shape in ((1, TRIED_HEADS, T, D), (1, J, T, D), (1, J, T, D), (J, P, D), (J, P, D))
     )
-    prefix = {0: KeyValues(prefix_key.to(device), prefix_value.to(device))}
-    plan = EncodePlan(
-        TRIED_LENGTHS,
-        owner.to(device),
-        positions.to(device),
-        prefix,
-        backend="flex",
-        compiled=compiled,
-    )
-    inputs = [tensor.to(device) for tensor in (query, key, value)]
     seconds = []
-    for _ in range(2):
-        begun = time.monotonic()
-        with torch.inference_mode():
-            got = plan.attend(0, *inputs, Scoring(D**-0.5))[0, :, :real].double().cpu()
-        seconds.append(time.monotonic() - begun)
+    try:
+        prefix = {0: KeyValues(prefix_key.to(device), prefix_value.to(device))}
+        plan = EncodePlan(
+            TRIED_LENGTHS,
+            owner.to(device),
+            positions.to(device),
+            prefix,
+            backend="flex",
+            compiled=compiled,
+        )
+        inputs = [tensor.to(device) for tensor in (query, key, value)]
+        for _ in range(2):
+            begun = time.monotonic()
+            with torch.inference_mode():
+                got = plan.attend(0, *inputs, Scoring(D**-0.5))[0, :, :real].double().cpu()
+            seconds.append(time.monotonic() - begun)
+    except Exception as error:  # the compiler's own faults come in every kind
+        raise UserError(one_line(error)) from error
 
     group = TRIED_HEADS // J
     keys, values = (
@@ -539,17 +547,17 @@ def all_checks(args: Namespace) -> tuple[list[Check], list]:
     if usable:
         checks += check_devices()
     checks += [check_spacy_model(), check_memory(), *check_disk(), *check_hub(), check_demo()]
-    certificates = []
-    if usable:
-        from pipeline import set_up_logging
+    if not usable:
+        return checks, []
+    from pipeline import set_up_logging
 
-        set_up_logging(args.verbose)
-    if usable and args.test_flex_attention:
+    set_up_logging(args.verbose)
+    if args.test_flex_attention:
         checks += check_flex_attention()
-    if usable and args.model:
-        found, certificates = check_model(args.model, args.revision)
-        checks += found
-    return checks, certificates
+    if not args.model:
+        return checks, []
+    found, certificates = check_model(args.model, args.revision)
+    return [*checks, *found], certificates
 
 
 def main(args: Namespace) -> None:

@@ -281,7 +281,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.about(kind, match[2], unquote(match[3]), self.resolve, unquote(match[4]))
         if match := re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             revision = unquote(match[3] or "main")
-            return self.about(match[1], match[2], revision, self.info, query)
+            return self.about(match[1], match[2], revision, self.info)
         if match := re.fullmatch(
             r"/api/(model|dataset)s/([^/]+/[^/]+)/(tree|paths-info)/([^/]+)(?:/(.+))?", path
         ):
@@ -320,16 +320,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return go_on(repository, snapshot, *args)
 
-    def info(self, repository: Repository, snapshot: Snapshot, query) -> None:
-        siblings = []
-        for name, file in snapshot.files.items():
-            entry = {"rfilename": name}
-            if "blobs" in query:
-                entry |= {"size": len(file.content), "blobId": file.blob_id}
-                if file.is_apart:
-                    stored = {"sha256": file.sha256, "size": len(file.content), "pointerSize": 134}
-                    entry["lfs"] = stored
-            siblings.append(entry)
+    def info(self, repository: Repository, snapshot: Snapshot) -> None:
         access = self.hub.access.get(repository.name)
         about = {
             "id": repository.name,
@@ -337,7 +328,7 @@ class Handler(BaseHTTPRequestHandler):
             "private": access == "private",
             "gated": "manual" if access == "gated" else False,
             "tags": [],
-            "siblings": siblings,
+            "siblings": [{"rfilename": name} for name in snapshot.files],
         }
         self.json(about)
 

@@ -34,8 +34,8 @@ from huggingface_hub import constants, errors
 
 import hub_errors
 import resources
+from constants import HUB_DATASETS as DATASETS
 from constants import MODEL_PATHs
-from resources import DATASETS
 
 pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="needs datasets")
 
