@@ -976,7 +976,8 @@ def unsupported(config, reason: str) -> str:
     return f"the architecture {config.model_type!r} is not supported: {reason}"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Its kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -1042,10 +1043,10 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
     except UserError:
         raise
     except torch.OutOfMemoryError as error:
-        raise UserError(f"out of memory with a few tokens: {_reason(error)}") from error
+        raise UserError(f"out of memory with a few tokens: {reason_of(error)}") from error
     except Exception as error:  # a foreign architecture may raise anything; --verbose shows it
         logger.info("the probe failed", exc_info=True)
-        raise UserError(unsupported(model.config, _reason(error))) from error
+        raise UserError(unsupported(model.config, reason_of(error))) from error
     count = config.num_hidden_layers
     if sorted(attended) != list(range(count)):
         raise UserError(
@@ -1109,7 +1110,7 @@ def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
         mask = make_mask(mask_mod, 256, 256, model.device, "flex")
         got = attend_under_mask(q, k, v, mask, scoring, "flex", wrapper.compiled)
     except Exception as error:  # the compiler's own faults come in every kind
-        return _reason(error)
+        return reason_of(error)
     mask = make_mask(mask_mod, 256, 256, model.device, "eager")
     difference = (got - attend_under_mask(q, k, v, mask, scoring, "eager")).abs().max().item()
     if difference > (1e-4 if model.dtype == torch.float32 else 5e-2):

@@ -35,6 +35,7 @@ from engine import (
     plan_batches,
 )
 from progress import quoted
+from reductions import average_logits
 from segments import SplitQuestion, split_prompts
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
@@ -218,7 +219,7 @@ def without_stops(engine: Engine) -> Engine:
 
 def _check_cut(report, tokenizer, template, questions, prefix, split) -> tuple[Cut, ...]:
     """Held against the tokenizer's own ids and character offsets of every whole prompt."""
-    wrong, cuts, counted = [], [], 0
+    wrong, cuts = [], []
     for paraphrases, question in zip(questions, split, strict=True):
         straddling: list[str] = []
         for number, paraphrase in enumerate(paraphrases):
@@ -241,7 +242,6 @@ def _check_cut(report, tokenizer, template, questions, prefix, split) -> tuple[C
             ]
             if [*prefix, *segment, *question.tail] != ids:
                 wrong.append(f"the parts of {paraphrase!r} are not the tokens of its prompt")
-            counted += 1
         cuts.append(_shown(tokenizer, prefix, question, tuple(dict.fromkeys(straddling))))
     lengths = sorted(length for question in split for length in question.lengths)
     report.add(
@@ -250,8 +250,8 @@ def _check_cut(report, tokenizer, template, questions, prefix, split) -> tuple[C
         len(wrong),
         wrong[0]
         if wrong
-        else f"{counted} prompts: a prefix of {len(prefix)} tokens, segments of {lengths[0]} to "
-        f"{lengths[-1]}, a tail of {_span([len(question.tail) for question in split])}; each is "
+        else f"{len(lengths)} prompts: a prefix of {len(prefix)} tokens, segments of {lengths[0]} "
+        f"to {lengths[-1]}, a tail of {_span([len(question.tail) for question in split])}; each is "
         "its prompt as the tokenizer has it",
     )
     return tuple(cuts)
@@ -583,7 +583,7 @@ def _check_encoded(findings, forward: Forward, prefix, packed) -> None:
         if window is not None:
             visible = visible & (query.position[:, None] - key.position < window)
         expected = visible / visible.sum(1, keepdim=True)
-        _compare(findings, rows, keys, window, expected, lowest, highest)
+        _compare(findings, query, key, window, expected, lowest, highest)
 
 
 def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, question, index):
@@ -625,7 +625,7 @@ def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, qu
             if window is not None:
                 visible = (fused & (distance < window)) | (others & (distance - turn < window))
             expected += visible / visible.sum(1, keepdim=True) / K
-        _compare(findings, rows, keys, window, expected, lowest[row][real], highest[row][real])
+        _compare(findings, query, key, window, expected, lowest[row][real], highest[row][real])
         # What pads the shorter tails: no number in its states would spread to all of the row.
         findings.no_empty(highest[row][padding], lambda _: "a padding token among the fused tokens")
 
@@ -646,8 +646,12 @@ def _code(owner: tuple[int, int]) -> int:
     return owner[0] * 10**6 + owner[1]
 
 
-def _compare(findings, rows, keys, window, expected, lowest, highest) -> None:
-    """Put every cell that is not as expected under the item it breaks. All [rows, keys]."""
+def _compare(findings, query, key, window, expected, lowest, highest) -> None:
+    """Put every cell that is not as expected under the item it breaks.
+
+    query, key: `_Columns` of the rows and of the keys; the tensors are [rows, keys].
+    """
+    rows, keys = query.keys, key.keys
     empty = findings.no_empty(highest, lambda q: rows[q])
     seen = ~empty & (highest > 0) & (expected == 0)
     hidden = ~empty & (lowest <= 0) & (expected > 0)
@@ -656,7 +660,6 @@ def _compare(findings, rows, keys, window, expected, lowest, highest) -> None:
     off = torch.maximum(highest - expected, expected - lowest)
     uneven = clean & (off > SHARE_TOLERANCE * expected)
 
-    query, key = _Columns(rows), _Columns(keys)
     fused = query.of("fused")[:, None]
     own = (query.owner[:, None] == key.owner) & ~fused
     foreign = key.of("segment") & ~own & ~fused
@@ -710,9 +713,7 @@ def step_logits(engine, streams, *, steps: int, combine=only_stream, fusion=None
     if engine.counts.out_of_memory > halved:
         raise UserError("out of memory with a few questions at a time; take a smaller model")
     order = torch.tensor([index for index, _ in answers])
-    logits = torch.empty_like(torch.stack(kept))
-    logits[:, order] = torch.stack(kept)
-    return logits
+    return torch.stack(kept)[:, order.argsort()]
 
 
 def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -> None:
@@ -725,7 +726,7 @@ def _check_fusion(report, engine, split, positions: str, logits: torch.Tensor) -
         [found] = step_logits(engine, streams, steps=1)
         moved = max(moved, _relative(found, logits), key=size)
     streams = [logit_streams(question, P) for question in split]
-    [alone] = step_logits(engine, streams, steps=1, combine=lambda x, _: x.mean(1))
+    [alone] = step_logits(engine, streams, steps=1, combine=average_logits)
     apart = max(_relative(alone[:, [number]], alone[:, :1]) for number in range(1, alone.shape[1]))
     allowed = rounding(engine.model.dtype, engine.config.num_hidden_layers)
     said = (
@@ -884,13 +885,9 @@ def packed_differences(
             pairs["keys"].append((mine.keys[:, own], wanted.keys))
             pairs["values"].append((mine.values[:, own], wanted.values))
         pairs["hidden states"].append((packed.hidden[0, own], stock.hidden))
-        found.append(
-            {kind: tuple(zip(*map(_off, given), strict=True)) for kind, given in pairs.items()}
-        )
-    return [
-        {kind: (max(r, key=size), max(most, key=size)) for kind, (r, most) in each.items()}
-        for each in found
-    ]
+        offs = {kind: zip(*map(_off, given), strict=True) for kind, given in pairs.items()}
+        found.append({kind: tuple(max(of, key=size) for of in both) for kind, both in offs.items()})
+    return found
 
 
 def _off(pair) -> tuple[float, float]:

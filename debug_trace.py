@@ -29,8 +29,15 @@ from certificate import (
     without_a_mask,
     without_stops,
 )
-from constants import UserError
-from engine import Answer, Engine, Stream, attention_streams, logit_streams, only_stream
+from engine import (
+    Answer,
+    Engine,
+    Stream,
+    attention_streams,
+    check_turns,
+    logit_streams,
+    only_stream,
+)
 from segments import SplitQuestion, split_prompts
 
 ANSWER_TOKENS = 2  # of the answer, in the mask
@@ -236,7 +243,7 @@ def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
     [stream] = attention_streams(question, P, settings.positions)
     alone = logit_streams(question, P)
     without = _left_out_streams(engine, template, paraphrases, settings.positions)
-    check_turns(engine, [[stream], alone, without] if without else [[stream]], max_new_tokens)
+    check_turns(engine, [[stream], alone, without], max_new_tokens)
     fusion = settings.fusion_of(everything, engine.device)
     answer, tokens, logits, attention = watch(engine, stream, fusion, max_new_tokens)
 
@@ -268,15 +275,6 @@ def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
             for i, kind in enumerate(fusions)
         ),
     )
-
-
-def check_turns(engine: Engine, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> None:
-    """Raises UserError where the model cannot have these streams' positions."""
-    if not engine.can_turn(streams, max_new_tokens):
-        raise UserError(
-            "--positions exact: this model's positions are not rotary, or turn in a way that is "
-            "not known here; use --positions left"
-        )
 
 
 def _left_out_streams(engine, template, paraphrases, positions) -> list[Stream]:

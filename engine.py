@@ -27,6 +27,7 @@ from attention import (
     Room,
     head_shape,
     learn_rotary,
+    reason_of,
 )
 from constants import UserError
 from progress import say_if_slow
@@ -282,15 +283,6 @@ class Engine:
         finally:
             self.observe = None
 
-    @torch.inference_mode()
-    def encode_segments(self, streams: Sequence[Stream]) -> dict[int, KeyValues]:
-        """Keys and values of each layer, [J, T, D], of the packed segments, as `generate` has them.
-
-        The streams' segments come in order; what stands behind them is padding or separators.
-        """
-        encoded, _ = self._encode_streams(streams)
-        return encoded.layers
-
     def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
         """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
         self._check_lengths(streams, max_new_tokens)
@@ -475,7 +467,7 @@ class Engine:
             plain = logits()
         except Exception as error:  # the compiler's own faults come in every kind
             logger.info("recording failed", exc_info=True)
-            return f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            return reason_of(error)
         finally:
             self.recording, self.started = True, False
             self.counts, self.stop = counts, stop
@@ -727,6 +719,15 @@ class Engine:
                 f"beyond the model's vocabulary of {self.config.vocab_size}: its tokenizer was "
                 "extended and the model was not"
             )
+
+
+def check_turns(engine: Engine, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> None:
+    """Raises UserError where the model cannot have these streams' positions."""
+    if not engine.can_turn(streams, max_new_tokens):
+        raise UserError(
+            "--positions exact: this model's positions are not rotary, or turn in a way that is "
+            "not known here; use --positions left"
+        )
 
 
 def end_of_sequence_ids(model, tokenizer, vocabulary: int) -> frozenset[int]:

@@ -20,7 +20,7 @@ from cli import (
     check_fusion_arguments,
     run,
 )
-from constants import SEPARATOR, UserError, resolve_model
+from constants import SEPARATOR, resolve_model
 from results import attention_method_name
 
 LAYOUTS = ("shared", "concat")
@@ -45,7 +45,7 @@ def split_and_place(engine, template, questions, *, layout, positions, max_new_t
 
     Args, errors: as of `flex_attention_generation`.
     """
-    from engine import attention_streams
+    from engine import attention_streams, check_turns
     from segments import concatenate_prompts, split_prompts
 
     if layout == "shared":
@@ -58,11 +58,7 @@ def split_and_place(engine, template, questions, *, layout, positions, max_new_t
         ]
     engine.set_prefix(prefix)
     streams = [attention_streams(question, len(prefix), positions) for question in split]
-    if not engine.can_turn(streams, max_new_tokens):
-        raise UserError(
-            "--positions exact: this model's positions are not rotary, or turn in a way that is "
-            "not known here; use --positions left"
-        )
+    check_turns(engine, streams, max_new_tokens)
     return streams
 
 
@@ -135,13 +131,11 @@ def names_without_a_model(args) -> tuple[list[str], dict]:
 
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
+    from pipeline import Run, check_weights, lemmatize_finished, read_questions, set_up_logging
 
     resolve_model(args.model)  # a name that can be nothing is told first
     questions = read_questions(args)
-    count = len(questions.records[0].paraphrases)
-    if args.weights is not None and len(args.weights) != count:
-        raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
+    check_weights(args, questions)
     if args.lemmaize:
         return lemmatize_finished(args, questions, *names_without_a_model(args))
 
@@ -149,7 +143,7 @@ def main(args) -> Path:
     from loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    default_positions = "left" if args.fusion == "joint" else source.default_positions
+    default_positions = source.positions_for(args.fusion)
     defaults = {"layout": "shared", "positions": default_positions, "fusion": "mean"}
     chosen = {
         "layout": args.layout,

@@ -49,6 +49,10 @@ class ModelSource:
         text_config = self.config.get_text_config()
         return "exact" if getattr(text_config, "rope_parameters", None) else "left"
 
+    def positions_for(self, fusion: str) -> str:
+        """The default of a fusion: one softmax over all cannot have ``exact``."""
+        return "left" if fusion == "joint" else self.default_positions
+
 
 def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> ModelSource:
     """Resolve a model's name, read its configuration, choose device and dtype.

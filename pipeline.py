@@ -90,6 +90,13 @@ def read_questions(args, *, original: bool = False) -> Questions:
     return questions
 
 
+def check_weights(args, questions: Questions) -> None:
+    """Raises UserError where --weights has not one for each paraphrase."""
+    count = len(questions.records[0].paraphrases)
+    if args.weights is not None and len(args.weights) != count:
+        raise UserError(f"--weights: {len(args.weights)} weights for {count} paraphrases")
+
+
 class Run:
     """One run of a generating script, from its command line to its three files.
 

@@ -136,10 +136,9 @@ class OwnCase(Table):
 
     def gap(self, engine, source, index, one, other) -> float:
         """How far the first logit was above the second where two answers part, asked alone."""
-        parting = next((at for at, (a, b) in enumerate(zip(one, other)) if a != b), None)  # noqa: B905
-        if parting is None:
-            parting = min(len(one), len(other))
-        gaps = []
+        from batches import first_difference
+
+        parting, gaps = first_difference(one, other), []
 
         def watch(logits, weights):
             gaps.append(logits[0, 0].topk(2).values.diff().abs().item())

@@ -45,16 +45,8 @@ ARCHITECTURE = HERE / "architecture.md"
 BEGIN, END = "<!-- made by docs/make_reference.py -->", "<!-- end of what is made -->"
 
 # Module → the command a user types.
-SCRIPTS = {
-    "flex_attention_generate": "flex_attention_generate.py",
-    "generate": "generate.py",
-    "score": "score.py",
-    "paraphrase": "paraphrase.py",
-    "resources": "download_resources.sh",
-    "validate_flexattention_env": "validate_flexattention_env.py",
-    "debug_flexattention": "debug_flexattention.py",
-    "example_flexattention": "example_flexattention.py",
-}
+SCRIPTS = {name: f"{name}.py" for name in GROUPS["Scripts"]}
+SCRIPTS["resources"] = "download_resources.sh"
 GENERATING = ("flex_attention_generate", "generate")
 
 Row = tuple[str, ...]

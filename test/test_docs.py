@@ -61,7 +61,8 @@ def test_help_tells_the_defaults_that_are_taken(reference):
     for module in reference.SCRIPTS:
         parser = reference.parser_of(module)
         for action in parser._actions:
-            if action.default in (None, SUPPRESS, False, []) or action.default == SUPPRESS:
+            nothing = action.default is None or action.default is False  # 0 is a default
+            if nothing or action.default in (SUPPRESS, []):
                 continue
             told, _ = reference.split_default(action.help % vars(action))
             assert told is not None, (module, action.dest)
