@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -193,6 +193,20 @@ class MaskPlan:
         )
 
 
+class Fresh:
+    """Where a plan's tensors lie that nothing will look for again: anywhere."""
+
+    def take(self, name, shape, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised, contiguous."""
+        return like.new_empty(shape)
+
+    def reserve(self, name, size: int, like: torch.Tensor) -> None:
+        """See `recorded.Room`."""
+
+    def keep(self, name, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
 class EncodePlan:
     """Segments packed behind each other, each seeing the prefix and itself.
 
@@ -205,9 +219,26 @@ class EncodePlan:
         position_ids: [T].
         prefix: keys and values of each layer's prefix, [J, P, D], or an empty dict.
         backend: ``flex`` packs under a block mask; ``sdpa`` and ``eager`` pad inside attention.
+        room: where ``flex`` keeps keys and values, with place for at least ``capacity`` tokens.
     """
 
-    def __init__(self, lengths, segment_ids, position_ids, prefix, *, backend, compiled=True):
+    def __init__(
+        self,
+        lengths,
+        segment_ids,
+        position_ids,
+        prefix,
+        *,
+        backend,
+        compiled=True,
+        room: Fresh | None = None,
+        capacity: int = 0,
+    ):
+        sizes = torch.as_tensor(lengths)
+        self.lengths = sizes
+        self.starts = sizes.cumsum(0) - sizes
+        self.room = room or Fresh()
+        self.capacity = max(capacity, segment_ids.shape[0])
         self.segment_ids = segment_ids
         self.position_ids = position_ids
         self.prefix = prefix
@@ -216,20 +247,30 @@ class EncodePlan:
         self.compiled = compiled
         self.layers: dict[int, KeyValues] = {}
         self._masks = {}
-        self.gather, self.scatter = padding_indices(lengths, segment_ids.shape[0])
-        self.gather = self.gather.to(segment_ids.device)  # [rows, M]
-        self.scatter = self.scatter.to(segment_ids.device)  # [T]
+
+    @cached_property
+    def padding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `padding_indices`."""
+        indices = padding_indices(self.lengths, self.segment_ids.shape[0])
+        return tuple(index.to(self.segment_ids.device) for index in indices)
+
+    @property
+    def gather(self) -> torch.Tensor:
+        return self.padding[0]
 
     def attend(self, layer, query, key, value, scoring):
+        if self.backend == "flex":
+            P, prefix = self.prefix_length, self.prefix.get(layer, KeyValues(None, None))
+            keys = self._behind(prefix.keys, key[0], (layer, "keys"))
+            values = self._behind(prefix.values, value[0], (layer, "values"))
+            self.layers[layer] = KeyValues(keys[:, P:], values[:, P:])
+            mask = self._mask(scoring.window, query.device)
+            return attend_under_mask(
+                query, keys[None], values[None], mask, scoring, "flex", self.compiled
+            )
+
         own = KeyValues(key[0], value[0])
         self.layers[layer] = own
-        if self.backend == "flex":
-            if self.prefix:
-                key = torch.cat([self.prefix[layer].keys, own.keys], dim=1)[None]
-                value = torch.cat([self.prefix[layer].values, own.values], dim=1)[None]
-            mask = self._mask(scoring.window, query.device)
-            return attend_under_mask(query, key, value, mask, scoring, "flex", self.compiled)
-
         rows = self.gather.shape[0]
         padded_query = query[0][:, self.gather].transpose(0, 1)  # [rows, H, M, D]
         keys = own.keys[:, self.gather].transpose(0, 1)  # [rows, J, M, D]
@@ -240,7 +281,21 @@ class EncodePlan:
             values = torch.cat([prefix.values.expand(rows, -1, -1, -1), values], dim=2)
         mask = self._mask(scoring.window, query.device)
         out = attend_under_mask(padded_query, keys, values, mask, scoring, self.backend)
-        return out.transpose(0, 1).flatten(1, 2)[:, self.scatter][None]  # [1, H, T, D]
+        return out.transpose(0, 1).flatten(1, 2)[:, self.padding[1]][None]  # [1, H, T, D]
+
+    def _behind(self, prefix, own, name) -> torch.Tensor:
+        """The packed tokens behind the prefix, [J, P + T, D].
+
+        Token by token in memory, so that what finds a token in it need not know how many there are.
+        """
+        J, T, D = own.shape
+        P = self.prefix_length
+        self.room.reserve(name, (P + self.capacity) * J * D, own)
+        joined = self.room.take(name, (P + T, J, D), own).transpose(0, 1)
+        if P:
+            joined[:, :P] = prefix
+        joined[:, P:] = own
+        return joined
 
     def _mask(self, window, device):
         if window not in self._masks:
@@ -284,114 +339,58 @@ def padding_indices(lengths, total: int) -> tuple[torch.Tensor, torch.Tensor]:
     return gather, scatter
 
 
-class Room:
-    """Memory that plans take turns in.
+class FusedTokens:
+    """What a row's fused tokens keep for later ones: keys and values in slots, and what these are.
 
-    What a recorded forward reads and writes has fixed addresses, so a plan that is to be replayed
-    keeps its tensors here: the next one of the same shape finds the same addresses.
-
-    version: changes when memory was moved, after which no recorded forward may be replayed.
-    """
-
-    def __init__(self):
-        self.version = 0
-        self._flat = {}
-
-    def take(self, name, shape, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised, contiguous; whatever had this name before is overwritten."""
-        size = math.prod(shape)
-        if name not in self._flat or self._flat[name].numel() < size:
-            self._flat[name] = None  # before the larger one is asked for
-            self._flat[name] = torch.empty(size, dtype=like.dtype, device=like.device)
-            self.version += 1
-        return self._flat[name][:size].view(shape)
-
-    def keep(self, name, tensor: torch.Tensor) -> torch.Tensor:
-        return self.take(name, tensor.shape, tensor).copy_(tensor)
-
-
-class FusePlan:
-    """Fused tokens: each attends to the prefix, to every segment of its row and to earlier ones.
-
-    Holds all keys and values a row's fused tokens need; `append` tells it which slots the next
-    forward fills, `keep_rows` drops finished rows.
+    `append` tells which slots the next forward fills, `keep_rows` drops finished rows.
 
     Args:
+        rows: R.
+        segments: layer → keys and values of the rows' segments, [J, ..., D].
         prefix: layer → [J, P, D], or empty.
-        segments: layer → [J, R, K, M, D], right-padded.
-        segment_mask: [R, K, M] bool, false on padding.
-        segment_positions: [R, K, M].
         turns: [R, K] positions by which a query is turned back towards segment k; None for none.
         rotary: how a layer's queries are turned; needed with ``turns``.
         slots: room for fused tokens a row.
         fusion: how the partitions are combined.
-        room: where all of this is kept, so that a forward can be recorded and replayed. Then every
-            forward looks at all slots, filled or not, the math runs in the kernels of
-            gpu_kernels.py or is compiled, and the rows of a forward come as one packed sequence.
-        observe: called with the layer and what `split_attention` says, in every layer of every
-            forward; not with ``room``, whose replays call nothing.
+        room: where the tensors lie: `Fresh`, or `recorded.Room`.
     """
 
     def __init__(
         self,
         *,
-        prefix: dict[int, KeyValues],
+        rows: int,
         segments: dict[int, KeyValues],
-        segment_mask: torch.Tensor,
-        segment_positions: torch.Tensor,
+        prefix: dict[int, KeyValues],
         turns: torch.Tensor | None,
         rotary: RotaryTurn | None,
         slots: int,
         fusion: Fusion,
-        room: Room | None = None,
-        observe: Callable[..., None] | None = None,
+        room: Fresh,
     ):
-        assert observe is None or room is None, "a recorded forward cannot be observed"
         self.room = room
         self.prefix = prefix
         self.segments = segments
-        self.segment_mask = self._keep("segment mask", segment_mask)
-        self.segment_positions = self._keep("segment positions", segment_positions)
-        self.turns = None if turns is None else self._keep("turns", turns)
+        self.turns = None if turns is None else room.keep("turns", turns)
         self.rotary = rotary
         self.fusion = fusion
-        self.observe = observe
         self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
-        R = segment_mask.shape[0]
-        device = segment_mask.device
-        empty = torch.zeros(R, slots, dtype=torch.bool, device=device)
-        self.own_mask = self._keep("own mask", empty)
-        self.own_positions = self._keep("own positions", empty.long())
+        device = next(iter(segments.values())).keys.device
+        empty = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+        self.own_mask = room.keep("own mask", empty)
+        self.own_positions = room.keep("own positions", empty.long())
+
+        def some(name, like):  # what is not filled is not read
+            return room.take(name, (like.shape[0], rows, slots, like.shape[-1]), like)
+
         self.own = {
             layer: KeyValues(
-                self._zeros((layer, "own keys"), kv.keys, R, slots),
-                self._zeros((layer, "own values"), kv.values, R, slots),
+                some((layer, "own keys"), kv.keys), some((layer, "own values"), kv.values)
             )
             for layer, kv in segments.items()
         }
         self.filled = 0  # slots of the forwards before
         self.queries = 0  # slots of the next forward
         self.at = torch.empty(0, dtype=torch.long, device=device)  # which these are, [S]
-        self._masks = {}
-
-    def _keep(self, name, tensor):
-        return tensor if self.room is None else self.room.keep(name, tensor)
-
-    def _zeros(self, name, like, rows, slots):
-        shape = like.shape[0], rows, slots, like.shape[-1]
-        return (
-            like.new_zeros(shape)
-            if self.room is None
-            else self.room.take(name, shape, like).zero_()
-        )
-
-    @property
-    def shape(self) -> tuple:
-        """What two plans of one room must share for one's recorded forward to be the other's."""
-        weights = None if self.fusion.weights is None else id(self.fusion.weights)
-        turned = self.turns is not None
-        sizes = *self.segment_mask.shape, self.own_mask.shape[1]
-        return *sizes, turned, self.fusion.kind, self.fusion.tau, weights, self.room.version
 
     def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """The next forward brings these tokens. positions, mask: [R, S]."""
@@ -404,8 +403,7 @@ class FusePlan:
         self.queries = queries
         assert self.filled + self.queries <= self.own_mask.shape[1], (self.filled, self.queries)
         at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
-        self.at = self._keep(("at", queries), at)
-        self._masks.clear()
+        self.at = self.room.keep(("at", queries), at)
 
     def mark(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """Say what these tokens are. positions, mask: [R, S]."""
@@ -425,63 +423,77 @@ class FusePlan:
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order. rows: [R'] indices."""
-        for layers, of in ((self.segments, "segment"), (self.own, "own")):
-            for layer, kv in layers.items():
-                layers[layer] = KeyValues(
-                    self._keep((layer, f"{of} keys"), kv.keys[:, rows]),
-                    self._keep((layer, f"{of} values"), kv.values[:, rows]),
-                )
-        self.segment_mask = self._keep("segment mask", self.segment_mask[rows])
-        self.segment_positions = self._keep("segment positions", self.segment_positions[rows])
-        self.own_mask = self._keep("own mask", self.own_mask[rows])
-        self.own_positions = self._keep("own positions", self.own_positions[rows])
+        self._keep_rows(self.own, "own", rows)
+        self.own_mask = self.room.keep("own mask", self.own_mask[rows])
+        self.own_positions = self.room.keep("own positions", self.own_positions[rows])
         if self.turns is not None:
-            self.turns = self._keep("turns", self.turns[rows])
+            self.turns = self.room.keep("turns", self.turns[rows])
+
+    def _keep_rows(self, layers, name, rows):
+        for layer, kv in layers.items():
+            layers[layer] = KeyValues(
+                self.room.keep((layer, f"{name} keys"), kv.keys[:, rows]),
+                self.room.keep((layer, f"{name} values"), kv.values[:, rows]),
+            )
+
+    def angles(self, layer) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
+        """Tables of cosines and sines, by turn, and whether pairs are neighbours; None where this
+        layer's queries stay as they are."""
+        if self.turns is None or layer not in self.rotary.tables:
+            return None
+        return *self.rotary.tables[layer], self.rotary.interleaved[layer]
+
+
+class FusePlan(FusedTokens):
+    """Fused tokens: each attends to the prefix, to every segment of its row and to earlier ones.
+
+    In plain math; `recorded.RecordedFusePlan` does the same in a kernel.
+
+    Args:
+        segments: layer → [J, R, K, M, D], right-padded.
+        segment_mask: [R, K, M] bool, false on padding.
+        segment_positions: [R, K, M].
+        observe: called with the layer and what `split_attention` says, in every layer of every
+            forward.
+        others: see `FusedTokens`.
+    """
+
+    def __init__(
+        self,
+        *,
+        segments: dict[int, KeyValues],
+        segment_mask: torch.Tensor,
+        segment_positions: torch.Tensor,
+        observe: Callable[..., None] | None = None,
+        **others,
+    ):
+        super().__init__(rows=segment_mask.shape[0], segments=segments, room=Fresh(), **others)
+        self.segment_mask = segment_mask
+        self.segment_positions = segment_positions
+        self.observe = observe
+        self._masks = {}
+
+    def advance(self, queries):
+        super().advance(queries)
+        self._masks.clear()
+
+    def keep_rows(self, rows):
+        super().keep_rows(rows)
+        self._keep_rows(self.segments, "segment", rows)
+        self.segment_mask = self.segment_mask[rows]
+        self.segment_positions = self.segment_positions[rows]
         self._masks.clear()
 
     def attend(self, layer, query, key, value, scoring):
-        if self.room is None:
-            return self._attend(layer, query, key, value, scoring)
-        by_row = (self.own_mask.shape[0], self.queries)  # from one sequence, [1, heads, R * S, D]
-        query, key, value = (x[0].unflatten(1, by_row).transpose(0, 1) for x in (query, key, value))
-        out = self._attend(layer, query, key, value, scoring)  # [R, H, S, D]
-        return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
-
-    def _attend(self, layer, query, key, value, scoring):
         S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
-        turned = self.turns is not None and layer in self.rotary.tables
-        if self.room is not None:
-            import gpu_kernels
-
-            K, segments = self.segment_mask.shape[1], self.segments[layer]
-            if gpu_kernels.can_fuse(query, segments.values, K, scoring.window, self.fusion):
-                tables = None
-                if turned:
-                    tables = (*self.rotary.tables[layer], self.rotary.interleaved[layer])
-                return gpu_kernels.fuse(
-                    query,
-                    self.prefix.get(layer),
-                    segments,
-                    self.segment_mask,
-                    self.own[layer],
-                    self.own_mask,
-                    KeyValues(key, value),
-                    self.at,
-                    self.turns if turned else None,
-                    tables,
-                    scoring,
-                    self.fusion,
-                )
         self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
-        end = self.own_mask.shape[1] if self.room else self.filled + S
-        own = self.own[layer]
-        angles, interleaved = None, False
-        if turned:
-            angles = tuple(table[self.turns] for table in self.rotary.tables[layer])  # [R, K, D]
-            interleaved = self.rotary.interleaved[layer]
-        attend = compiled_split_attention() if self.room else split_attention
-        return attend(
+        end = self.filled + S
+        own, angles, interleaved = self.own[layer], self.angles(layer), False
+        if angles is not None:
+            *tables, interleaved = angles
+            angles = tuple(table[self.turns] for table in tables)  # [R, K, rotated size]
+        return split_attention(
             query,
             self.prefix.get(layer),
             self.segments[layer],
@@ -502,7 +514,7 @@ class FusePlan:
     def _build_masks(self, window, group):
         """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
         S = self.queries
-        end = self.own_mask.shape[1] if self.room else self.filled + S
+        end = self.filled + S
         device = self.segment_mask.device
         position = self.own_positions[:, self.at]  # [R, S]
         order = torch.arange(end, device=device)
@@ -600,12 +612,6 @@ def split_attention(
     return out.unflatten(2, (G, S)).transpose(0, 1).flatten(1, 2)  # [R, H, S, D]
 
 
-@lru_cache(maxsize=1)
-def compiled_split_attention():
-    """`split_attention` with its many small passes fused into few kernels."""
-    return compile_with_room(split_attention, fullgraph=True)
-
-
 # ---- rotary positions ---------------------------------------------------------------------------
 
 
@@ -620,6 +626,11 @@ class RotaryTurn:
     def __init__(self, tables, interleaved):
         self.tables = tables
         self.interleaved = interleaved
+
+    @property
+    def furthest(self) -> float:
+        """The largest turn that the tables hold."""
+        return min((len(cos) - 1 for cos, _ in self.tables.values()), default=math.inf)
 
 
 def rotate(query, cos, sin, interleaved: bool) -> torch.Tensor:
@@ -730,8 +741,13 @@ def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, to
 
 
 def compile_with_room(function, **settings):
-    """`torch.compile`, with room for every length and window that a run may bring."""
+    """`torch.compile`, with room for every length and window that a run may bring.
+
+    A model's numbers, such as its soft cap, are compiled in: as inputs, with dynamic shapes,
+    FlexAttention's code does not build.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    torch._dynamo.config.specialize_float = True
     return torch.compile(function, **settings)
 
 
@@ -751,7 +767,7 @@ def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
 def compiled_create_block_mask():
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return compile_with_room(create_block_mask, dynamic=False)
+    return compile_with_room(create_block_mask, dynamic=True)
 
 
 def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
@@ -772,7 +788,7 @@ def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
 
 
 def _flex(query, key, value, block_mask, scoring, compiled):
-    kernel = compiled_flex_attention() if compiled else _eager_flex()
+    kernel = compiled_flex_attention(query.device.type) if compiled else _eager_flex()
     lengths = (query.shape[2], key.shape[2])
     assert block_mask.seq_lengths == lengths, (block_mask.seq_lengths, lengths)
     return kernel(
@@ -792,14 +808,15 @@ def _eager_flex():
     return flex_attention
 
 
-@lru_cache(maxsize=1)
-def compiled_flex_attention():
-    """FlexAttention compiled for static shapes: with dynamic ones its CPU code does not build.
+@lru_cache(maxsize=2)
+def compiled_flex_attention(device_type: str):
+    """FlexAttention, on a GPU compiled once for all packed lengths.
 
-    A run compiles once a packed length and window. Past the limit of recompilations torch would
-    go over to the unfused kernel in silence; ``fullgraph`` makes that an error.
+    On a CPU once a length: with dynamic shapes its code does not build there. Past the limit of
+    recompilations torch would go over to the unfused kernel in silence; ``fullgraph`` makes that
+    an error.
     """
-    return compile_with_room(_eager_flex(), dynamic=False, fullgraph=True)
+    return compile_with_room(_eager_flex(), dynamic=device_type == "cuda", fullgraph=True)
 
 
 @lru_cache(maxsize=8)

@@ -106,7 +106,7 @@ def main(args) -> None:
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     positions = args.positions or source.positions_for(args.fusion)
     settings = Settings(positions, args.fusion, args.fusion_tau, args.weights)
-    with loaded_engine(source, attention=args.attention) as engine:
+    with loaded_engine(source, attention=args.attention, recorded=False) as engine:
         template, chat = questions.template, args.chat_template
         if chat:
             template = chat_prompt_template(engine.tokenizer, template)

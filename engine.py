@@ -15,37 +15,39 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
 from attention import (
     EncodePlan,
     FlexAttentionWrapper,
+    FusedTokens,
     FusePlan,
     Fusion,
     KeyValues,
-    Room,
     head_shape,
     learn_rotary,
     reason_of,
 )
 from constants import UserError
 from progress import say_if_slow
+from recorded import RecordedFusePlan, RecordedStep, Room
 from segments import Placement, SplitQuestion, place, place_question
 
 logger = logging.getLogger(__name__)
 
 # Tokens encoded in one forward, at most: more gains nothing.
 CPU_TOKENS_PER_BATCH = 4096
-GPU_TOKENS_PER_BATCH = 32768
-# FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of this, and
-# longer ones to eight lengths an octave.
+GPU_TOKENS_PER_BATCH = 65536
+# On a CPU FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of
+# this, and longer ones to eight lengths an octave.
 FLEX_BUCKET = 1024
 # Finished questions leave the batch once they are this share of it; where steps are recorded, once
 # the next size that steps are recorded for is this share smaller.
 COMPACT_SHARE, RECORDED_COMPACT_SHARE = 0.25, 0.5
-# Recorded steps differ in the longest segment by this many tokens, and so many are kept.
-SEGMENT_BUCKET, RECORDED_STEPS = 16, 32
+# So many recorded steps are kept.
+RECORDED_STEPS = 32
 
 STARTING = (
     "compiling for this GPU: up to a minute the first time, sooner in later runs, since the result "
@@ -170,31 +172,6 @@ class StopRule:
         return eos | line_ends, ~(eos | only_ends), seen | self.visible[tokens]
 
 
-class RecordedStep:
-    """A decode step as a CUDA graph: some thousand small kernels take longer to launch than to run.
-
-    It can be replayed under any plan of the same room and shape.
-    """
-
-    def __init__(self, engine: Engine, plan: FusePlan, ids: torch.Tensor, positions: torch.Tensor):
-        self.ids, self.positions = ids.clone(), positions.clone()
-        self.fusion = plan.fusion  # its weights are read at their address
-        # Replays never overlap, so all share one pool; it goes with the last of them.
-        others = [step for step in engine.recorded_steps.values() if step is not None]
-        pool = others[0].graph.pool() if others else None
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            plan.mark(self.positions, torch.ones_like(self.positions, dtype=torch.bool))
-            self.logits = engine.forward(self.ids, self.positions)
-
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """ids, positions: [R, 1]. Returns logits [R, V], valid until the next step."""
-        self.ids.copy_(ids)
-        self.positions.copy_(positions)
-        self.graph.replay()
-        return self.logits
-
-
 class Engine:
     """A patched model, its stop rule, and the run's prefix.
 
@@ -204,8 +181,7 @@ class Engine:
         wrapper: a patched `FlexAttentionWrapper` around the model.
         ignore_stops: generate to the token limit whatever comes (for benchmarks).
         recorded: on a GPU, with compiled FlexAttention, compile the model's layers, record the
-            decode step as a CUDA graph and replay it. Faster (docs/performance.md) and not yet
-            held against the plain path on a trained model, so not the default.
+            decode step as a CUDA graph and replay it: see docs/performance.md.
     """
 
     def __init__(
@@ -231,10 +207,12 @@ class Engine:
         self.prefix: dict[int, KeyValues] = {}
         self.rotary = None
         self.fitting: int | None = None  # questions at a time, once memory has run out
-        assert not recorded or self.device.type == "cuda", self.device
+        computes = self.device.type, wrapper.backend
+        assert not recorded or computes == ("cuda", "flex"), computes
         self.recording = recorded
         self.observe: Callable[..., None] | None = None
         self.room = Room() if recorded else None
+        self.capacity = 0  # tokens of the run's largest batch; 0 once memory has run out
         self.recorded_steps: dict[tuple, RecordedStep | None] = {}  # None: has run once as it is
         self.recorded_in = 0  # the room's version
         self.started = not recorded
@@ -251,10 +229,12 @@ class Engine:
         if self.prefix_ids:
             P = len(self.prefix_ids)
             with self._telling():
-                plan, _ = self._encode([self.prefix_ids], torch.arange(P), {})
+                plan, _ = self._encode([self.prefix_ids], [0], {})
             self.prefix = {
-                layer: KeyValues(  # without a bucket's padding
-                    kv.keys[:, :P].contiguous(), kv.values[:, :P].contiguous()
+                # Without a bucket's padding, and where no later batch is encoded.
+                layer: KeyValues(
+                    kv.keys[:, :P].clone(memory_format=torch.contiguous_format),
+                    kv.values[:, :P].clone(memory_format=torch.contiguous_format),
                 )
                 for layer, kv in plan.layers.items()
             }
@@ -327,10 +307,15 @@ class Engine:
         self._check_lengths(questions, max_new_tokens)
         streams = (stream for group in questions for stream in group)
         parts = (part for s in streams for part in (*s.segments, s.tail, s.separators))
-        self._check_tokens(token for part in parts for token in part)
+        self._check_tokens(chain.from_iterable(parts))
         if batches is None:
             batches = self.plan(questions, batch_size)
         self.alone = all(len(batch) == 1 for batch in batches)
+        if self.recording:
+            tokens = [stream.encoded_tokens for group in questions for stream in group]
+            n = len(questions[0]) if questions else 0
+            sums = (sum(sum(tokens[q * n : q * n + n]) for q in batch) for batch in batches)
+            self.capacity = 0 if self.fitting else max(map(bucketed, sums), default=0)
         for batch in batches:
             yield self._answer_what_fits(
                 batch,
@@ -375,7 +360,7 @@ class Engine:
             if answers is None:  # outside the handler, which still holds the failed tensors
                 if self.recording:  # nothing else keeps memory from batch to batch
                     self.recorded_steps.clear()
-                    self.room = Room()
+                    self.room, self.capacity = Room(), 0
                 torch.cuda.empty_cache()
                 if self.fitting is None:
                     logger.warning("out of memory with %d questions at a time: halved", len(part))
@@ -392,7 +377,7 @@ class Engine:
         if self.device.type != "cuda":
             return CPU_TOKENS_PER_BATCH
         _, heads, size = head_shape(self.config)
-        # Keys and values of all layers, packed and laid out by row, and the widest activations.
+        # Keys and values of all layers, packed and (unrecorded) by row, and the widest activations.
         values = 2 * 3 * self.config.num_hidden_layers * heads * size + 32 * self.config.hidden_size
         free, _ = torch.cuda.mem_get_info(self.device)
         fitting = free // 2 // (values * self.model.dtype.itemsize)
@@ -400,7 +385,7 @@ class Engine:
 
     @torch.inference_mode()
     def _answer(self, groups, fusion, combine, max_new_tokens, weights) -> list[Answer]:
-        """1. encode all segments, isolated; 2. lay them out by row; 3. decode."""
+        """1. encode all segments, isolated; 2. say whose row they belong to; 3. decode."""
         with self._telling():
             found = self._encode_and_decode(groups, fusion, combine, max_new_tokens, weights)
         self.started = True
@@ -435,18 +420,22 @@ class Engine:
         Holds a few tokens' logits by the recorded path against those of the plain path.
         """
         tokens = [token % self.config.vocab_size for token in range(1, 9)]
-        lengths = ((1, 3), (4, 2), (5, 5))
-        streams = [
-            [
-                Stream(
-                    tuple(tuple(tokens[:n]) for n in pair),
-                    tuple(tokens[:2]),
-                    (),
-                    place(pair, 4, "left"),
-                )
+        # Long enough for the prefix' own kernel, where the model can have it.
+        longest = getattr(self.config, "max_position_embeddings", None) or 600
+        prefix = (tokens * 65)[: min(520, longest // 2)]
+
+        def streams(positions: str) -> list[list[Stream]]:
+            return [
+                [
+                    Stream(
+                        tuple(tuple(tokens[:n]) for n in pair),
+                        tuple(tokens),
+                        (),
+                        place(pair, len(prefix), positions),
+                    )
+                ]
+                for pair in ((1, 3), (4, 2), (5, 5))
             ]
-            for pair in lengths
-        ]
 
         def logits() -> torch.Tensor:
             seen = []
@@ -455,8 +444,10 @@ class Engine:
                 seen.append(logits[:3, 0].clone())
                 return torch.zeros_like(logits[:, 0])  # the same tokens, whatever they say
 
-            self.set_prefix(tokens[:4])
-            self._answer(streams, Fusion(), watch, 4, None)
+            self.set_prefix(prefix)
+            exact = streams("exact")
+            asked = exact if self.can_turn(exact, 4) else streams("left")
+            self._answer(asked, Fusion(), watch, 4, None)
             return torch.cat(seen)
 
         counts, stop, self.counts = self.counts, self.stop, Counts()
@@ -488,25 +479,27 @@ class Engine:
         """All segments, then all separators, packed; the first logits where there is no tail."""
         counts = {len(stream.separators) for stream in streams}
         assert len(counts) == 1, counts
-        segments, positions, ends = [], [], []
-        for stream in streams:
-            for segment, start in zip(stream.segments, stream.placement.starts, strict=True):
-                segments.append(segment)
-                positions.extend(range(start, start + len(segment)))
-            ends.append(sum(map(len, segments[-len(stream.segments) :])))
-        for stream in streams:
-            segments.extend((token,) for token in stream.separators)
-            positions.extend(stream.placement.separators)
-        last = None if streams[0].tail else torch.tensor(ends).cumsum(0) - 1
-        encoded, logits = self._encode(segments, torch.tensor(positions), self.prefix, last)
+        segments = [segment for stream in streams for segment in stream.segments]
+        starts = [start for stream in streams for start in stream.placement.starts]
+        segments += [(token,) for stream in streams for token in stream.separators]
+        starts += [position for stream in streams for position in stream.placement.separators]
+        last = None
+        if not streams[0].tail:
+            last = torch.tensor([sum(map(len, s.segments)) for s in streams]).cumsum(0) - 1
+        encoded, logits = self._encode(segments, starts, self.prefix, last)
         self.counts.encoded_tokens += sum(map(len, segments))
         return encoded, logits
 
-    def _encode(self, segments, position_ids, prefix, last=None):
-        """One packed forward. Returns its plan, and the logits at the indices ``last`` [R, V]."""
-        lengths = [len(segment) for segment in segments]
-        ids = torch.tensor([token for segment in segments for token in segment])
-        segment_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    def _encode(self, segments, starts, prefix, last=None):
+        """One packed forward of segments whose first tokens have the positions ``starts``.
+
+        Returns its plan, and the logits at the indices ``last`` [R, V].
+        """
+        lengths = torch.tensor(list(map(len, segments)))
+        ids = torch.tensor(list(chain.from_iterable(segments)))
+        segment_ids = torch.arange(len(lengths)).repeat_interleave(lengths)
+        begun = torch.tensor(starts) - (lengths.cumsum(0) - lengths)
+        position_ids = torch.arange(len(ids)) + begun.repeat_interleave(lengths)
         if self.wrapper.backend == "flex":
             ids, segment_ids, position_ids = pad_to_bucket(ids, segment_ids, position_ids)
         ids, segment_ids, position_ids = (
@@ -519,6 +512,8 @@ class Engine:
             prefix,
             backend=self.wrapper.backend,
             compiled=self.wrapper.compiled,
+            room=self.room if self.recording else None,
+            capacity=self.capacity,
         )
         inputs = {"input_ids": ids[None], "position_ids": position_ids[None], "use_cache": False}
         with self.wrapper.planned(plan), self._compiled_layers():
@@ -534,40 +529,47 @@ class Engine:
             return nullcontext()
         return self.wrapper.compiled_layers(one_token=tokens == 1)
 
-    def _fuse_plan(self, streams, rows, encoded, fusion, max_new_tokens) -> FusePlan:
+    def _fuse_plan(self, streams, rows, encoded, fusion, max_new_tokens) -> FusedTokens:
         """rows: of which stream each row of the plan is."""
         K = len(streams[0].segments)
-        lengths = torch.tensor([[len(segment) for segment in s.segments] for s in streams])[rows]
-        M = longest = int(lengths.max())
-        if self.recording:
-            M += -M % SEGMENT_BUCKET
-        segments = encoded.gather[: len(streams) * K]  # the separators' rows come behind
-        columns = torch.arange(M).clamp(max=longest - 1)
-        gather = segments.view(len(streams), K, -1)[rows][:, :, columns]  # [R, K, M]
-        turns = torch.tensor([stream.placement.turns for stream in streams])[rows]
         separators = len(streams[0].separators)
+        turns = torch.tensor([stream.placement.turns for stream in streams])[rows]
+        assert not turns.any() or turns.max() <= self.rotary.furthest, turns.max()
         tail = max(len(stream.tail) for stream in streams)
-        keep = self.room.keep if self.recording else lambda name, tensor: tensor
-        plan = FusePlan(
-            prefix=self.prefix,
-            segments={
-                layer: KeyValues(
-                    keep((layer, "segment keys"), kv.keys[:, gather]),
-                    keep((layer, "segment values"), kv.values[:, gather]),
-                )
-                for layer, kv in encoded.layers.items()
-            },
-            segment_mask=(torch.arange(M) < lengths[:, :, None]).to(self.device),
-            segment_positions=encoded.position_ids[gather],
-            turns=turns.to(self.device) if turns.any() else None,
-            rotary=self.rotary,
-            slots=separators + tail + max_new_tokens,
-            fusion=fusion,
-            room=self.room if self.recording else None,
-            observe=self.observe,
-        )
+        common = {
+            "prefix": self.prefix,
+            "turns": turns.to(self.device) if turns.any() else None,
+            "rotary": self.rotary,
+            "slots": separators + tail + max_new_tokens,
+            "fusion": fusion,
+        }
+        lengths = encoded.lengths[: len(streams) * K].view(len(streams), K)[rows]
+        if self.recording:
+            starts = torch.tensor([stream.placement.starts for stream in streams])[rows]
+            plan = RecordedFusePlan(
+                segments=encoded.layers,
+                starts=encoded.starts[: len(streams) * K].view(len(streams), K)[rows],
+                lengths=lengths,
+                segment_positions=starts,
+                room=self.room,
+                **common,
+            )
+        else:
+            M = int(lengths.max())
+            segments = encoded.gather[: len(streams) * K]  # the separators' rows come behind
+            gather = segments.view(len(streams), K, -1)[rows][:, :, :M]  # [R, K, M]
+            plan = FusePlan(
+                segments={
+                    layer: KeyValues(kv.keys[:, gather], kv.values[:, gather])
+                    for layer, kv in encoded.layers.items()
+                },
+                segment_mask=(torch.arange(M) < lengths[:, :, None]).to(self.device),
+                segment_positions=encoded.position_ids[gather],
+                observe=self.observe,
+                **common,
+            )
         if separators:
-            at = encoded.gather[len(streams) * K :, 0].view(len(streams), separators)[rows]
+            at = encoded.starts[len(streams) * K :].view(len(streams), separators)[rows]
             plan.put(
                 {
                     layer: KeyValues(kv.keys[:, at], kv.values[:, at])
@@ -623,7 +625,10 @@ class Engine:
         if self.recording:
             if plan.shape in self.recorded_steps:
                 if self.recorded_steps[plan.shape] is None:
-                    self.recorded_steps[plan.shape] = RecordedStep(self, plan, ids, positions)
+                    others = [step for step in self.recorded_steps.values() if step is not None]
+                    self.recorded_steps[plan.shape] = RecordedStep(
+                        plan, self.forward, ids, positions, others
+                    )
                 return self.recorded_steps[plan.shape](ids, positions)
             if len(self.recorded_steps) == RECORDED_STEPS or self.recorded_in != self.room.version:
                 self.recorded_steps.clear()
@@ -789,10 +794,14 @@ def read_later(chosen, logprob, stop, answers) -> Callable[[int], list[list]]:
     return read
 
 
+def bucketed(total: int) -> int:
+    """The packed length that so many tokens are padded to."""
+    return total + -total % max(FLEX_BUCKET, (1 << total.bit_length()) // 16)
+
+
 def pad_to_bucket(ids, segment_ids, position_ids):
     """Padding tokens behind the packed ones, each a segment of its own that nobody reads."""
-    total = len(ids)
-    missing = -total % max(FLEX_BUCKET, (1 << total.bit_length()) // 16)
+    missing = bucketed(len(ids)) - len(ids)
     alone = segment_ids[-1] + 1 + torch.arange(missing)
     zeros = torch.zeros(missing, dtype=torch.long)
     return (

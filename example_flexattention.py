@@ -303,7 +303,7 @@ def main(args: argparse.Namespace) -> None:
     template = prompt_template(DEMO_INSTRUCTION, load_few_shot(DEMO_FEW_SHOT))
     source = find_model(args.model, revision=None, device="auto", dtype="auto")
 
-    with loaded_engine(source, attention=args.attention) as engine:
+    with loaded_engine(source, attention=args.attention, recorded=False) as engine:
         print(f"1. One question in {len(paraphrases)} wordings")
         for number, paraphrase in enumerate(paraphrases, start=1):
             print(f"   {number}  {paraphrase}")

@@ -93,14 +93,15 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
 
 @contextmanager
 def loaded_engine(
-    source: ModelSource, *, attention: str, recorded: bool = False
+    source: ModelSource, *, attention: str, recorded: bool = True
 ) -> Iterator[Engine]:
     """The model on its device with our attention in its layers; taken out at the end.
 
     Args:
         source: from `find_model`.
         attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
-        recorded: see `Engine`; where this model cannot have it, a warning says so.
+        recorded: see `Engine`; with FlexAttention on a GPU alone, and where this model cannot have
+            it a warning says so.
 
     Raises:
         UserError: damaged files, an architecture that cannot work, or a backend asked for and
@@ -129,7 +130,7 @@ def loaded_engine(
                     "this model cannot be compiled and recorded here (%s): it runs as it is",
                     problem,
                 )
-                engine.recording = False
+                engine.recording, engine.room = False, None
         yield engine
 
 

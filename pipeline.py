@@ -248,7 +248,7 @@ class Run:
                 "asked": self.args.attention,
                 "encode": engine.wrapper.backend,
                 "fallback": engine.wrapper.fallback,
-                "decode": "split softmax over prefix, segments and fused tokens",
+                "decode": "one kernel, recorded" if engine.recording else "split softmax",
             },
             "batch_size": self.args.batch_size,
             "versions": versions(),

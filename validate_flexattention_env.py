@@ -447,7 +447,7 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
             dataset, instruction=None, few_shot_file=None, num_few_shot=FEW_SHOT
         )
         source = find_model(name, revision=revision, device="auto", dtype="auto")
-        with loaded_engine(source, attention="auto") as engine:
+        with loaded_engine(source, attention="auto", recorded=False) as engine:
             positions = source.default_positions
             certificates.append(certify(engine, plain, questions, positions=positions))
             if getattr(engine.tokenizer, "chat_template", None):

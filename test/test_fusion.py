@@ -62,7 +62,7 @@ def attending(model, backend, *, compiled=False, mask_mod=None):
         return counted
 
     def counting_flex(getter):
-        return lambda: counting(getter(), lambda args: "flex")
+        return lambda *device: counting(getter(*device), lambda args: "flex")
 
     with pytest.MonkeyPatch.context() as patch:
         for plan in (EncodePlan, MaskPlan):  # by class: a probe's subclass has its own backend

@@ -37,13 +37,13 @@ def flex_calls(monkeypatch):
     """How often compiled FlexAttention ran."""
     torch._dynamo.reset()
     calls = []
-    kernel = attention.compiled_flex_attention()
+    kernel = attention.compiled_flex_attention("cuda")
 
     def counting(*args, **kwargs):
         calls.append(args[0].shape)
         return kernel(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", lambda: counting)
+    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: counting)
     return calls
 
 
@@ -89,7 +89,7 @@ def test_recorded_steps_equal_steps_as_they_are(name, kind, tau, weights):
 
     def run(model, recorded, sizes):
         fusion = Fusion.of(kind, tau, weights, model.device)
-        with FlexAttentionWrapper(model, "eager") as wrapper:
+        with FlexAttentionWrapper(model, "flex" if recorded else "eager") as wrapper:
             engine = make_engine(wrapper, recorded=recorded)
             endless = answer(engine, streams, fusion, steps=10)
             replayed = [step for step in engine.recorded_steps.values() if step is not None]

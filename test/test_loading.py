@@ -376,7 +376,7 @@ def test_sdpa_cannot_cap_scores(tmp_path, small, run):
 
 
 def break_flex(monkeypatch):
-    def broken():
+    def broken(device):
         raise RuntimeError("no compiler is here\nand a long story")
 
     monkeypatch.setattr(attention, "compiled_flex_attention", broken)
@@ -390,7 +390,7 @@ def test_flex_asked_for_and_not_to_be_had(small, run, monkeypatch):
 
 
 def test_flex_that_computes_something_else_is_not_had(small, run, monkeypatch):
-    def wrong():
+    def wrong(device):
         return lambda query, key, value, **_: query + 1
 
     monkeypatch.setattr(attention, "compiled_flex_attention", wrong)
@@ -400,7 +400,7 @@ def test_flex_that_computes_something_else_is_not_had(small, run, monkeypatch):
 
 @pytest.mark.parametrize("error", [AssertionError(), KeyError("x"), SystemError("\n")])
 def test_flex_may_fail_in_any_way(small, monkeypatch, error):
-    def broken():
+    def broken(device):
         raise error
 
     monkeypatch.setattr(attention, "compiled_flex_attention", broken)
@@ -462,7 +462,7 @@ def test_flex_runs_where_it_is_asked_for(small, run, monkeypatch):
         calls.append(settings["block_mask"].seq_lengths)
         return eager(*args, **settings)
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", lambda: counted)
+    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: counted)
     monkeypatch.setattr(engine, "FLEX_BUCKET", 64)
     code, _, written = run(generate, "--model", small.folder, "--attention", "flex")
     assert code == 0 and read_manifest(written[0])["attention"]["encode"] == "flex"

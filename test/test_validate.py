@@ -467,7 +467,8 @@ def eager_flex(monkeypatch):
     monkeypatch.setattr("engine.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)
-    monkeypatch.setattr(attention, "compiled_flex_attention", attention._eager_flex)
+    eager = attention._eager_flex()
+    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: eager)
 
 
 def test_flex_attention_equals_the_oracle(eager_flex, capsys):
@@ -515,7 +516,7 @@ def test_one_wrong_cell_fails(eager_flex, monkeypatch, capsys, broken):
 
 
 def test_flex_attention_that_does_not_compile(monkeypatch, capsys):
-    def fails():
+    def fails(device):
         raise RuntimeError("no C++ compiler\nfound")
 
     monkeypatch.setattr(attention, "compiled_flex_attention", fails)
