@@ -16,15 +16,19 @@ what limits them. --rows agreement holds its answers by different paths against 
 """
 
 import csv
+import itertools
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import measure
 from measure import Table
 
 from cli import Parser, run
@@ -38,12 +42,21 @@ SHAPES = {
 }
 VOCABULARY = 128256
 PREFIX, SEGMENT, TAIL, PARAPHRASES, NEW_TOKENS = 110, 12, 2, 5, 20
+# Of paraphrases; of a prefix; prompts a batch of stock generation; questions that are encoded.
+COUNTS, PREFIXES, STOCK_BATCHES = (1, 2, 5, 10, 20), (0, 110, 1000, 8000), (320, 1280, 2560)
+ENCODED = 512
 # In this order; the first of them make up points of the table that fit into nine minutes.
 ROWS = (
-    *("attention", "avg", "encode", "latency", "paraphrases", "prefix"),
-    *("stock", "first", "continuous"),
+    *("attention", "avg", "encode", "latency", "paraphrases", "profile"),
+    *("uneven", "prefix", "shapes", "stock", "first", "continuous"),
 )
 MORE_ROWS = ("run", "own", "agreement")
+# What a kernel's name holds, by what it does; all else is small passes.
+KINDS = {
+    "attention of fused tokens": ("_fuse_kernel", "_prefix_kernel", "_merge_kernel"),
+    "attention of encoding": ("flex_attention", "triton_tem"),
+    "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
+}
 
 
 class NoTokenizer:
@@ -91,20 +104,21 @@ class Bench(Table):
         self.generate(self.attention_streams(4), batch_size=4)
         self.add("start: weights made, kernels compiled", time.perf_counter() - begun, "s")
 
-    def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX):
+    def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX, lengths=(SEGMENT,)):
         from engine import attention_streams
 
-        questions = self.questions(count, paraphrases)
+        questions = self.questions(count, paraphrases, lengths)
         streams = [attention_streams(question, prefix, "exact") for question in questions]
-        self.engine.can_turn(streams, 2 * NEW_TOKENS)
+        self.engine.can_turn(streams, 5 * NEW_TOKENS)
         return streams
 
-    def questions(self, count, paraphrases=PARAPHRASES):
+    def questions(self, count, paraphrases=PARAPHRASES, lengths=(SEGMENT,)):
+        """Random questions; the lengths of a question's segments go round."""
         from segments import SplitQuestion
 
-        tail = self.ids(TAIL)
+        tail, round_ = self.ids(TAIL), itertools.cycle(lengths)
         return [
-            SplitQuestion(tuple(self.ids(SEGMENT) for _ in range(paraphrases)), tail)
+            SplitQuestion(tuple(self.ids(next(round_)) for _ in range(paraphrases)), tail)
             for _ in range(count)
         ]
 
@@ -137,10 +151,10 @@ class Bench(Table):
         encoded = PARAPHRASES * (SEGMENT + TAIL) * self.body_flop
         return self.flops / (encoded + decoded * (self.body_flop + self.head_flop))
 
-    def throughput(self, name, streams, combine, decoded) -> float:
+    def throughput(self, name, streams, combine, decoded, sizes) -> float:
         best = 0.0
         idle = self.torch.cuda.memory_allocated()
-        for size in self.args.batch_sizes:
+        for size in sizes:
             chosen = streams[: 3 * size]
             self.torch.cuda.reset_peak_memory_stats()
             work = partial(self.generate, chosen, combine, batch_size=size)
@@ -153,7 +167,8 @@ class Bench(Table):
 
     def attention(self):
         streams = self.attention_streams(3 * max(self.args.batch_sizes))
-        self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS)
+        sizes = self.args.batch_sizes
+        self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS, sizes)
 
     def avg(self):
         from engine import logit_streams
@@ -161,31 +176,97 @@ class Bench(Table):
 
         questions = self.questions(3 * max(self.args.batch_sizes))
         streams = [logit_streams(q, PREFIX) for q in questions]
-        self.throughput("avg", streams, average_logits, NEW_TOKENS * PARAPHRASES)
+        sizes = self.args.batch_sizes
+        self.throughput("avg", streams, average_logits, NEW_TOKENS * PARAPHRASES, sizes)
+
+    def uneven(self):
+        """Paraphrases of 10 to 18 tokens, 14 on average: queries are turned towards each."""
+        size = max(self.args.batch_sizes)
+        streams = self.attention_streams(2 * size, lengths=(8, 10, 12, 14, 16))
+        rate = len(streams) / self.seconds(partial(self.generate, streams, batch_size=size))
+        note = f"batches of {size}"
+        share = rate / self.limit(NEW_TOKENS)
+        self.add("attention fusion, 10 to 18 tokens", rate, "questions/s", share, note)
+
+    def profile(self):
+        """Where the time of one full batch goes."""
+        from torch.profiler import ProfilerActivity
+        from torch.profiler import profile as profiled
+
+        streams = self.attention_streams(max(self.args.batch_sizes))
+        work = partial(self.generate, streams, batch_size=len(streams))
+        wall = self.seconds(work)
+        with profiled(activities=[ProfilerActivity.CUDA]) as found:
+            work()
+            self.torch.cuda.synchronize()
+        spent = dict.fromkeys((*KINDS, "small passes"), 0.0)
+        for entry in found.key_averages():
+            kind = next((k for k, marks in KINDS.items() if any(m in entry.key for m in marks)), "")
+            spent[kind or "small passes"] += entry.self_device_time_total / 1e6
+        busy = sum(spent.values())
+        for kind, seconds in spent.items():
+            note = f"{seconds / wall:.0%} of a batch of {len(streams)}, {wall * 1e3:.0f} ms"
+            self.add(f"profile: {kind}", seconds * 1e3, "ms", note=note)
+        self.add("profile: the GPU waits", max(0.0, wall - busy) * 1e3, "ms")
+
+    def shapes(self):
+        """The other shapes of the family."""
+        size = max(self.args.batch_sizes) // 2
+        for shape in SHAPES:
+            if shape != self.case:
+                other = Bench(SimpleNamespace(**(vars(self.args) | {"shape": shape})))
+                self.table += other.table
+                other.flops, other.bandwidth, other.table = self.flops, self.bandwidth, self.table
+                streams = other.attention_streams(2 * size)
+                other.throughput("attention fusion", streams, None, NEW_TOKENS, [size])
+                step = other.step_seconds(other.attention_streams(1))
+                reading = other.weights * 2 / self.bandwidth
+                note = f"{step / reading:.2f} times reading the weights ({reading * 1e3:.2f} ms)"
+                other.add(
+                    f"decode step, one question, N = {PARAPHRASES}", step * 1e3, "ms", note=note
+                )
+                other.wrapper.unpatch_model()
+                del other
+                self.torch.cuda.empty_cache()
 
     def encode(self):
-        streams = [group[0] for group in self.attention_streams(512)]
+        streams = [group[0] for group in self.attention_streams(ENCODED)]
         tokens = sum(stream.encoded_tokens for stream in streams)
         with self.torch.inference_mode():
             rate = tokens / self.seconds(lambda: self.engine._encode_streams(streams), repeats=5)
         self.add("encoding", rate, "tokens/s", note=f"{rate * self.body_flop / 1e12:.0f} TFLOP/s")
 
     def latency(self):
-        """A decode step of one question alone, against reading all weights once."""
+        """A decode step of one question alone, against reading all weights once.
+
+        In rounds over N, so that a clock that drifts shows in every N.
+        """
         reading = self.weights * 2 / self.bandwidth
-        first = None
-        for count in (1, 2, 5, 10, 20):
-            step = self.step_seconds(self.attention_streams(1, count), repeats=7)
-            first = first or step
+        runs = [
+            (n, tokens, self.attention_streams(1, n))
+            for n in COUNTS
+            for tokens in (NEW_TOKENS, 5 * NEW_TOKENS)
+        ]
+        times = {(n, tokens): [] for n, tokens, _ in runs}
+        for _ in range(7):
+            for n, tokens, streams in runs:
+                work = partial(self.generate, streams, batch_size=1, new_tokens=tokens)
+                times[n, tokens].append(self.seconds(work, repeats=1))
+        median = {run: statistics.median(found) for run, found in times.items()}
+        steps = {
+            n: (median[n, 5 * NEW_TOKENS] - median[n, NEW_TOKENS]) / (4 * NEW_TOKENS)
+            for n in COUNTS
+        }
+        for count, step in steps.items():
             note = f"{step / reading:.2f} times reading the weights ({reading * 1e3:.2f} ms)"
-            note += f", {step / first - 1:+.0%} on N = 1"
+            note += f", {step / steps[1] - 1:+.0%} on N = 1"
             self.add(f"decode step, one question, N = {count}", step * 1e3, "ms", note=note)
 
     def paraphrases(self):
         """A decode step of a full batch over N, against what the further keys and values cost."""
         size = max(self.args.batch_sizes) // 2
         first = None
-        for count in (1, 2, 5, 10, 20):
+        for count in COUNTS:
             step = self.step_seconds(self.attention_streams(size, count))
             first = first or step
             grown = step - first
@@ -202,7 +283,7 @@ class Bench(Table):
         """Attention fusion behind other prefixes."""
         size = max(self.args.batch_sizes) // 2
         before = self.engine.prefix_ids
-        for length in (0, PREFIX, 1000, 8000):
+        for length in PREFIXES:
             self.engine.set_prefix(self.ids(length))
             streams = self.attention_streams(2 * size, prefix=length)
             rate = len(streams) / self.seconds(
@@ -227,8 +308,8 @@ class Bench(Table):
         """`generate()`, a prompt a row, at several batch sizes."""
         with self.wrapper.taken_out():
             self.model.set_attn_implementation("sdpa")
-            for size in (320, 1280, 2560):
-                ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device="cuda")
+            for size in STOCK_BATCHES:
+                ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device=measure.DEVICE)
 
                 def work(ids=ids):
                     self.model.generate(
@@ -254,7 +335,7 @@ class Bench(Table):
             rate = 1 / self.seconds(work, repeats=1)
             note = f"a question at a time{self.against(rate)}"
             self.add("attention fusion as first described", rate, "questions/s", note=note)
-            ids = self.torch.tensor(self.prompts(8), device="cuda")
+            ids = self.torch.tensor(self.prompts(8), device=measure.DEVICE)
             work = partial(first_described.logit_average, self.model, ids, PARAPHRASES, NEW_TOKENS)
             rate = 8 / self.seconds(work, repeats=1)
             self.add("avg as first described", rate, "questions/s", note="8 questions at a time")
@@ -321,7 +402,7 @@ def random_llama(shape: str):
         eos_token_id=None,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     )
-    with torch.device("cuda"):
+    with torch.device(measure.DEVICE):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
@@ -329,9 +410,12 @@ def main(args) -> None:
     import torch
     import transformers
 
-    if not torch.cuda.is_available():
-        raise UserError("benchmark/gpu.py measures a GPU, and torch sees none here")
-    what = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = "no GPU"
+    if measure.DEVICE == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("benchmark/gpu.py measures a GPU, and torch sees none here")
+        name = torch.cuda.get_device_name()
+    what = f"{name}, torch {torch.__version__}"
     print(f"{what}, transformers {transformers.__version__}, {args.attention}", flush=True)
     if args.dataset:
         from own_case import OwnCase
@@ -388,6 +472,9 @@ def parse_args(argv: Sequence[str] | None = None):
     parser.add_argument("--instruction", help="of --dataset")
     parser.add_argument("--few_shot", type=Path, metavar="FILE", help="of --dataset")
     parser.add_argument("--max_samples", type=int, metavar="N", help="of --dataset: the first N")
+    parser.add_argument(
+        "--num_paraphrases", type=int, default=5, metavar="N", help="of --dataset (default: 5)"
+    )
     parser.add_argument("--questions", type=Path, metavar="FILE", help=".parquet of the row run")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows to this file")
     args = parser.parse_args(argv)

@@ -3,6 +3,9 @@
 import statistics
 import time
 
+DEVICE = "cuda"  # what is measured; the tests run every row on a CPU
+SIDE, NUMBERS = 8192, 2**31  # of the matrices and of the copy that show the ceilings
+
 
 class Table:
     """Rows of what was measured, each printed at once.
@@ -60,10 +63,10 @@ class Table:
                 times.append(begin.elapsed_time(end) / 1e3 / count)
             return statistics.median(times[1:])
 
-        a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
-        self.flops = 2 * 8192**3 / timed(lambda: a @ b, 20)
-        source = torch.empty(2**31, device="cuda", dtype=torch.bfloat16).normal_()
+        a, b = (torch.randn(SIDE, SIDE, device=DEVICE, dtype=torch.bfloat16) for _ in "ab")
+        self.flops = 2 * SIDE**3 / timed(lambda: a @ b, 20)
+        source = torch.empty(NUMBERS, device=DEVICE, dtype=torch.bfloat16).normal_()
         target = torch.empty_like(source)
         self.bandwidth = 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
-        self.add("bf16 matrix product, 8192³", self.flops / 1e12, "TFLOP/s")
+        self.add(f"bf16 matrix product, {SIDE}³", self.flops / 1e12, "TFLOP/s")
         self.add("memory, read and written", self.bandwidth / 1e12, "TB/s")
