@@ -24,6 +24,7 @@ GROUPS = {
         "segments",
         "attention",
         "gpu_kernels",
+        "recorded",
         "engine",
         "reductions",
         "sampling",
@@ -128,7 +129,7 @@ MANIFEST = {
     "model": "`name` and `revision` as they were asked for",
     "device": "of a GPU its name; of a CPU its instruction set and the number of threads",
     "attention": "`asked` (`--attention`), `encode` (flex, sdpa or eager), `fallback` (why auto "
-    "did not take FlexAttention), `decode`",
+    "did not take FlexAttention), `decode` (split softmax, or on a GPU one kernel, recorded)",
     "batch_size": "as it was asked for",
     "versions": "of Python, torch, transformers, tokenizers, numpy, pandas, pyarrow",
     "counts": "`encoded_tokens`, `decoded_tokens`, `decode_forwards`, `decode_rows` (summed over "
