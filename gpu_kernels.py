@@ -214,7 +214,7 @@ def _fuse_kernel(
     D: tl.constexpr, LANES: tl.constexpr, JOINT: tl.constexpr, TAU: tl.constexpr,
     INLINE: tl.constexpr, TURNED: tl.constexpr, ROTATED: tl.constexpr, INTERLEAVED: tl.constexpr,
     SCALE: tl.constexpr, SOFTCAP: tl.constexpr, WINDOW: tl.constexpr, COLUMNS: tl.constexpr,
-    KEYS: tl.constexpr, SEGMENT: tl.constexpr, ONE_TILE: tl.constexpr, STEPS: tl.constexpr,
+    KEYS: tl.constexpr, SEGMENT: tl.constexpr, ONE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Fused tokens, prefix and ``PER`` segments of one row and kv head.
 
@@ -247,8 +247,8 @@ def _fuse_kernel(
     shares = (part == 0) if JOINT else True  # one softmax over all takes them up once
     if shares:
         # The new tokens, each seeing those before it. Padding sees itself: no softmax is empty.
-        for first in tl.static_range(0, S, STEPS):
-            m = first + tl.arange(0, STEPS)
+        for first in tl.static_range(0, S, KEYS):
+            m = first + tl.arange(0, KEYS)
             seen = tl.load(own_mask + r * slots + slot + m, mask=m < S, other=0) != 0
             sees = seen[:, None] & (m[:, None] <= s[None, :])
             if WINDOW > 0:
@@ -382,8 +382,8 @@ def _fuse_kernel(
 
     if (part == 0) & (tl.program_id(2) == 0):
         number = tl.arange(0, LANES)[None, :]
-        for first in tl.static_range(0, S, STEPS):
-            of = first + tl.arange(0, STEPS)
+        for first in tl.static_range(0, S, KEYS):
+            of = first + tl.arange(0, KEYS)
             fits = (of < S)[:, None] & real
             source = (r * new_row + j * new_head + of * new_step)[:, None] + number
             target = (j * own_head + r * own_row + (slot + of) * D)[:, None] + number
@@ -517,8 +517,7 @@ def fuse(
         *segments.keys.stride()[:2], *own.keys.stride()[:2],
         J=J, K=K, PER=per, JOINT=joint, TAU=fusion.tau, INLINE=inline and P > 0,
         COLUMNS=columns, KEYS=OWN_KEYS, SEGMENT=tile, ONE_TILE=longest <= tile,
-        STEPS=max(16, min(OWN_KEYS, triton.next_power_of_2(S))), num_stages=2,
-        num_warps=min(8, max(2, columns * shared["LANES"] // 1024)), **shared,
+        num_stages=2, num_warps=min(8, max(2, columns * shared["LANES"] // 1024)), **shared,
     )  # fmt: skip
     if parts > 1:
         _merge_kernel[(R * S * H,)](
