@@ -41,7 +41,8 @@ def gpu(monkeypatch):
     monkeypatch.setattr(measure, "NUMBERS", 1000)
     monkeypatch.setattr(gpu, "SHAPES", {"1b": (128, 2, 8, 64), "3b": (128, 2, 8, 96)})
     monkeypatch.setattr(gpu, "VOCABULARY", 300)
-    monkeypatch.setattr(gpu, "NEW_TOKENS", 3)
+    monkeypatch.setattr(gpu, "NEW_TOKENS", 2)
+    monkeypatch.setattr(gpu, "PREFIX", 10)
     monkeypatch.setattr(gpu, "COUNTS", (1, 2))
     monkeypatch.setattr(gpu, "PREFIXES", (0, 20))
     monkeypatch.setattr(gpu, "STOCK_BATCHES", (5, 10))
@@ -82,7 +83,7 @@ def measured(gpu, tmp_path, *argv) -> list[dict]:
     ],
 )
 def test_a_row(gpu, row, count, tmp_path):
-    found = measured(gpu, tmp_path, "--rows", row, "--batch_sizes", "2,4")
+    found = measured(gpu, tmp_path, "--rows", row, "--batch_sizes", "1,2")
     named = [entry["row"] for entry in found]
     started = sum(name.startswith("start") for name in named)
     assert len(found) == count + started and started == (2 if row == "shapes" else 1), named
