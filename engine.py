@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
 import torch
 
 from attention import (
@@ -496,7 +497,7 @@ class Engine:
         Returns its plan, and the logits at the indices ``last`` [R, V].
         """
         lengths = torch.tensor(list(map(len, segments)))
-        ids = torch.tensor(list(chain.from_iterable(segments)))
+        ids = torch.from_numpy(np.fromiter(chain.from_iterable(segments), np.int64))
         segment_ids = torch.arange(len(lengths)).repeat_interleave(lengths)
         begun = torch.tensor(starts) - (lengths.cumsum(0) - lengths)
         position_ids = torch.arange(len(ids)) + begun.repeat_interleave(lengths)
