@@ -42,11 +42,12 @@ logger = logging.getLogger(__name__)
 CPU_TOKENS_PER_BATCH = 4096
 GPU_TOKENS_PER_BATCH = 65536
 # On a CPU FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of
-# this, and longer ones to eight lengths an octave.
-FLEX_BUCKET = 1024
-# Finished questions leave the batch once they are this share of it; where steps are recorded, once
-# the next size that steps are recorded for is this share smaller.
-COMPACT_SHARE, RECORDED_COMPACT_SHARE = 0.25, 0.5
+# this, and longer ones to eight lengths an octave. On a GPU to what a block of the mask has: with
+# fewer tokens FlexAttention goes over to another kernel.
+FLEX_BUCKET, GPU_FLEX_BUCKET = 1024, 128
+# Finished questions leave the batch once they are this share of it. Where steps are recorded, once
+# half of it has room for the others: batches of a size then come down by the same sizes.
+COMPACT_SHARE = 0.25
 # So many recorded steps are kept.
 RECORDED_STEPS = 32
 
@@ -230,9 +231,15 @@ class Engine:
         if self.prefix_ids:
             P = len(self.prefix_ids)
             with self._telling():
-                plan, _ = self._encode([self.prefix_ids], [0], {})
+                try:
+                    plan, _ = self._encode([self.prefix_ids], [0], {})
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        f"out of memory with the {P} tokens that all prompts begin with: take "
+                        "fewer few-shot examples, or a smaller model"
+                    ) from error
             self.prefix = {
-                # Without a bucket's padding, and where no later batch is encoded.
+                # Without a bucket's padding.
                 layer: KeyValues(
                     kv.keys[:, :P].clone(memory_format=torch.contiguous_format),
                     kv.values[:, :P].clone(memory_format=torch.contiguous_format),
@@ -316,7 +323,8 @@ class Engine:
             tokens = [stream.encoded_tokens for group in questions for stream in group]
             n = len(questions[0]) if questions else 0
             sums = (sum(sum(tokens[q * n : q * n + n]) for q in batch) for batch in batches)
-            self.capacity = 0 if self.fitting else max(map(bucketed, sums), default=0)
+            packed = (bucketed(total, self.device) for total in sums)
+            self.capacity = 0 if self.fitting else max(packed, default=0)
         for batch in batches:
             yield self._answer_what_fits(
                 batch,
@@ -382,7 +390,8 @@ class Engine:
         values = 2 * 3 * self.config.num_hidden_layers * heads * size + 32 * self.config.hidden_size
         free, _ = torch.cuda.mem_get_info(self.device)
         fitting = free // 2 // (values * self.model.dtype.itemsize)
-        return max(FLEX_BUCKET, min(GPU_TOKENS_PER_BATCH, fitting // FLEX_BUCKET * FLEX_BUCKET))
+        coarse = fitting // 1024 * 1024  # a little less memory makes no other batches
+        return max(1024, min(GPU_TOKENS_PER_BATCH, coarse))
 
     @torch.inference_mode()
     def _answer(self, groups, fusion, combine, max_new_tokens, weights) -> list[Answer]:
@@ -395,7 +404,7 @@ class Engine:
     def _encode_and_decode(self, groups, fusion, combine, max_new_tokens, weights):
         streams = [stream for group in groups for stream in group]
         encoded, logits = self._encode_streams(streams)
-        places = self._places(range(len(groups)))
+        places = self._places(len(groups))
         n = len(groups[0])
         rows = [place * n + stream for place in places for stream in range(n)]
         plan = self._fuse_plan(streams, rows, encoded, fusion, max_new_tokens)
@@ -412,7 +421,7 @@ class Engine:
         """Within what is first, what takes so long is said."""
         if self.started:
             return nullcontext()
-        return say_if_slow(STARTING)
+        return say_if_slow(STARTING, once=True)
 
     @torch.inference_mode()
     def recording_problem(self) -> str | None:
@@ -469,12 +478,16 @@ class Engine:
             return f"its logits are off by {difference:.1%}"
         return None
 
-    def _places(self, questions: Sequence[int]) -> list[int]:
-        """The questions, the last one repeated up to a number that steps are recorded for."""
-        size = recorded_size(len(questions)) if self.recording else len(questions)
-        if self.recording and not self.alone:
-            size = max(size, 2)  # one row has kernels of its own, to be compiled in mid-run
-        return [*questions, *[questions[-1]] * (size - len(questions))]
+    def _places(self, count: int) -> list[int]:
+        """Questions in a batch's places, the last one repeated up to a size that is recorded."""
+        if not self.recording:
+            return list(range(count))
+        return filled(list(range(count)), max(recorded_size(count), self._fewest))
+
+    @property
+    def _fewest(self) -> int:
+        """Places of a batch. One row has kernels of its own, that would be compiled in mid-run."""
+        return 1 if self.alone else 2
 
     def _encode_streams(self, streams):
         """All segments, then all separators, packed; the first logits where there is no tail."""
@@ -487,11 +500,12 @@ class Engine:
         last = None
         if not streams[0].tail:
             last = torch.tensor([sum(map(len, s.segments)) for s in streams]).cumsum(0) - 1
-        encoded, logits = self._encode(segments, starts, self.prefix, last)
+        room = self.room if self.recording else None
+        encoded, logits = self._encode(segments, starts, self.prefix, last, room)
         self.counts.encoded_tokens += sum(map(len, segments))
         return encoded, logits
 
-    def _encode(self, segments, starts, prefix, last=None):
+    def _encode(self, segments, starts, prefix, last=None, room=None):
         """One packed forward of segments whose first tokens have the positions ``starts``.
 
         Returns its plan, and the logits at the indices ``last`` [R, V].
@@ -502,7 +516,9 @@ class Engine:
         begun = torch.tensor(starts) - (lengths.cumsum(0) - lengths)
         position_ids = torch.arange(len(ids)) + begun.repeat_interleave(lengths)
         if self.wrapper.backend == "flex":
-            ids, segment_ids, position_ids = pad_to_bucket(ids, segment_ids, position_ids)
+            ids, segment_ids, position_ids = pad_to_bucket(
+                ids, segment_ids, position_ids, self.device
+            )
         ids, segment_ids, position_ids = (
             tensor.to(self.device) for tensor in (ids, segment_ids, position_ids)
         )
@@ -513,8 +529,8 @@ class Engine:
             prefix,
             backend=self.wrapper.backend,
             compiled=self.wrapper.compiled,
-            room=self.room if self.recording else None,
-            capacity=self.capacity,
+            room=room,
+            capacity=self.capacity if room else 0,
         )
         inputs = {"input_ids": ids[None], "position_ids": position_ids[None], "use_cache": False}
         with self.wrapper.planned(plan), self._compiled_layers():
@@ -643,7 +659,7 @@ class Engine:
         Where steps are recorded, what a step chose is read while the next one runs: a question may
         then be carried for a step more than it needs, which changes nothing in its answer.
         """
-        n = len(streams) // len(self._places(range(B)))
+        n = len(streams) // len(self._places(B))
         positions = torch.tensor([s.answer_start for s in streams], device=self.device)
         seen = torch.zeros(len(streams) // n, dtype=torch.bool, device=self.device)
         alive = list(range(B))  # the question at each place of the batch
@@ -672,7 +688,7 @@ class Engine:
             running = [place for place, question in enumerate(alive) if not stopped[question]]
             if not running or is_last:
                 break
-            places = self._thinned(running, len(alive))
+            places = self._thinned(running, len(chosen))
             if places is not None:
                 keep = torch.tensor(places, device=self.device)
                 rows = (keep[:, None] * n + torch.arange(n, device=self.device)).flatten()
@@ -686,13 +702,14 @@ class Engine:
                 logits = self._step(plan, chosen.repeat_interleave(n), positions + step)
         return [Answer(tuple(tokens[q]), tuple(logprobs[q]), not stopped[q]) for q in range(B)]
 
-    def _thinned(self, running: list[int], alive: int) -> list[int] | None:
-        """The places to go on with, if enough questions have finished."""
+    def _thinned(self, running: list[int], size: int) -> list[int] | None:
+        """Of a batch's ``size`` places those to go on with, if enough questions have finished."""
         if not self.recording:
-            return running if alive - len(running) >= COMPACT_SHARE * alive else None
-        places = self._places(running)
-        smaller = len(places) <= (1 - RECORDED_COMPACT_SHARE) * recorded_size(alive)
-        return places if smaller else None
+            return running if size - len(running) >= COMPACT_SHARE * size else None
+        smaller = size
+        while smaller // 2 >= max(len(running), self._fewest):
+            smaller //= 2
+        return filled(running, smaller) if smaller < size else None
 
     def _check_lengths(self, questions, max_new_tokens) -> None:
         starts = [stream.answer_start for group in questions for stream in group]
@@ -769,8 +786,13 @@ def plan_batches(
     return batches
 
 
+def filled(places: list[int], size: int) -> list[int]:
+    """So many places, the last one repeated."""
+    return places + places[-1:] * (size - len(places))
+
+
 def recorded_size(questions: int) -> int:
-    """The next larger number of questions that steps are recorded for: four to an octave."""
+    """The next larger number of questions that batches begin with: four to an octave."""
     step = 1 << max(0, (questions - 1).bit_length() - 3)
     return -(-questions // step) * step
 
@@ -795,14 +817,19 @@ def read_later(chosen, logprob, stop, answers) -> Callable[[int], list[list]]:
     return read
 
 
-def bucketed(total: int) -> int:
-    """The packed length that so many tokens are padded to."""
+def bucketed(total: int, device: torch.device) -> int:
+    """The packed length that so many tokens are padded to for FlexAttention."""
+    if device.type == "cuda":
+        return total + -total % GPU_FLEX_BUCKET
     return total + -total % max(FLEX_BUCKET, (1 << total.bit_length()) // 16)
 
 
-def pad_to_bucket(ids, segment_ids, position_ids):
-    """Padding tokens behind the packed ones, each a segment of its own that nobody reads."""
-    missing = bucketed(len(ids)) - len(ids)
+def pad_to_bucket(ids, segment_ids, position_ids, device: torch.device):
+    """Padding tokens behind the packed ones, each a segment of its own that nobody reads.
+
+    device: what they will be encoded on.
+    """
+    missing = bucketed(len(ids), device) - len(ids)
     alone = segment_ids[-1] + 1 + torch.arange(missing)
     zeros = torch.zeros(missing, dtype=torch.long)
     return (

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from attention import FlexAttentionWrapper, check_architecture, check_config, flex_problem
 from constants import UserError, resolve_model
-from engine import STARTING, Engine
+from engine import Engine
 from hub_errors import explain
 from memory import check_fits
 from progress import say_if_slow
@@ -123,8 +123,7 @@ def loaded_engine(
         recorded = recorded and wrapper.backend == "flex" and source.device.type == "cuda"
         engine = Engine(model, tokenizer, wrapper, recorded=recorded)
         if engine.recording:
-            with say_if_slow(STARTING):
-                problem = engine.recording_problem()
+            problem = engine.recording_problem()
             if problem is not None:
                 logger.warning(
                     "this model cannot be compiled and recorded here (%s): it runs as it is",

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Timer
 
 # What is done sooner is not told of; then a line as often as this, off a terminal.
@@ -25,10 +26,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+say_once = cache(say)
+
+
 @contextmanager
-def say_if_slow(text: str) -> Iterator[None]:
-    """One line if what is done inside takes longer than is waited for in silence."""
-    timer = Timer(QUIET_SECONDS, say, [text])
+def say_if_slow(text: str, *, once: bool = False) -> Iterator[None]:
+    """One line if what is done inside takes longer than is waited for in silence.
+
+    once: not if this line was said so before.
+    """
+    timer = Timer(QUIET_SECONDS, say_once if once else say, [text])
     timer.daemon = True
     timer.start()
     try:

@@ -42,13 +42,15 @@ SHAPES = {
 }
 VOCABULARY = 128256
 PREFIX, SEGMENT, TAIL, PARAPHRASES, NEW_TOKENS = 110, 12, 2, 5, 20
-# Of paraphrases; of a prefix; prompts a batch of stock generation; questions that are encoded.
+# Of paraphrases; of a prefix; prompts a batch of stock generation and of continuous batching;
+# questions that are encoded.
 COUNTS, PREFIXES, STOCK_BATCHES = (1, 2, 5, 10, 20), (0, 110, 1000, 8000), (320, 1280, 2560)
-ENCODED = 512
+CONTINUOUS, ENCODED = 1280, 512
+STOPPING = 0.25  # how likely an answer ends with its next token, in the row ragged
 # In this order; the first of them make up points of the table that fit into nine minutes.
 ROWS = (
     *("attention", "avg", "encode", "latency", "paraphrases", "profile"),
-    *("uneven", "prefix", "shapes", "stock", "first", "continuous"),
+    *("uneven", "ragged", "prefix", "shapes", "stock", "first", "continuous"),
 )
 MORE_ROWS = ("run", "own", "agreement")
 # What a kernel's name holds, by what it does; all else is small passes.
@@ -230,11 +232,46 @@ class Bench(Table):
                 self.torch.cuda.empty_cache()
 
     def encode(self):
-        streams = [group[0] for group in self.attention_streams(ENCODED)]
-        tokens = sum(stream.encoded_tokens for stream in streams)
-        with self.torch.inference_mode():
-            rate = tokens / self.seconds(lambda: self.engine._encode_streams(streams), repeats=5)
+        streams = self.attention_streams(ENCODED)
+        tokens = sum(stream.encoded_tokens for group in streams for stream in group)
+        rate = tokens / self.encode_seconds(streams)
         self.add("encoding", rate, "tokens/s", note=f"{rate * self.body_flop / 1e12:.0f} TFLOP/s")
+
+    def encode_seconds(self, streams) -> float:
+        flat = [stream for group in streams for stream in group]
+        with self.torch.inference_mode():
+            return self.seconds(lambda: self.engine._encode_streams(flat), repeats=5)
+
+    def ragged(self):
+        """Answers of 1 to 20 tokens, and what new questions in finished rows' places could save.
+
+        At most: as if every decoded row were of use and cost what it costs in a full batch.
+        """
+        from engine import Counts
+
+        torch, size, batches = self.torch, max(self.args.batch_sizes), 3
+        streams = self.attention_streams(batches * size)
+        encoding, step = (f(streams[:size]) for f in (self.encode_seconds, self.step_seconds))
+        generator = torch.Generator(measure.DEVICE).manual_seed(0)
+
+        def ends(tokens, left):
+            """In the place of the engine's stop rule, whose ``seen`` counts the tokens left."""
+            if left.dtype == torch.bool:  # the first token of a batch
+                left = torch.zeros_like(tokens).geometric_(STOPPING, generator=generator)
+                left = left.clamp(max=NEW_TOKENS)
+            return left == 1, left > 0, left - 1
+
+        stop, self.engine.stop, self.engine.counts = self.engine.stop, ends, Counts()
+        repeats = 3
+        seconds = self.seconds(partial(self.generate, streams, batch_size=size), repeats)
+        self.engine.stop, counts = stop, self.engine.counts
+        tokens = counts.decoded_tokens / (repeats + 1)
+        least = batches * encoding + tokens / size * step
+        note = f"batches of {size}, {tokens / len(streams):.1f} tokens an answer, "
+        note += f"{counts.decoded_tokens / counts.decode_rows:.0%} of the decoded rows of use: "
+        note += f"without the others at most {1 - least / seconds:.0%} less time"
+        rate = len(streams) / seconds
+        self.add("attention fusion, answers that end", rate, "questions/s", note=note)
 
     def latency(self):
         """A decode step of one question alone, against reading all weights once.
@@ -348,9 +385,9 @@ class Bench(Table):
             max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
         with self.wrapper.taken_out():
-            prompts = self.prompts(64)
+            prompts = self.prompts(CONTINUOUS // PARAPHRASES)
             work = partial(self.model.generate_batch, prompts, generation_config=settings)
-            rate = 64 / self.seconds(work, repeats=1)
+            rate = CONTINUOUS / PARAPHRASES / self.seconds(work, repeats=1)
         note = f"{len(prompts)} prompts{self.against(rate)}"
         self.add("generate_batch, warm", rate, "questions/s", note=note)
 

@@ -76,6 +76,7 @@ def measured(gpu, tmp_path, *argv) -> list[dict]:
         ("latency", 2),
         ("paraphrases", 2),
         ("uneven", 1),
+        ("ragged", 1),
         ("prefix", 2),
         ("shapes", 2),
         ("stock", 2),

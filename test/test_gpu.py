@@ -17,6 +17,7 @@ from test_fusion import (
     make_engine,
     question,
 )
+from test_recorded import STREAMS
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 
 import attention
@@ -70,34 +71,38 @@ U = (1.0, 0.0, 2.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "tau", "weights"),
+    ("name", "kind", "tau", "weights", "rows"),
     [
-        ("llama", "mean", 0, None),
-        ("llama", "mean", 0, U),
-        ("llama", "mean", 0.5, U),
-        ("llama", "joint", 0, U),
-        ("gemma2", "mean", 0, None),
-        ("gpt_neox", "mean", 0, None),
-        ("gpt2", "joint", 0, None),
+        ("llama", "mean", 0, None, "attention"),
+        ("llama", "mean", 0, U, "attention"),
+        ("llama", "mean", 0.5, U, "attention"),
+        ("llama", "joint", 0, U, "attention"),
+        ("gemma2", "mean", 0, None, "attention"),
+        ("gpt_neox", "mean", 0, None, "attention"),
+        ("gpt2", "joint", 0, None, "attention"),
+        ("gemma3", "mean", 0, None, "logits"),
+        ("gemma3", "mean", 0, None, "concat"),
     ],
 )
-def test_recorded_steps_equal_steps_as_they_are(name, kind, tau, weights):
+def test_recorded_steps_equal_steps_as_they_are(name, kind, tau, weights, rows):
     """Questions that stop at different steps, so that rows leave and the step is recorded again."""
     model = tiny_model(name, **WIDER)
-    positions = "exact" if name in ROTARY and kind == "mean" else "left"
-    streams = [attention_streams(q, len(PREFIX), positions) for q in QUESTIONS]
+    combine, streams_of = STREAMS[rows]
+    streams = [streams_of(q) for q in QUESTIONS]
+    if rows == "attention" and not (name in ROTARY and kind == "mean"):
+        streams = [attention_streams(q, len(PREFIX), "left") for q in QUESTIONS]
 
     def run(model, recorded, sizes):
         fusion = Fusion.of(kind, tau, weights, model.device)
         with FlexAttentionWrapper(model, "flex" if recorded else "eager") as wrapper:
             engine = make_engine(wrapper, recorded=recorded)
-            endless = answer(engine, streams, fusion, steps=10)
+            endless = answer(engine, streams, fusion, combine, steps=10)
             replayed = [step for step in engine.recorded_steps.values() if step is not None]
             assert bool(replayed) == recorded
             stops = {tokens[1 + index % 6] for index, tokens in enumerate(endless)}
             engine.eos_ids = frozenset(stops)
             engine.stop.eos[list(stops)] = True
-            found = [answer(engine, streams, fusion, batch_size=b, steps=10) for b in sizes]
+            found = [answer(engine, streams, fusion, combine, b, steps=10) for b in sizes]
             return endless, found
 
     endless, [expected] = run(model, False, [None])

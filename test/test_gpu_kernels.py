@@ -13,14 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import CASES, distance
+from kernel_cases import CASES, Case, distance
 
 FOLDER = Path(__file__).parent
+# As in the benchmark: every program has all of a row's segments, and the prefix its own kernel.
+FULL = {"rows": 512, "lengths": (8, 16), "partitions": 5, "kv_heads": 8, "group": 3, "size": 128}
+FULL_BATCHES = (
+    Case("full batch", **FULL, prefix=110, steps=(2, 1, 1), filling=None),
+    Case("full batch, turned", **FULL, prefix=110, steps=(2, 1), turned=128, filling=None),
+)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + FULL_BATCHES, ids=lambda case: case.name)
 def test_the_kernels_equal_plain_math_on_a_gpu(case):
     assert distance(case) <= 1e-5
     assert distance(case, torch.bfloat16) <= 2e-2

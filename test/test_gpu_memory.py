@@ -1,7 +1,9 @@
-"""Memory that really runs out, on a GPU that is filled up beforehand.
+"""The demo on a GPU: recorded, and with memory that really runs out, filled up beforehand.
 
 python -m pytest -n 0 -m gpu
 """
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,14 +13,12 @@ from dataset import load_dataset, prompt_template, select_paraphrases
 from engine import only_stream
 from flex_attention_generate import split_and_place
 from loading import find_model, loaded_engine
+from recorded import Room
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
 ]
-
-# What the mask of all 1,000 questions in one batch takes is more than ten times as much.
-LEFT_FREE = 1 << 30
 
 
 def answers(engine, records, batch_size):
@@ -38,24 +38,61 @@ def answers(engine, records, batch_size):
     return dict(pair for batch in batches for pair in batch)
 
 
-def test_out_of_memory_halves_the_batch_and_loses_nothing(caplog):
-    records = select_paraphrases(
+def tokens(found):
+    return {index: answer.token_ids for index, answer in found.items()}
+
+
+@pytest.fixture(scope="module")
+def records():
+    return select_paraphrases(
         load_dataset("demo", max_samples=None).records, num_paraphrases=5, indexs=None
     )
+
+
+@contextmanager
+def demo(attention):
     source = find_model("demo", revision=None, device="cuda", dtype="float32")
-    with loaded_engine(source, attention="sdpa") as engine:
+    with loaded_engine(source, attention=attention) as engine:
+        yield engine
+
+
+def forget(engine):
+    """No memory is kept but the model's and the prefix', and none has run out."""
+    if engine.recording:
+        engine.recorded_steps.clear()
+        engine.room = Room()
+    engine.fitting, engine.counts.out_of_memory = None, 0
+    torch.cuda.empty_cache()
+
+
+def test_the_demo_is_recorded_and_answers_as_it_does_plainly(records):
+    with demo("auto") as engine:
+        assert engine.recording
+        found = tokens(answers(engine, records, None))
+        assert any(step is not None for step in engine.recorded_steps.values())
+        with engine.unrecorded():
+            assert tokens(answers(engine, records, None)) == found
+
+
+# How much is left of what the largest batch takes: sdpa's mask grows with the square of a batch.
+@pytest.mark.parametrize(("attention", "shares"), [("sdpa", [0.1]), ("flex", [0.8, 0.5, 0.3])])
+def test_out_of_memory_halves_the_batch_and_loses_nothing(attention, shares, records, caplog):
+    with demo(attention) as engine:
+        assert engine.recording == (attention == "flex")
         expected = answers(engine, records, 16)
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info()
-        filling = torch.empty(free - LEFT_FREE, dtype=torch.uint8, device="cuda")
-        engine.counts.out_of_memory = 0
-        found = answers(engine, records, 1000)
-        del filling
-    assert engine.counts.out_of_memory > 0
-    assert [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()] == [
-        "out of memory with 1000 questions at a time: halved"
-    ]
-    assert len(found) == 1000
-    different = [i for i in found if found[i].token_ids != expected[i].token_ids]
-    print(f"halved {engine.counts.out_of_memory} times; {len(different)} of 1000 differ")
-    assert not different
+        forget(engine)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+        assert tokens(answers(engine, records, 1000)) == tokens(expected)
+        taken = torch.cuda.max_memory_reserved() - before
+        for share in shares:
+            forget(engine)
+            free, _ = torch.cuda.mem_get_info()
+            filling = torch.empty(free - int(share * taken), dtype=torch.uint8, device="cuda")
+            found = answers(engine, records, 1000)
+            del filling
+            print(f"{share} of {taken >> 20} MiB: halved {engine.counts.out_of_memory} times")
+            assert engine.counts.out_of_memory > 0
+            assert tokens(found) == tokens(expected) and len(found) == 1000
+    said = [r.getMessage() for r in caplog.records if "out of memory" in r.getMessage()]
+    assert said == ["out of memory with 1000 questions at a time: halved"] * len(shares)

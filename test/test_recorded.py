@@ -21,6 +21,7 @@ import attention
 import engine as engine_module
 import recorded
 from attention import FlexAttentionWrapper, FusePlan, Fusion, KeyValues, RotaryTurn
+from constants import UserError
 from engine import attention_streams, logit_streams, only_stream, recorded_size
 from recorded import Room
 from reductions import average_logits
@@ -202,6 +203,35 @@ def test_sizes_that_steps_are_recorded_for():
         *(1, 2, 5, 8, 10, 20, 320, 512, 640),
     ]
     assert all(recorded_size(n) >= n for n in range(1, 3000))
+
+
+def test_batches_of_a_size_come_down_by_the_same_sizes(without_a_gpu):
+    with an_engine(True) as engine:
+        for size, lowest in ((20, 2), (7, 3), (3, 3)):
+            chain = {size}
+            for running in range(1, size + 1):
+                places = engine._thinned(list(range(running)), size)
+                assert places is None or (places[:running], set(places)) == (
+                    list(range(running)),
+                    set(range(running)),
+                )
+                left = size if places is None else len(places)
+                assert left >= running and (left == lowest or left // 2 < running)
+                chain.add(left)
+            assert chain == {size >> k for k in range(5) if size >> k >= lowest}
+        engine.alone = True
+        assert engine._thinned([0], 1) is None
+
+
+def test_memory_that_runs_out_with_the_prefix_alone(without_a_gpu, monkeypatch):
+    with an_engine(True) as engine:
+
+        def fails(*inputs, **settings):
+            raise torch.OutOfMemoryError("injected")
+
+        monkeypatch.setattr(engine, "_encode", fails)
+        with pytest.raises(UserError, match="out of memory with the 9 tokens that all prompts"):
+            engine.set_prefix(PREFIX)
 
 
 def test_a_room_moves_only_to_grow():

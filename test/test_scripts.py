@@ -753,6 +753,10 @@ def test_what_is_slow_is_said_before_it_is_done(capsys, monkeypatch):
         time.sleep(0.5)
         assert capsys.readouterr().err == "loading a model\n"
     assert capsys.readouterr().err == ""
+    for expected in ("compiling\n", ""):
+        with progress.say_if_slow("compiling", once=True):
+            time.sleep(0.1)
+        assert capsys.readouterr().err == expected
 
 
 def test_a_slow_model_is_named(small, run, monkeypatch):
@@ -793,15 +797,11 @@ def process(script, *argv, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True)
 
 
-@pytest.mark.parametrize(
-    "script, stem",
-    [("generate.py", "avg-3"), ("flex_attention_generate.py", "flex_attention-3")],
-)
-def test_scripts_from_a_shell(small, tmp_path, script, stem):
+def test_a_script_from_a_shell(small, tmp_path):
     argv = ("--dataset", small.questions, "--model", small.folder, "--num-paraphrases", 3)
-    done = process(script, *argv, "--max-new-tokens", 4, cwd=tmp_path)
+    done = process("flex_attention_generate.py", *argv, "--max-new-tokens", 4, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    stem = f"results/capitals/tiny-llama/{stem}"
+    stem = "results/capitals/tiny-llama/flex_attention-3"
     told = ("loading ", "reading ", "avg: ", "attention fusion: ")  # of a busy machine
     lines = [line for line in done.stderr.splitlines() if not line.startswith(told)]
     assert lines[0] == f"wrote {stem}.feather (.csv and .json beside it)" and len(lines) == 2
