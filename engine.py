@@ -337,6 +337,13 @@ class Engine:
                 ),
             )
 
+    def release(self) -> None:
+        """Give back what memory is kept from batch to batch: recorded steps and their room."""
+        self.recorded_steps.clear()
+        if self.room is not None:
+            self.room, self.capacity = Room(), 0
+        torch.cuda.empty_cache()
+
     def plan(
         self,
         questions: Sequence[Sequence[Stream]],
@@ -367,10 +374,7 @@ class Engine:
                         "few-shot examples, or a smaller model"
                     ) from None
             if answers is None:  # outside the handler, which still holds the failed tensors
-                if self.recording:  # nothing else keeps memory from batch to batch
-                    self.recorded_steps.clear()
-                    self.room, self.capacity = Room(), 0
-                torch.cuda.empty_cache()
+                self.release()
                 if self.fitting is None:
                     logger.warning("out of memory with %d questions at a time: halved", len(part))
                 self.counts = replace(counts, out_of_memory=counts.out_of_memory + 1)

@@ -214,6 +214,7 @@ class Bench(Table):
     def shapes(self):
         """The other shapes of the family."""
         size = max(self.args.batch_sizes) // 2
+        self.engine.release()
         for shape in SHAPES:
             if shape != self.case:
                 other = Bench(SimpleNamespace(**(vars(self.args) | {"shape": shape})))
@@ -337,13 +338,18 @@ class Bench(Table):
             for segment in question.segments
         ]
 
+    def without_ours(self):
+        """Within, the model as it was, and all the memory."""
+        self.engine.release()
+        return self.wrapper.taken_out()
+
     def against(self, rate) -> str:
         best = getattr(self, "best", None)
         return "" if best is None else f"; attention fusion is {best / rate:,.1f} times as fast"
 
     def stock(self):
         """`generate()`, a prompt a row, at several batch sizes."""
-        with self.wrapper.taken_out():
+        with self.without_ours():
             self.model.set_attn_implementation("sdpa")
             for size in STOCK_BATCHES:
                 ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device=measure.DEVICE)
@@ -366,7 +372,7 @@ class Bench(Table):
         """Both methods as first described."""
         import first_described
 
-        with self.wrapper.taken_out(), self.torch.inference_mode():
+        with self.without_ours(), self.torch.inference_mode():
             prompts = self.prompts(1)
             work = partial(first_described.attention_fusion, self.model, prompts, 0, NEW_TOKENS)
             rate = 1 / self.seconds(work, repeats=1)
@@ -384,7 +390,7 @@ class Bench(Table):
         settings = GenerationConfig(
             max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        with self.wrapper.taken_out():
+        with self.without_ours():
             prompts = self.prompts(CONTINUOUS // PARAPHRASES)
             work = partial(self.model.generate_batch, prompts, generation_config=settings)
             rate = CONTINUOUS / PARAPHRASES / self.seconds(work, repeats=1)

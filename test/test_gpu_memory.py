@@ -13,7 +13,6 @@ from dataset import load_dataset, prompt_template, select_paraphrases
 from engine import only_stream
 from flex_attention_generate import split_and_place
 from loading import find_model, loaded_engine
-from recorded import Room
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,11 +57,8 @@ def demo(attention):
 
 def forget(engine):
     """No memory is kept but the model's and the prefix', and none has run out."""
-    if engine.recording:
-        engine.recorded_steps.clear()
-        engine.room = Room()
+    engine.release()
     engine.fitting, engine.counts.out_of_memory = None, 0
-    torch.cuda.empty_cache()
 
 
 def test_the_demo_is_recorded_and_answers_as_it_does_plainly(records):
