@@ -226,13 +226,12 @@ class Engine:
         """Encode what every prompt of the run begins with, once."""
         self._check_tokens(prefix_ids)
         self._check_length(len(prefix_ids) + 1)
-        self.prefix_ids, self.prefix = tuple(prefix_ids), {}
-        self.recorded_steps.clear()  # they read the prefix that was
-        if self.prefix_ids:
-            P = len(self.prefix_ids)
+        self.prefix_ids, self.prefix = (), {}
+        self._forget()  # recorded steps read the prefix that was
+        if P := len(prefix_ids):
             with self._telling():
                 try:
-                    plan, _ = self._encode([self.prefix_ids], [0], {})
+                    plan, _ = self._encode([prefix_ids], [0], {})
                 except torch.OutOfMemoryError as error:
                     raise UserError(
                         f"out of memory with the {P} tokens that all prompts begin with: take "
@@ -246,6 +245,7 @@ class Engine:
                 )
                 for layer, kv in plan.layers.items()
             }
+            self.prefix_ids = tuple(prefix_ids)
             self.counts.encoded_tokens += P
 
     @contextmanager
@@ -299,8 +299,8 @@ class Engine:
             questions: each one's n streams; n, and the number K of segments, is the same for all.
             fusion: how a stream's partitions are combined in the attention.
             combine: (logits [B, n, V] float32, weights [B, n] or None) → [B, V]. Where steps are
-                recorded, the last question may stand there more than once, and the logits hold
-                until the next call.
+                recorded, the last of the questions may stand there more than once, and the logits
+                hold until the next call.
             max_new_tokens: the limit of generated tokens.
             batch_size, batches: see `plan`; ``batches`` are answered as they are, and no others.
             weights: of the streams, [number of questions, n], handed to ``combine``.
@@ -338,11 +338,15 @@ class Engine:
             )
 
     def release(self) -> None:
-        """Give back what memory is kept from batch to batch: recorded steps and their room."""
+        """Give back what memory is kept from batch to batch."""
+        self._forget()
+        torch.cuda.empty_cache()
+
+    def _forget(self) -> None:
+        """Drop recorded steps and the room that they read."""
         self.recorded_steps.clear()
         if self.room is not None:
-            self.room, self.capacity = Room(), 0
-        torch.cuda.empty_cache()
+            self.room = Room()
 
     def plan(
         self,
@@ -375,6 +379,7 @@ class Engine:
                     ) from None
             if answers is None:  # outside the handler, which still holds the failed tensors
                 self.release()
+                self.capacity = 0
                 if self.fitting is None:
                     logger.warning("out of memory with %d questions at a time: halved", len(part))
                 self.counts = replace(counts, out_of_memory=counts.out_of_memory + 1)
@@ -394,8 +399,9 @@ class Engine:
         values = 2 * 3 * self.config.num_hidden_layers * heads * size + 32 * self.config.hidden_size
         free, _ = torch.cuda.mem_get_info(self.device)
         fitting = free // 2 // (values * self.model.dtype.itemsize)
-        coarse = fitting // 1024 * 1024  # a little less memory makes no other batches
-        return max(1024, min(GPU_TOKENS_PER_BATCH, coarse))
+        least = 1024
+        rounded = fitting // least * least  # slightly less free memory gives the same batches
+        return max(least, min(GPU_TOKENS_PER_BATCH, rounded))
 
     @torch.inference_mode()
     def _answer(self, groups, fusion, combine, max_new_tokens, weights) -> list[Answer]:
@@ -418,7 +424,7 @@ class Engine:
         with self.wrapper.planned(plan):
             logits = self._read_tails(streams, plan) if logits is None else logits[rows]
             return self._decode(
-                streams, plan, logits, len(groups), combine, max_new_tokens, weights
+                streams, plan, logits, len(groups), n, combine, max_new_tokens, weights
             )
 
     def _telling(self):
@@ -472,7 +478,7 @@ class Engine:
             plain = logits()
         except Exception as error:  # the compiler's own faults come in every kind
             logger.info("recording failed", exc_info=True)
-            return reason_of(error)
+            return reason_of(error.__cause__ or error)
         finally:
             self.recording, self.started = True, False
             self.counts, self.stop = counts, stop
@@ -657,13 +663,14 @@ class Engine:
         plan.mark(positions, torch.ones_like(positions, dtype=torch.bool))
         return self.forward(ids, positions)
 
-    def _decode(self, streams, plan, logits, B, combine, max_new_tokens, weights) -> list[Answer]:
+    def _decode(
+        self, streams, plan, logits, B, n, combine, max_new_tokens, weights
+    ) -> list[Answer]:
         """Greedy decoding, ties to the lowest id; each question stops on its own.
 
         Where steps are recorded, what a step chose is read while the next one runs: a question may
         then be carried for a step more than it needs, which changes nothing in its answer.
         """
-        n = len(streams) // len(self._places(B))
         positions = torch.tensor([s.answer_start for s in streams], device=self.device)
         seen = torch.zeros(len(streams) // n, dtype=torch.bool, device=self.device)
         alive = list(range(B))  # the question at each place of the batch
@@ -676,7 +683,7 @@ class Engine:
             read = read_later(chosen, logprob, stop, answers)
             is_last = step + 1 == max_new_tokens
             if self.recording and not is_last:
-                self.count_forward(len(alive) * n)
+                self.count_forward(len(chosen) * n)
                 logits = self._step(plan, chosen.repeat_interleave(n), positions + step)
             for question, token, value, stops, is_answer in zip(
                 alive, *read(len(alive)), strict=True

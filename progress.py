@@ -33,7 +33,7 @@ say_once = cache(say)
 def say_if_slow(text: str, *, once: bool = False) -> Iterator[None]:
     """One line if what is done inside takes longer than is waited for in silence.
 
-    once: not if this line was said so before.
+    once: not if this line has been said before.
     """
     timer = Timer(QUIET_SECONDS, say_once if once else say, [text])
     timer.daemon = True

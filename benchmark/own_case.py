@@ -105,6 +105,7 @@ class OwnCase(Table):
                     self.compare(dtype, found, path, f"{path}, batches of 64", (engine, source))
                 engine.recording = True
                 one_each = [texts[:1] for texts in self.texts]
+                engine.release()
                 with engine.wrapper.taken_out():
                     engine.model.set_attn_implementation("sdpa")
                     for size in (64, 512):

@@ -76,7 +76,6 @@ def measured(gpu, tmp_path, *argv) -> list[dict]:
         ("latency", 2),
         ("paraphrases", 2),
         ("uneven", 1),
-        ("ragged", 1),
         ("prefix", 2),
         ("shapes", 2),
         ("stock", 2),
@@ -89,6 +88,16 @@ def test_a_row(gpu, row, count, tmp_path):
     started = sum(name.startswith("start") for name in named)
     assert len(found) == count + started and started == (2 if row == "shapes" else 1), named
     assert all(float(entry["value"]) > 0 for entry in found if entry["unit"] != "ms")
+
+
+def test_what_is_said_of_answers_that_end(gpu, tmp_path):
+    _, found = measured(gpu, tmp_path, "--rows", "ragged", "--batch_sizes", "8")
+    tokens, share = re.search(
+        r"8, ([\d.]+) tokens an answer, (\d+)% of the decoded rows of use: .* -?\d+% less time",
+        found["note"],
+    ).groups()
+    assert 1 < float(tokens) < 2  # as many as are allowed here
+    assert 50 < int(share) <= 100
 
 
 def test_a_file_of_questions(gpu, small, tmp_path):

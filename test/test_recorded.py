@@ -198,7 +198,7 @@ def test_memory_that_runs_out_while_a_step_is_recorded(monkeypatch):
         recorded.RecordedStep(plan, fails(ValueError("other")), ids, ids, [])
 
 
-def test_sizes_that_steps_are_recorded_for():
+def test_sizes_that_batches_begin_with():
     assert [recorded_size(n) for n in (1, 2, 5, 8, 9, 17, 300, 512, 513)] == [
         *(1, 2, 5, 8, 10, 20, 320, 512, 640),
     ]
@@ -223,6 +223,33 @@ def test_batches_of_a_size_come_down_by_the_same_sizes(without_a_gpu):
         assert engine._thinned([0], 1) is None
 
 
+def test_padding_on_a_gpu_is_to_a_block():
+    cuda = torch.device("cuda")
+    assert [engine_module.bucketed(n, cuda) for n in (1, 128, 129, 71680)] == [128, 128, 256, 71680]
+
+
+def test_a_prefix_takes_none_of_the_room(without_a_gpu):
+    streams = [STREAMS["attention"][1](question) for question in QUESTIONS]
+    with an_engine(True) as engine:
+        assert engine.room._flat == {}
+        expected = answer(engine, streams, steps=4)
+        assert engine.room._flat and engine.recorded_steps
+        engine.set_prefix(PREFIX)
+        assert engine.room._flat == {} == engine.recorded_steps
+        assert answer(engine, streams, steps=4) == expected
+        engine.release()
+        assert engine.room._flat == {} == engine.recorded_steps
+        assert answer(engine, streams, steps=4) == expected
+
+
+def test_decoded_rows_are_counted_with_those_that_fill_a_batch(without_a_gpu):
+    streams = [STREAMS["attention"][1](question) for question in (QUESTIONS * 2)[:9]]
+    with an_engine(True) as engine:
+        answer(engine, streams, steps=4)
+        assert engine.counts.decoded_tokens == 4 * 9
+        assert engine.counts.decode_rows == 4 * 10
+
+
 def test_memory_that_runs_out_with_the_prefix_alone(without_a_gpu, monkeypatch):
     with an_engine(True) as engine:
 
@@ -232,6 +259,8 @@ def test_memory_that_runs_out_with_the_prefix_alone(without_a_gpu, monkeypatch):
         monkeypatch.setattr(engine, "_encode", fails)
         with pytest.raises(UserError, match="out of memory with the 9 tokens that all prompts"):
             engine.set_prefix(PREFIX)
+        assert engine.prefix_ids == ()
+        assert engine.recording_problem() == "OutOfMemoryError: injected"
 
 
 def test_a_room_moves_only_to_grow():

@@ -745,6 +745,7 @@ def test_plain_progress_now_and_then(capsys, monkeypatch):
 
 
 def test_what_is_slow_is_said_before_it_is_done(capsys, monkeypatch):
+    progress.say_once.cache_clear()
     with progress.say_if_slow("loading a model"):
         pass
     assert capsys.readouterr().err == ""
@@ -755,7 +756,7 @@ def test_what_is_slow_is_said_before_it_is_done(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     for expected in ("compiling\n", ""):
         with progress.say_if_slow("compiling", once=True):
-            time.sleep(0.1)
+            time.sleep(0.5)
         assert capsys.readouterr().err == expected
 
 
@@ -802,7 +803,7 @@ def test_a_script_from_a_shell(small, tmp_path):
     done = process("flex_attention_generate.py", *argv, "--max-new-tokens", 4, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     stem = "results/capitals/tiny-llama/flex_attention-3"
-    told = ("loading ", "reading ", "avg: ", "attention fusion: ")  # of a busy machine
+    told = ("loading ", "reading ", "attention fusion: ")  # of a busy machine
     lines = [line for line in done.stderr.splitlines() if not line.startswith(told)]
     assert lines[0] == f"wrote {stem}.feather (.csv and .json beside it)" and len(lines) == 2
     assert sorted(files_in(tmp_path)) == [f"{stem}.{s}" for s in ("csv", "feather", "json")]
