@@ -172,6 +172,21 @@ def _read(values, place, inside, probabilities, LANES: tl.constexpr):
 
 
 @triton.jit
+def _read_segment(
+    values, start, token, first, length, scores, top, scale, real,
+    LANES: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Values of the tokens that `_segment_tile` scored, summed: [LANES, queries].
+
+    top, scale: [queries], of the partition's softmax, and what its exponentials are weighted with.
+    """
+    n = first + tl.arange(0, SEGMENT)
+    probabilities = tl.exp2(scores - top[None, :]) * scale[None, :]
+    inside = (n < length)[:, None] & real
+    return _read(values, start + n * token, inside, probabilities, LANES)
+
+
+@triton.jit
 def _count(scores, top, total):
     """One more tile of the sum of an online softmax."""
     new_top = tl.maximum(top, tl.max(scores, 0))
@@ -351,10 +366,9 @@ def _fuse_kernel(
                     more = tl.load(partial + place[None, :] * D + lane, mask=there, other=0.0)
                     fused += more.to(tl.float32) * (scale * tl.exp2(log - its_top))[None, :]
             if ONE_TILE:
-                n = tl.arange(0, SEGMENT)
-                fused += _read(
-                    segment_values, start + n * segment_token, (n < length)[:, None] & real,
-                    tl.exp2(scores - its_top[None, :]) * scale[None, :], LANES,
+                fused += _read_segment(
+                    segment_values, start, segment_token, 0, length, scores, its_top, scale, real,
+                    LANES, SEGMENT,
                 )  # fmt: skip
             else:
                 for first in range(0, length, SEGMENT):
@@ -362,10 +376,9 @@ def _fuse_kernel(
                         q, segment_keys, start, segment_token, first, length, window_end, real,
                         LANES, SCALE, SOFTCAP, WINDOW, SEGMENT,
                     )  # fmt: skip
-                    n = first + tl.arange(0, SEGMENT)
-                    fused += _read(
-                        segment_values, start + n * segment_token, (n < length)[:, None] & real,
-                        tl.exp2(tile - its_top[None, :]) * scale[None, :], LANES,
+                    fused += _read_segment(
+                        segment_values, start, segment_token, first, length, tile, its_top, scale,
+                        real, LANES, SEGMENT,
                     )  # fmt: skip
 
     if JOINT:
