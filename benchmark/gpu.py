@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import measure
-from measure import Table
+from measure import Table, without_ours
 
 from cli import Parser, run
 from constants import UserError
@@ -339,18 +339,13 @@ class Bench(Table):
             for segment in question.segments
         ]
 
-    def without_ours(self):
-        """Within, the model as it was, and all the memory."""
-        self.engine.release()
-        return self.wrapper.taken_out()
-
     def against(self, rate) -> str:
         best = getattr(self, "best", None)
         return "" if best is None else f"; attention fusion is {best / rate:,.1f} times as fast"
 
     def stock(self):
         """`generate()`, a prompt a row, at several batch sizes."""
-        with self.without_ours():
+        with without_ours(self.engine):
             self.model.set_attn_implementation("sdpa")
             for size in STOCK_BATCHES:
                 ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device=measure.DEVICE)
@@ -373,7 +368,7 @@ class Bench(Table):
         """Both methods as first described."""
         import first_described
 
-        with self.without_ours(), self.torch.inference_mode():
+        with without_ours(self.engine), self.torch.inference_mode():
             prompts = self.prompts(1)
             work = partial(first_described.attention_fusion, self.model, prompts, 0, NEW_TOKENS)
             rate = 1 / self.seconds(work, repeats=1)
@@ -391,7 +386,7 @@ class Bench(Table):
         settings = GenerationConfig(
             max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
-        with self.without_ours():
+        with without_ours(self.engine):
             prompts = self.prompts(CONTINUOUS // PARAPHRASES)
             work = partial(self.model.generate_batch, prompts, generation_config=settings)
             rate = CONTINUOUS / PARAPHRASES / self.seconds(work, repeats=1)

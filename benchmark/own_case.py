@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import measure
-from measure import Table
+from measure import Table, without_ours
 
 NEW_TOKENS = 20
 
@@ -105,8 +105,7 @@ class OwnCase(Table):
                     self.compare(dtype, found, path, f"{path}, batches of 64", (engine, source))
                 engine.recording = True
                 one_each = [texts[:1] for texts in self.texts]
-                engine.release()
-                with engine.wrapper.taken_out():
+                with without_ours(engine):
                     engine.model.set_attn_implementation("sdpa")
                     for size in (64, 512):
                         answers = stock_answers(
