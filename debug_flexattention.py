@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from cli import (
+from self_ensemble.cli.parser import (
     Parser,
     add_fusion_arguments,
     add_model_arguments,
@@ -32,8 +32,8 @@ from cli import (
     positive_int,
     run,
 )
-from constants import UserError
-from files import nearest_existing, temporary_path
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.files import nearest_existing, temporary_path
 
 COMMANDS = "n(ext), c(ontinue), p NAME, q(uit)"
 
@@ -92,16 +92,16 @@ def show_question(inspection, title: str, stops: Stops) -> None:
 def main(args) -> None:
     if args.save is not None:
         check_free(args.save.resolve())
-    from pipeline import check_weights, read_questions, set_up_logging
+    from self_ensemble.experiment.run import check_weights, read_questions, set_up_logging
 
     questions = read_questions(args)
     check_weights(args, questions)
 
     set_up_logging(args.verbose)
-    from dataset import chat_prompt_template
-    from debug_trace import Settings
-    from debug_view import Inspection
-    from loading import find_model, loaded_engine
+    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.diagnostics.trace import Settings
+    from self_ensemble.diagnostics.view import Inspection
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     positions = args.positions or source.positions_for(args.fusion)
@@ -131,7 +131,7 @@ def main(args) -> None:
                 print(f"nothing saved to {args.save}: not all was shown", file=sys.stderr)
         else:
             if args.save is not None:
-                from debug_page import save_pages
+                from self_ensemble.diagnostics.debug_page import save_pages
 
                 save_pages(args.save, shown)
                 print(f"saved {args.save / 'index.html'} and its pictures", file=sys.stderr)

@@ -15,10 +15,10 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from answers import first_line, is_right
-from cli import Parser, run
-from constants import DEMO_FEW_SHOT, DEMO_INSTRUCTION
-from dataset import load_few_shot, prompt_template
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.data.dataset import load_few_shot, prompt_template
+from self_ensemble.data.names import DEMO_FEW_SHOT, DEMO_INSTRUCTION
+from self_ensemble.evaluation.matchers import first_line, is_right
 
 # A question of the demo, in its first five wordings, and what counts as right. The model learned
 # this fact through other wordings.
@@ -130,7 +130,7 @@ def hidden_states(engine, ids: Sequence[int], positions: Sequence[int], mask_mod
     """One forward of the model under a mask (None: plain causal attention). Returns [S, hidden]."""
     import torch
 
-    from attention import FlexAttentionWrapper
+    from self_ensemble.attention.attention import FlexAttentionWrapper
 
     with (
         torch.inference_mode(),
@@ -145,7 +145,7 @@ def hidden_states(engine, ids: Sequence[int], positions: Sequence[int], mask_mod
 
 def states_together(engine, question, mask_mod) -> list:
     """The states of each segment, [n_i, hidden], all in one forward under a mask."""
-    from engine import attention_streams
+    from self_ensemble.generation.engine import attention_streams
 
     P = len(engine.prefix_ids)
     # Every segment stands where it would stand alone: right behind the prefix.
@@ -177,8 +177,8 @@ def relative_difference(states: list, others: list) -> float:
 
 def answer_alone(engine, question) -> list:
     """What each paraphrase gets without the others: an `engine.Answer` each."""
-    from attention import Fusion
-    from engine import logit_streams, only_stream
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.generation.engine import logit_streams, only_stream
 
     streams = logit_streams(question, len(engine.prefix_ids))
     batches = engine.generate(
@@ -194,9 +194,9 @@ def answer_alone(engine, question) -> list:
 
 def answer_by_logit_average(engine, question):
     """One `engine.Answer`: a stream a paraphrase, their logits averaged at every token."""
-    from attention import Fusion
-    from engine import logit_streams
-    from reductions import average_logits
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.generation.engine import logit_streams
+    from self_ensemble.methods.logit_fusion import average_logits
 
     [[(_, answer)]] = engine.generate(
         [logit_streams(question, len(engine.prefix_ids))],
@@ -210,8 +210,8 @@ def answer_by_logit_average(engine, question):
 
 def answer_by_attention(engine, template, paraphrases: Sequence[str], positions: str):
     """One `engine.Answer`: a single stream, whose fused tokens attend to every segment."""
-    from attention import Fusion
     from flex_attention_generate import flex_attention_generation
+    from self_ensemble.attention.attention import Fusion
 
     [[(_, answer)]] = flex_attention_generation(
         engine,
@@ -251,7 +251,7 @@ def shorten(text: str) -> str:
 
 def show_mask(engine, question) -> None:
     """The drawing of the mask, and what it does to the model."""
-    from segments import create_segment_isolation_mask, dense_mask
+    from self_ensemble.attention.segments import create_segment_isolation_mask, dense_mask
 
     prefix_length = len(engine.prefix_ids)
     parts = list_parts(prefix_length, question.lengths, len(question.tail))
@@ -293,9 +293,9 @@ def show_answers(
 
 
 def main(args: argparse.Namespace) -> None:
-    from loading import find_model, loaded_engine
-    from pipeline import set_up_logging
-    from segments import split_prompts
+    from self_ensemble.attention.segments import split_prompts
+    from self_ensemble.experiment.run import set_up_logging
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     set_up_logging(verbose=False)
     paraphrases = tuple(args.paraphrase or PARAPHRASES)

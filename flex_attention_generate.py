@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from cli import (
+from self_ensemble.cli.parser import (
     Parser,
     add_common_arguments,
     add_fusion_arguments,
@@ -20,17 +20,18 @@ from cli import (
     check_fusion_arguments,
     run,
 )
-from constants import SEPARATOR, resolve_model
-from results import attention_method_name
+from self_ensemble.data.names import SEPARATOR
+from self_ensemble.data.result_files import attention_method_name
+from self_ensemble.models.aliases import resolve_model
 
 LAYOUTS = ("shared", "concat")
 
 # Parts of the method that can be imported from here too, and the modules they are in: these import
 # torch, which --help does not wait for.
 ELSEWHERE = {
-    "concatenate_paraphrases_with_positions": "segments",
-    "create_segment_isolation_mask": "segments",
-    "FlexAttentionWrapper": "attention",
+    "concatenate_paraphrases_with_positions": "self_ensemble.attention.segments",
+    "create_segment_isolation_mask": "self_ensemble.attention.segments",
+    "FlexAttentionWrapper": "self_ensemble.attention.attention",
 }
 
 
@@ -45,8 +46,8 @@ def split_and_place(engine, template, questions, *, layout, positions, max_new_t
 
     Args, errors: as of `flex_attention_generation`.
     """
-    from engine import attention_streams, check_turns
-    from segments import concatenate_prompts, split_prompts
+    from self_ensemble.attention.segments import concatenate_prompts, split_prompts
+    from self_ensemble.generation.engine import attention_streams, check_turns
 
     if layout == "shared":
         prefix, split = split_prompts(engine.tokenizer, template, questions)
@@ -91,7 +92,7 @@ def flex_attention_generation(
     Raises:
         UserError: the tokenizer, the model or the lengths do not allow it.
     """
-    from engine import only_stream
+    from self_ensemble.generation.engine import only_stream
 
     streams = split_and_place(
         engine,
@@ -131,7 +132,13 @@ def names_without_a_model(args) -> tuple[list[str], dict]:
 
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import Run, check_weights, lemmatize_finished, read_questions, set_up_logging
+    from self_ensemble.experiment.run import (
+        Run,
+        check_weights,
+        lemmatize_finished,
+        read_questions,
+        set_up_logging,
+    )
 
     resolve_model(args.model)  # a name that can be nothing is told first
     questions = read_questions(args)
@@ -140,7 +147,7 @@ def main(args) -> Path:
         return lemmatize_finished(args, questions, *names_without_a_model(args))
 
     set_up_logging(args.verbose)
-    from loading import find_model, loaded_engine
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     default_positions = source.positions_for(args.fusion)
@@ -161,9 +168,9 @@ def main(args) -> Path:
 
 def answer_all(args, this, engine, chosen: dict[str, str]) -> None:
     """Answer the questions of `this` run and write the result."""
-    from attention import Fusion
-    from engine import only_stream
-    from pipeline import result_row
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.experiment.run import result_row
+    from self_ensemble.generation.engine import only_stream
 
     this.begin(engine)
     streams = split_and_place(

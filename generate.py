@@ -14,17 +14,25 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import Parser, add_common_arguments, check_common_arguments, positive_int, run
-from constants import DATASET_NAMES, UserError, resolve_model
-from reductions import REDUCTIONS, WEIGHTED, confidence, majority
+from self_ensemble.cli.parser import (
+    Parser,
+    add_common_arguments,
+    check_common_arguments,
+    positive_int,
+    run,
+)
+from self_ensemble.data.names import DATASET_NAMES
+from self_ensemble.methods.logit_fusion import REDUCTIONS, WEIGHTED, confidence, majority
+from self_ensemble.models.aliases import resolve_model
+from self_ensemble.system.errors import UserError
 
 METHODS = ("origin", "per_prompt", *REDUCTIONS, "vote")
 
 
 def split_and_set_prefix(engine, template, records):
     """The questions as streams, one a paraphrase; the prompts' common prefix is encoded."""
-    from engine import logit_streams
-    from segments import split_prompts
+    from self_ensemble.attention.segments import split_prompts
+    from self_ensemble.generation.engine import logit_streams
 
     prefix, split = split_prompts(
         engine.tokenizer, template, [record.paraphrases for record in records]
@@ -35,7 +43,7 @@ def split_and_set_prefix(engine, template, records):
 
 def answer_each(this, streams, *, batch_size, **settings) -> list[list]:
     """Every paraphrase's own greedy answer: [questions][N] of `engine.Answer`."""
-    from engine import only_stream
+    from self_ensemble.generation.engine import only_stream
 
     count = len(streams[0])
     alone = [[stream] for group in streams for stream in group]
@@ -56,7 +64,7 @@ def read_confidences(args, records) -> tuple[list[list[float]], str]:
     Raises:
         UserError: no such column, or not a list of enough usable numbers for every question.
     """
-    from results import fingerprint, read_results
+    from self_ensemble.data.result_files import fingerprint, read_results
 
     if args.dataset in DATASET_NAMES:
         raise UserError(
@@ -110,8 +118,8 @@ def make_rows(args, this, confidences=None) -> list[dict]:
     """
     import torch
 
-    from attention import Fusion
-    from pipeline import result_row
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.experiment.run import result_row
 
     records, tokenizer = this.records, this.engine.tokenizer
     streams = split_and_set_prefix(this.engine, this.template, records)
@@ -151,7 +159,7 @@ def make_rows(args, this, confidences=None) -> list[dict]:
 
 def main(args) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from pipeline import Run, lemmatize_finished, read_questions, set_up_logging
+    from self_ensemble.experiment.run import Run, lemmatize_finished, read_questions, set_up_logging
 
     resolve_model(args.model)  # a name that can be nothing is told first
     questions = read_questions(args, original=args.method == "origin")
@@ -166,7 +174,7 @@ def main(args) -> Path:
         return lemmatize_finished(args, questions, [args.method], settings)
 
     set_up_logging(args.verbose)
-    from loading import find_model, loaded_engine
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     this = Run(args, questions, source, args.method, settings)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import (
+from self_ensemble.cli.parser import (
     Parser,
     add_chat_template_argument,
     add_model_arguments,
@@ -24,13 +24,24 @@ from cli import (
     positive_int,
     run,
 )
-from constants import DATA_ROOT, DATASET_NAMES, HUB_DATASETS
-from dataset import Dataset, load_dataset
-from drawing import Making, output_stem, refuse_foreign, too_few, write_files
-from gate import load_casing, report_csv, report_lines, verdicts
-from lock import held
-from progress import say
-from results import read_manifest, replace_files, result_file, safe_name
+from self_ensemble.data.dataset import Dataset, load_dataset
+from self_ensemble.data.names import DATA_ROOT, DATASET_NAMES, HUB_DATASETS
+from self_ensemble.data.result_files import read_manifest, replace_files, result_file, safe_name
+from self_ensemble.paraphrasing.drawing import (
+    Making,
+    output_stem,
+    refuse_foreign,
+    too_few,
+    write_files,
+)
+from self_ensemble.paraphrasing.quality_filter import (
+    load_casing,
+    report_csv,
+    report_lines,
+    verdicts,
+)
+from self_ensemble.system.console import say
+from self_ensemble.system.lock import held
 
 # Of the process, where a question ends up with too few paraphrases; so many are named.
 SHORT_STATUS, SHOWN_SHORT = 1, 20
@@ -92,7 +103,7 @@ def read_questions(args) -> Dataset:
     """The questions to be put in other words; of a hub's dataset without its paraphrases."""
     if args.dataset not in HUB_DATASETS:
         return load_dataset(args.dataset, max_samples=None)
-    from hub_datasets import MyriadLamaDataset, WebQADataset
+    from self_ensemble.data.hub_datasets import MyriadLamaDataset, WebQADataset
 
     where = {"data_dir": args.data_dir, "revision": args.dataset_revision}
     if args.dataset == "webqa":
@@ -105,10 +116,10 @@ def read_questions(args) -> Dataset:
 def make(args) -> Path:
     """Draw paraphrases of a dataset's questions. Returns the path without its suffix."""
     dataset = read_questions(args)
-    from pipeline import set_up_logging
+    from self_ensemble.experiment.run import set_up_logging
 
     set_up_logging(args.verbose)
-    from loading import find_model, loaded_engine
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     this = Making(args, dataset, source)

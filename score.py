@@ -19,10 +19,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from answers import normalize_answer
-from cli import Parser, run
-from constants import UserError
-from intervals import (
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.evaluation.matchers import normalize_answer
+from self_ensemble.evaluation.page import render_page
+from self_ensemble.evaluation.plots import draw, picture_format
+from self_ensemble.evaluation.scored import MATCHERS, Scored, load_scored
+from self_ensemble.evaluation.statistics import (
     bootstrap_interval,
     cluster_bootstrap_interval,
     holm,
@@ -30,11 +32,9 @@ from intervals import (
     tango_interval,
     wilson_interval,
 )
-from judged import MATCHERS, Scored, load_scored
-from page import render_page
-from plots import draw, picture_format
-from progress import say
-from tables import render_csv, render_report
+from self_ensemble.evaluation.tables import render_csv, render_report
+from self_ensemble.system.console import say
+from self_ensemble.system.errors import UserError
 
 if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
     import numpy as np

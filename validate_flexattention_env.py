@@ -33,11 +33,13 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from cli import Parser, run
-from constants import DEMO_MODEL, DEMO_QUESTIONS, ROOT, UserError, resolve_model
-from files import nearest_existing
-from memory import GIB, available_memory
-from progress import quoted, say
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.data.names import DEMO_MODEL, DEMO_QUESTIONS
+from self_ensemble.models.aliases import resolve_model
+from self_ensemble.models.memory import GIB, available_memory
+from self_ensemble.system.console import quoted, say
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.files import nearest_existing
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
@@ -123,7 +125,7 @@ def check_packages() -> Iterator[Check]:
 
 def pins() -> dict[str, str]:
     """Package → version, of requirements.txt."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "requirements.txt").read_text(encoding="utf-8")
     return dict(re.findall(r"^([\w.-]+)==([\w.]+)", text, re.M))
 
 
@@ -143,8 +145,7 @@ def check_imports() -> Iterator[Check]:
         return
     yield Check("FlexAttention", OK, "can be imported")
     try:
-        import certificate  # noqa: F401
-        import loading  # noqa: F401
+        pass
     except Exception as error:
         said = f"transformers' attention interface cannot be used: {one_line(error)}"
         yield Check("attention", FAILED, said, "pip install -r requirements.txt")
@@ -153,7 +154,7 @@ def check_imports() -> Iterator[Check]:
 
 
 def check_spacy_model() -> Check:
-    from lemmatize import PREFERRED_MODEL
+    from self_ensemble.evaluation.lemmatizer import PREFERRED_MODEL
 
     if find_spec(PREFERRED_MODEL):
         return Check("spaCy model", OK, f"{PREFERRED_MODEL} is installed")
@@ -227,7 +228,7 @@ def check_memory() -> Check:
 def check_disk() -> Iterator[Check]:
     yield room("results folder", Path("results"), LITTLE_ROOM, "use --output_dir", FAILED)
     if find_spec("huggingface_hub"):  # else transformers is missing too, which is told
-        from hub_errors import cache_folder
+        from self_ensemble.system.hub_errors import cache_folder
 
         cache = Path(cache_folder())
         yield room("model cache", cache, LITTLE_CACHE, "set HF_HOME to a larger disk", WARNING)
@@ -275,7 +276,7 @@ def check_hub() -> Iterator[Check]:
         yield Check("hub", OK, f"{named} answers")
     if not find_spec("huggingface_hub"):
         return
-    from hub_errors import token_file
+    from self_ensemble.system.hub_errors import token_file
 
     if os.environ.get("HF_TOKEN"):
         yield Check("hub token", OK, "HF_TOKEN is set")
@@ -372,9 +373,9 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
     """
     import torch
 
-    from attention import EncodePlan, KeyValues, Scoring
-    from engine import pad_to_bucket
-    from loading import choose_dtype
+    from self_ensemble.attention.attention import EncodePlan, KeyValues, Scoring
+    from self_ensemble.generation.engine import pad_to_bucket
+    from self_ensemble.models.loading import choose_dtype
 
     dtype = choose_dtype("auto", device)
     P, J, D = TRIED_PREFIX, TRIED_KV_HEADS, TRIED_SIZE
@@ -435,9 +436,9 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
 
 def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     """Load a model as the main job does; its certificates, plain and with its chat template."""
-    from certificate import certify
-    from dataset import chat_prompt_template, choose_template, load_dataset
-    from loading import find_model, loaded_engine
+    from self_ensemble.data.dataset import chat_prompt_template, choose_template, load_dataset
+    from self_ensemble.diagnostics.certificate import certify
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     checks, certificates = [], []
     try:
@@ -549,7 +550,7 @@ def all_checks(args: Namespace) -> tuple[list[Check], list]:
     checks += [check_spacy_model(), check_memory(), *check_disk(), *check_hub(), check_demo()]
     if not usable:
         return checks, []
-    from pipeline import set_up_logging
+    from self_ensemble.experiment.run import set_up_logging
 
     set_up_logging(args.verbose)
     if args.test_flex_attention:

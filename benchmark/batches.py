@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import (
+from self_ensemble.cli.parser import (
     Parser,
     add_length_argument,
     add_model_arguments,
@@ -85,14 +85,14 @@ def compare(engine, groups, combine, **settings) -> dict[str, list[float]]:
 
 
 def main(args) -> None:
-    from attention import Fusion
-    from dataset import chat_prompt_template
-    from engine import only_stream
     from flex_attention_generate import split_and_place
     from generate import split_and_set_prefix
-    from loading import find_model, loaded_engine
-    from pipeline import read_questions, set_up_logging
-    from reductions import average_logits
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.experiment.run import read_questions, set_up_logging
+    from self_ensemble.generation.engine import only_stream
+    from self_ensemble.methods.logit_fusion import average_logits
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     set_up_logging(verbose=False)
     data = read_questions(args)

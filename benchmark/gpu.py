@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import measure
 from measure import Table, without_ours
 
-from cli import Parser, run
-from constants import UserError
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.system.errors import UserError
 
 # Hidden size, layers, query heads, intermediate size; 8 key/value heads and this vocabulary always.
 SHAPES = {
@@ -80,8 +80,8 @@ class Bench(Table):
     def __init__(self, args):
         import torch
 
-        from attention import FlexAttentionWrapper, check_architecture
-        from engine import Engine
+        from self_ensemble.attention.attention import FlexAttentionWrapper, check_architecture
+        from self_ensemble.generation.engine import Engine
 
         super().__init__(args, args.shape)
         begun = time.perf_counter()
@@ -107,7 +107,7 @@ class Bench(Table):
         self.add("start: weights made, kernels compiled", time.perf_counter() - begun, "s")
 
     def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX, lengths=(SEGMENT,)):
-        from engine import attention_streams
+        from self_ensemble.generation.engine import attention_streams
 
         questions = self.questions(count, paraphrases, lengths)
         streams = [attention_streams(question, prefix, "exact") for question in questions]
@@ -116,7 +116,7 @@ class Bench(Table):
 
     def questions(self, count, paraphrases=PARAPHRASES, lengths=(SEGMENT,)):
         """Random questions; the lengths of a question's segments go round."""
-        from segments import SplitQuestion
+        from self_ensemble.attention.segments import SplitQuestion
 
         tail, round_ = self.ids(TAIL), itertools.cycle(lengths)
         return [
@@ -125,8 +125,8 @@ class Bench(Table):
         ]
 
     def generate(self, streams, combine=None, *, batch_size, new_tokens=NEW_TOKENS):
-        from attention import Fusion
-        from engine import only_stream
+        from self_ensemble.attention.attention import Fusion
+        from self_ensemble.generation.engine import only_stream
 
         for _ in self.engine.generate(
             streams,
@@ -174,8 +174,8 @@ class Bench(Table):
         self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS, sizes)
 
     def avg(self):
-        from engine import logit_streams
-        from reductions import average_logits
+        from self_ensemble.generation.engine import logit_streams
+        from self_ensemble.methods.logit_fusion import average_logits
 
         questions = self.questions(3 * max(self.args.batch_sizes))
         streams = [logit_streams(q, PREFIX) for q in questions]
@@ -249,7 +249,7 @@ class Bench(Table):
 
         At most: as if every decoded row were of use and cost what it costs in a full batch.
         """
-        from engine import Counts
+        from self_ensemble.generation.engine import Counts
 
         torch, size, batches = self.torch, max(self.args.batch_sizes), 3
         streams = self.attention_streams(batches * size)
@@ -398,9 +398,9 @@ class Bench(Table):
         import pandas as pd
         from transformers import AutoTokenizer
 
-        from dataset import prompt_template
-        from engine import attention_streams
-        from segments import split_prompts
+        from self_ensemble.attention.segments import split_prompts
+        from self_ensemble.data.dataset import prompt_template
+        from self_ensemble.generation.engine import attention_streams
 
         tokenizer = AutoTokenizer.from_pretrained(self.args.model)
         table = pd.read_parquet(self.args.questions)
@@ -493,7 +493,7 @@ def row_list(text: str) -> list[str]:
 
 
 def parse_args(argv: Sequence[str] | None = None):
-    from cli import index_list
+    from self_ensemble.cli.parser import index_list
 
     parser = Parser(description=__doc__)
     names = ",".join((*ROWS, *MORE_ROWS))

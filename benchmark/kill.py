@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flex_attention_generate
 import generate
-from cli import Parser, positive_int, run
-from constants import UserError
-from progress import progress, say
-from results import read_manifest
+from self_ensemble.cli.parser import Parser, positive_int, run
+from self_ensemble.data.result_files import read_manifest
+from self_ensemble.system.console import progress, say
+from self_ensemble.system.errors import UserError
 
 ROOT = Path(generate.__file__).parent
 BATCH = 4
@@ -282,8 +282,6 @@ def kill_and_finish(case: Case, moment: str, normal: Undisturbed, chance: random
 def main(args) -> None:
     import pandas
     import torch
-
-    import loading  # noqa: F401, imported once, here
 
     assert pandas.DataFrame
     torch.set_num_threads(1)  # children are forked: no thread of a library may run here

@@ -10,7 +10,7 @@ NEW_TOKENS = 20
 
 class OwnCase(Table):
     def __init__(self, args):
-        from pipeline import read_questions
+        from self_ensemble.experiment.run import read_questions
 
         super().__init__(args, args.model)
         settings = {"indexs": None, "num_few_shot": None}
@@ -19,15 +19,15 @@ class OwnCase(Table):
         self.texts = [record.paraphrases for record in self.questions.records]
 
     def source(self, dtype):
-        from loading import find_model
+        from self_ensemble.models.loading import find_model
 
         return find_model(self.args.model, revision=None, device=measure.DEVICE, dtype=dtype)
 
     def answers(self, engine, source, batch_size=None, texts=None, combine=None) -> list:
         """Token ids by question, through attention fusion with its default positions."""
-        from attention import Fusion
-        from engine import attention_streams, only_stream
-        from segments import split_prompts
+        from self_ensemble.attention.attention import Fusion
+        from self_ensemble.attention.segments import split_prompts
+        from self_ensemble.generation.engine import attention_streams, only_stream
 
         texts = texts or self.texts
         prefix, split = split_prompts(engine.tokenizer, self.questions.template, texts)
@@ -47,9 +47,9 @@ class OwnCase(Table):
 
     def own(self):
         """Questions a second, and the times that arithmetic and memory alone would take."""
-        from attention import head_shape
-        from engine import Counts
-        from loading import loaded_engine
+        from self_ensemble.attention.attention import head_shape
+        from self_ensemble.generation.engine import Counts
+        from self_ensemble.models.loading import loaded_engine
 
         source = self.source("auto")
         with loaded_engine(
@@ -89,7 +89,7 @@ class OwnCase(Table):
         """How many answers differ between our paths, our batch sizes, and stock's batch sizes."""
         from throughput import stock_answers
 
-        from loading import loaded_engine
+        from self_ensemble.models.loading import loaded_engine
 
         for dtype in ("float32", "bfloat16"):
             source, found = self.source(dtype), {}

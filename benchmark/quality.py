@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import flex_attention_generate
 import generate
 import score
-from cli import Parser, index_list, run
-from pipeline import say
+from self_ensemble.cli.parser import Parser, index_list, run
+from self_ensemble.experiment.run import say
 
 LOGIT_METHODS = (
     "per_prompt",

@@ -19,7 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import Parser, add_common_arguments, check_common_arguments, index_list, run
+from self_ensemble.cli.parser import (
+    Parser,
+    add_common_arguments,
+    check_common_arguments,
+    index_list,
+    run,
+)
 
 STOCK_RUNS = 2
 
@@ -70,13 +76,13 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
 def main(args) -> None:
     import torch
 
-    from attention import Fusion
-    from dataset import chat_prompt_template
     from flex_attention_generate import flex_attention_generation
     from generate import split_and_set_prefix
-    from loading import find_model, loaded_engine
-    from pipeline import read_questions, say, set_up_logging
-    from reductions import average_logits
+    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.experiment.run import read_questions, say, set_up_logging
+    from self_ensemble.methods.logit_fusion import average_logits
+    from self_ensemble.models.loading import find_model, loaded_engine
 
     set_up_logging(args.verbose)
     data = read_questions(args)

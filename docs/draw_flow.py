@@ -15,9 +15,9 @@ STEP_WIDTH, STEP_HEIGHT = 178, 96
 
 @dataclass(frozen=True)
 class Step:
-    """A box: the module, what it does, and where its left upper corner is."""
+    """A box: the room, what it does, and where its left upper corner is."""
 
-    module: str
+    room: str
     lines: tuple[str, ...]
     x: float
     y: float
@@ -33,18 +33,18 @@ LEFT, GAP, ABOVE, BELOW = 20, 49, 40, 190
 COLUMNS = [LEFT + number * (STEP_WIDTH + GAP) for number in range(4)]
 DATA, TEXT, TOKENS, ANSWERS = PREFIX, SEGMENTS[2], SEGMENTS[1], GENERATED
 STEPS = {
-    name: Step(f"{name}.py", lines, COLUMNS[column], y, part.colour, part.tint)
-    for name, lines, column, y, part in (
+    room: Step(f"{room}/", lines, COLUMNS[column], y, part.colour, part.tint)
+    for room, lines, column, y, part in (
+        ("data", ("demo, your file, the hub’s:", "records and prompts"), 0, ABOVE, DATA),
         (
-            "dataset",
-            ("demo, your file, the hub’s", "(hub_datasets.py):", "records and prompts"),
-            0,
+            "methods",
+            ("prompts to prefix, N", "segments and tail;", "what is fused, and how"),
+            1,
             ABOVE,
-            DATA,
+            TEXT,
         ),
-        ("segments", ("prefix, N segments, tail", "positions", "isolation mask"), 1, ABOVE, TEXT),
         (
-            "engine",
+            "generation",
             ("encode: once, isolated", "decode: fused, one loop", "stops each row by itself"),
             2,
             ABOVE,
@@ -58,21 +58,14 @@ STEPS = {
             TOKENS,
         ),
         (
-            "pipeline",
-            ("one run: identity, lock,", "journal, order;", "token ids to text"),
-            2,
-            BELOW,
-            ANSWERS,
-        ),
-        (
-            "results",
-            ("feather, csv", "and the manifest,", "whole or not at all"),
+            "experiment",
+            ("one run: identity, lock,", "journal, order;", "feather, csv, manifest"),
             1,
             BELOW,
             ANSWERS,
         ),
         (
-            "score",
+            "evaluation",
             ("accuracy, intervals,", "paired comparison,", "pictures, one page"),
             0,
             BELOW,
@@ -85,7 +78,7 @@ STEPS = {
 def draw_step(step: Step) -> list[str]:
     shapes = [
         box(step.x, step.y, STEP_WIDTH, STEP_HEIGHT, step.tint, r=8, line=step.colour),
-        write(step.x + 12, step.y + 24, step.module, size=13, more=BOLD),
+        write(step.x + 12, step.y + 24, step.room, size=13, more=BOLD),
     ]
     for number, line in enumerate(step.lines):
         shapes.append(write(step.x + 12, step.y + 46 + 18 * number, line))
@@ -133,15 +126,14 @@ def draw() -> str:
     for step in STEPS.values():
         shapes += draw_step(step)
     for first, second, text in (
-        ("dataset", "segments", "text"),
-        ("segments", "engine", "ids"),
-        ("engine", "attention", "plans"),
-        ("engine", "pipeline", "token ids of the answers"),
-        ("pipeline", "results", "rows"),
-        ("results", "score", "files"),
+        ("data", "methods", "text"),
+        ("methods", "generation", "ids"),
+        ("generation", "attention", "state"),
+        ("methods", "experiment", "answers"),
+        ("experiment", "evaluation", "files"),
     ):
         shapes += between(first, second, text)
-    x, y = STEPS["segments"].x + STEP_WIDTH / 2, STEPS["segments"].y
+    x, y = STEPS["methods"].x + STEP_WIDTH / 2, STEPS["methods"].y
     end = STEPS["attention"].x + STEP_WIDTH / 2
     shapes.append(f'<path d="M{x:g} {y}V22H{end:g}V{y - 7}" stroke="{FAINT}" fill="none"/>')
     shapes.append(f'<path d="M{end:g} {y}l-4 -7h8z" fill="{FAINT}"/>')

@@ -8,7 +8,6 @@ pages are out of date.
 """
 
 import argparse
-import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,31 +21,34 @@ ROOT = HERE.parent
 # As a script, Python looks for modules in this folder and not in the project's.
 sys.path.insert(0, str(ROOT))
 
-from reference_texts import (  # noqa: E402
+from reference_texts import (
     COLUMNS,
+    COMMANDS,
     FILES,
-    GROUPS,
     IDENTITY,
     MANIFEST,
     PARAPHRASE_IDENTITY,
     PARAPHRASE_MANIFEST,
+    ROOMS,
     SCORE_COLUMNS,
     SETTINGS,
     STATUSES,
     VARIABLES,
 )
 
-from cli import Parser  # noqa: E402
-from constants import MODEL_PATHs  # noqa: E402
-from results import LIST_DEPTHS, REQUIRED_COLUMNS, TEXT_COLUMNS  # noqa: E402
+from self_ensemble.cli.parser import Parser
+from self_ensemble.data.result_files import LIST_DEPTHS, REQUIRED_COLUMNS, TEXT_COLUMNS
+from self_ensemble.models.aliases import MODEL_PATHs
 
 REFERENCE = HERE / "quick_reference.md"
 ARCHITECTURE = HERE / "architecture.md"
 BEGIN, END = "<!-- made by docs/make_reference.py -->", "<!-- end of what is made -->"
 
 # Module → the command a user types.
-SCRIPTS = {name: f"{name}.py" for name in GROUPS["Scripts"]}
-SCRIPTS["resources"] = "download_resources.sh"
+SCRIPTS = {
+    **{name: f"{name}.py" for name in COMMANDS},
+    "self_ensemble.cli.download": "download_resources.sh",
+}
 GENERATING = ("flex_attention_generate", "generate")
 
 Row = tuple[str, ...]
@@ -231,7 +233,7 @@ def flag_sections() -> Iterator[str]:
         flags = flags_of(module)
         own = [each for each in flags if each[1] not in rows]
         yield from (f"### {command}", "")
-        yield from (first_paragraph(ROOT / f"{module}.py"), "")
+        yield from (first_paragraph(ROOT / f"{module.replace('.', '/')}.py"), "")
         yield from flag_tables(own)
         taken_too = [row[0] for _, row in flags if row in rows]
         if module in GENERATING:
@@ -265,35 +267,22 @@ def first_paragraph(path: Path) -> str:
     return " ".join(found[1].split())
 
 
-def imports_of_ours(path: Path) -> list[str]:
-    """The modules of this project that a file imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module)
-    return sorted(name for name in names if (ROOT / f"{name}.py").is_file())
-
-
 def modules() -> str:
-    """The tables of architecture.md: every Python file of the project, by what it is for."""
-    there = {path.stem for path in ROOT.glob("*.py")}
-    listed = [name for names in GROUPS.values() for name in names]
-    assert sorted(listed) == sorted(there), (
-        f"GROUPS of docs/reference_texts.py: {sorted(there.symmetric_difference(listed))} "
-        "is listed and not there, or there and not listed (or listed twice)"
-    )
+    """The tables of architecture.md: the scripts, then every room of the package with its files."""
     lines = [BEGIN, ""]
-    for group, names in GROUPS.items():
-        rows = [
-            (f"`{name}.py`", first_paragraph(path), code_list(imports_of_ours(path)))
-            for name, path in ((name, ROOT / f"{name}.py") for name in names)
-        ]
-        lines += [f"**{group}**", "", *table(("file", "what it is for", "imports of ours"), rows)]
-    for folder in ("benchmark", "demo", "docs", "test"):
-        rows = [(f"`{p.name}`", first_paragraph(p)) for p in sorted((ROOT / folder).glob("*.py"))]
-        lines += [f"**In `{folder}/`**", "", *table(("file", "what it is for"), rows)]
+    folders = {"Scripts and doors": ROOT}
+    for room in ROOMS:
+        folders[f"`self_ensemble/{room}/`"] = ROOT / "self_ensemble" / room
+    there = {path.parent.name for path in (ROOT / "self_ensemble").glob("*/__init__.py")}
+    odd = there.symmetric_difference(ROOMS)
+    assert not odd, f"ROOMS of docs/reference_texts.py: {odd}"
+    folders |= {f"`{name}/`": ROOT / name for name in ("benchmark", "demo", "docs")}
+    for title, folder in folders.items():
+        about = folder / "__init__.py"
+        said = f": {first_paragraph(about)}" if about.is_file() else ""
+        files = [path for path in sorted(folder.glob("*.py")) if path != about]
+        rows = [(f"`{path.name}`", first_paragraph(path)) for path in files]
+        lines += [f"**{title}**{said}", "", *table(("file", "what it is for"), rows)]
     return "\n".join([*lines, END])
 
 

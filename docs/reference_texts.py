@@ -1,57 +1,30 @@
 """What docs/make_reference.py cannot read off the code: what a column, a key or a file means."""
 
-# Which modules belong together, for docs/architecture.md.
-GROUPS = {
-    "Scripts": (
-        "flex_attention_generate",
-        "generate",
-        "score",
-        "paraphrase",
-        "resources",
-        "validate_flexattention_env",
-        "debug_flexattention",
-        "example_flexattention",
-    ),
-    "Questions and prompts": (
-        "dataset",
-        "hub_datasets",
-        "hub_tables",
-        "rewording",
-        "gate",
-        "chatter",
-    ),
-    "The method": (
-        "segments",
-        "attention",
-        "gpu_kernels",
-        "recorded",
-        "engine",
-        "reductions",
-        "sampling",
-    ),
-    "Models": ("loading", "memory", "hub_errors"),
-    "A run and its files": (
-        "pipeline",
-        "drawing",
-        "results",
-        "journal",
-        "lock",
-        "files",
-        "interrupts",
-        "progress",
-    ),
-    "Answers and scores": (
-        "answers",
-        "lemmatize",
-        "judged",
-        "intervals",
-        "tables",
-        "plots",
-        "page",
-    ),
-    "Looking inside": ("certificate", "debug_trace", "debug_view", "debug_page"),
-    "Shared by all": ("constants", "cli"),
-}
+# Scripts that a user starts, in the order of docs/quick_reference.md.
+COMMANDS = (
+    "flex_attention_generate",
+    "generate",
+    "score",
+    "paraphrase",
+    "validate_flexattention_env",
+    "debug_flexattention",
+    "example_flexattention",
+)
+
+# The package's rooms, the lower ones first: none imports one that comes later.
+ROOMS = (
+    "system",
+    "data",
+    "attention",
+    "models",
+    "generation",
+    "methods",
+    "evaluation",
+    "paraphrasing",
+    "experiment",
+    "diagnostics",
+    "cli",
+)
 
 COLUMNS = {
     "uuid": "of the question, from the dataset, or made from the question",

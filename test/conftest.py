@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import SmallModel
 
-import progress
+from self_ensemble.system import console as progress
 
 torch.set_num_threads(1)
 

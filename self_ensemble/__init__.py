@@ -1,0 +1,1 @@
+"""Self-ensembling language models: one question in several wordings, one fused answer."""

@@ -1,0 +1,1 @@
+"""The method inside a model's layers: segments, masks, positions, fusion, kernels."""

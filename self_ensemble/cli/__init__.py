@@ -1,0 +1,1 @@
+"""Command lines: flags, their types, and how mistakes are told."""

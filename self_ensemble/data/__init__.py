@@ -1,0 +1,1 @@
+"""Questions in several wordings: records, prompts, datasets, and the tables they are read from."""

@@ -1,0 +1,147 @@
+"""Where the tables of a dataset of the hub come from: the hub, or a folder with the same as files.
+
+    place, table = hub_table(fetch("stanfordnlp/web_questions", None), "…", "test")
+    place, columns, rows = read_files(find_files(Path("folder"), ("web_questions_test", "test")))
+
+A `place` is a name for messages.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from self_ensemble.data.dataset import READERS, Row, first_line, read_rows
+from self_ensemble.system.console import say_if_slow
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.hub_errors import explain
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+# `train-00001-of-00003.parquet`, as the hub's own files are named.
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+OR_FILES = "or give the tables as files with --data_dir"
+
+
+# A folder
+
+
+def checked_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"--data_dir: there is no folder {folder}")
+    return folder
+
+
+def needed_files(folder: Path, names: Sequence[str], what: str) -> list[Path]:
+    files = find_files(folder, names)
+    if not files:
+        raise UserError(
+            f"--data_dir: {folder} holds no {what}: no file is named {' or '.join(names)} "
+            f"({', '.join(READERS)})"
+        )
+    return files
+
+
+def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The file of one of the names, or the parts of it; empty where there is none.
+
+    Raises:
+        UserError: there are several to choose from, or a part is missing.
+    """
+    found = []
+    for name in names:
+        found += [[path] for path in (folder / f"{name}{s}" for s in READERS) if path.is_file()]
+        for place in (folder, folder / "data"):
+            parts = sorted(p for p in place.glob(f"{name}-*-of-*") if p.suffix in READERS)
+            if parts:
+                found.append(parts)
+    if len(found) > 1:
+        raise UserError(
+            f"--data_dir: {folder} holds both {found[0][0].name} and {found[1][0].name}; which of "
+            "them is meant cannot be told"
+        )
+    for path in found[0] if found else ():
+        part = SHARD.search(path.name)
+        if part and int(part[2]) != len(found[0]):
+            raise UserError(
+                f"--data_dir: {path.parent} holds {len(found[0])} of the {int(part[2])} parts of "
+                f"{path.name.replace(part[0], '')}"
+            )
+    return found[0] if found else []
+
+
+def read_files(files: Sequence[Path]) -> tuple[str, list[str], list[Row]]:
+    """The parts of a table: a name for messages, all columns, all rows."""
+    columns: dict[str, None] = {}
+    rows: list[Row] = []
+    for path in files:
+        of_part, more = read_rows(path)
+        columns.update(dict.fromkeys(of_part))
+        rows += more
+    return str(files[0]), list(columns), rows
+
+
+# The hub
+
+
+def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
+    """A dataset of the hub with all its splits, from the cache where it is there already.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{repository} is read through the package datasets, which cannot be imported "
+            f"({error}): pip install datasets, {OR_FILES}"
+        ) from None
+    # A proxy, a cache, a file of the repository's, the hub itself: anything may raise anything.
+    try:
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        with say_if_slow(f"loading {repository}"):
+            splits = datasets.load_dataset(repository, revision=revision)
+            wanted = commit_of(repository, revision)
+    except Exception as error:
+        raise UserError(hub_problem(error, repository, revision)) from error
+    # Where the hub cannot be reached the library takes what it fetched last, of any revision.
+    files = [file["filename"] for split in splits.values() for file in split.cache_files]
+    loaded = {Path(file).parent.name for file in files}
+    if loaded != {wanted}:
+        raise UserError(
+            f"of {repository} the cache holds {', '.join(sorted(loaded))} as the latest, but "
+            f"{revision or 'main'} is {wanted}; reach the hub once, {OR_FILES}"
+        )
+    return splits
+
+
+def commit_of(repository: str, revision: str | None) -> str:
+    """The commit that a revision is, or was when the hub was last reached."""
+    from huggingface_hub import hf_hub_download
+
+    card = hf_hub_download(repository, "README.md", repo_type="dataset", revision=revision)
+    return Path(card).parent.name
+
+
+def hub_table(
+    splits: "datasets.DatasetDict", repository: str, split: str
+) -> tuple[str, "pyarrow.Table"]:
+    """A split as a table, with a name for messages."""
+    if split not in splits:
+        raise UserError(f"{repository} has no split {split}; it has {', '.join(splits)}")
+    return f"{repository} ({split})", splits[split].with_format("arrow")[:]
+
+
+def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
+    """What went wrong with a dataset of the hub, and what to do, as one sentence."""
+    problem = explain(error, repository, revision=revision, is_dataset=True)
+    if problem is None:
+        return f"cannot read {repository} from the hub: {first_line(error)}"
+    if problem.kind == "revision":  # --revision is the model's
+        return f"{repository} has no revision {revision!r} (--dataset_revision)"
+    return f"{problem.text}; {OR_FILES}"

@@ -1,0 +1,453 @@
+"""Result files: their names, their columns, writing them whole, reading them back.
+
+A result is three files with one stem: `<stem>.feather` (the table), `<stem>.csv` (the same for eyes
+and spreadsheets, lists as JSON) and `<stem>.json` (the manifest: identity, counts, versions).
+The manifest comes last and is taken away first: where it stands the result is whole.
+
+    results/<dataset>/<model>/avg-5.feather                     run_name("avg", num_paraphrases=5)
+    results/<dataset>/<model>/diversity/avg-0_2_4.feather       the same with indexs=[0, 2, 4]
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.files import (
+    make_folder,
+    sync_folder,
+    temporary_path,
+    unlink_quietly,
+    write_synced,
+)
+
+if TYPE_CHECKING:  # pandas and pyarrow are imported where they are used: --help stays quick
+    import pyarrow
+    from pandas import DataFrame
+
+REQUIRED_COLUMNS = (
+    "uuid",
+    "paraphrases",
+    "answers",
+    "prediction",
+    "generation",
+    "logprob",
+    "truncated",
+)
+# Which columns hold lists, and how deep. A CSV cannot say it, so the names do.
+LIST_DEPTHS = {"paraphrases": 1, "answers": 1, "predict_lemma": 1, "answer_lemmas": 2}
+TEXT_COLUMNS = ("uuid", "prediction", "generation", "paraphrase", "relation")
+
+RESULT_SUFFIXES = (".feather", ".csv", ".json")
+
+# A folder's name is kept far below the 255 bytes that file systems allow.
+MAX_NAME_BYTES = 120
+# How much of a value an error message shows.
+SHOWN_CHARACTERS = 80
+MAX_REASON = 200
+
+
+def run_name(method: str, *, num_paraphrases: int, indexs: Sequence[int] | None = None) -> str:
+    """`<method>-<n>`, or with chosen paraphrases `<method>-0_2_4`."""
+    which = _index_list(indexs) if indexs is not None else str(num_paraphrases)
+    return f"{method}-{which}"
+
+
+def attention_method_name(chosen: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+    """`flex_attention[-layout][-positions][-fusion]`: only what differs from the defaults is named.
+
+    Args:
+        chosen: layout, positions and fusion of the run.
+        defaults: what the command line takes where nothing is said.
+    """
+    parts = ("layout", "positions", "fusion")
+    return "-".join(["flex_attention", *(chosen[p] for p in parts if chosen[p] != defaults[p])])
+
+
+def result_stem(
+    output_dir: str | Path,
+    dataset_name: str,
+    model_name: str,
+    run_name: str,
+    *,
+    indexs: Sequence[int] | None = None,
+) -> Path:
+    """Path of a result without its suffix: `<output_dir>/<dataset>/<model>/[diversity/]<run>`.
+
+    Args:
+        output_dir: as the user gave it.
+        dataset_name, model_name: names, hub ids or paths; made safe, see `safe_name`.
+        run_name: from `run_name`, with the same `indexs`.
+        indexs: the paraphrases chosen with --indexs; such runs lie under `diversity/`.
+
+    Returns:
+        A path below output_dir, whatever the names hold. Nothing is made on disk.
+    """
+    folder = Path(output_dir) / safe_name(dataset_name) / safe_name(model_name)
+    if indexs is not None:
+        assert run_name.endswith(f"-{_index_list(indexs)}"), (run_name, indexs)
+        folder /= "diversity"
+    return folder / safe_name(run_name)
+
+
+def safe_name(name: str) -> str:
+    """One path part that says what `name` is: no separators, no leading dot, not too long.
+
+    `meta-llama/Llama-3.2-3B` (one slash, a hub id) becomes `meta-llama--Llama-3.2-3B`; of a local
+    folder (`./m`, `/data/models/m`, `../m/`) the last part stays, `m`.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        name = os.path.basename(os.path.abspath(name))
+    name = name.replace("/", "--").replace("\\", "--")
+    name = re.sub(r"[^\w.+=@-]", "_", name)
+    name = re.sub(r"^\.+", "_", name) or "_"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        kept = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        name = f"{kept}-{fingerprint(name)[:8]}"
+    return name
+
+
+def result_file(stem: str | Path, suffix: str) -> Path:
+    """`<stem><suffix>`; with_suffix would cut a stem such as `avg-0.5` at its dot."""
+    stem = Path(stem)
+    return stem.with_name(stem.name + suffix)
+
+
+def _index_list(indexs: Sequence[int]) -> str:
+    return "_".join(str(i) for i in indexs)
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 (hex) of the value's canonical JSON: order of keys, tuple or list do not matter."""
+    return hashlib.sha256(_canonical_json(value).encode()).hexdigest()
+
+
+def read_manifest(path: str | Path) -> dict | None:
+    """The manifest of a result.
+
+    Args:
+        path: the stem, or any one of the result's files.
+
+    Returns:
+        The manifest, or None where there is none.
+
+    Raises:
+        UserError: it is there but unreadable, or no manifest.
+    """
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in RESULT_SUFFIXES else path
+    path = result_file(stem, ".json")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the manifest {path}: {_reason(error)}") from None
+    is_manifest = (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("identity"), dict)
+        and isinstance(manifest.get("num_questions"), int)
+    )
+    if not is_manifest:
+        raise UserError(f"{path} is not a manifest: it lacks `identity` and `num_questions`")
+    return manifest
+
+
+def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
+    """How many questions the finished result at `stem` has answered, 0 where there is none.
+
+    Args:
+        stem: from `result_stem`.
+        identity: what the run's answers depend on; JSON types.
+
+    Raises:
+        UserError: the manifest there has another identity, or cannot be read.
+    """
+    manifest_path = result_file(stem, ".json")
+    try:
+        manifest = read_manifest(stem)
+    except UserError as error:
+        raise UserError(f"{error}; --overwrite or another --output_dir") from None
+    if manifest is None or not result_file(stem, ".feather").exists():
+        return 0
+    differences = identity_differences(manifest["identity"], identity)
+    if differences:
+        raise UserError(
+            f"{manifest_path} belongs to another run: {'; '.join(differences)}; "
+            "--overwrite or another --output_dir"
+        )
+    return manifest["num_questions"]
+
+
+def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """One phrase for each key whose values differ, keys that only one side has included."""
+    phrases = []
+    for key in sorted(there.keys() | here.keys()):
+        old, new = (_canonical_json(d[key]) if key in d else "absent" for d in (there, here))
+        if old != new:
+            old, new = _shorten_pair(old, new)
+            phrases.append(f"{key} is {old} there and {new} here")
+    return phrases
+
+
+def _shorten_pair(old: str, new: str) -> tuple[str, str]:
+    """Both texts cut to what can be read in a line, around the place where they part."""
+    pairs = enumerate(zip(old, new, strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
+    is_long = max(len(old), len(new)) > SHOWN_CHARACTERS
+    start = max(0, shared - SHOWN_CHARACTERS // 4) if is_long else 0
+
+    def cut(text: str) -> str:
+        end = start + SHOWN_CHARACTERS
+        return ("..." if start else "") + text[start:end] + ("..." if len(text) > end else "")
+
+    return cut(old), cut(new)
+
+
+def _canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def write_results(
+    stem: str | Path,
+    frame: "DataFrame",
+    manifest: Mapping[str, Any],
+    *,
+    same_answers: bool = False,
+) -> None:
+    """Writes the three files of a result, whole or not at all.
+
+    Args:
+        stem: from `result_stem`; its folder is made.
+        frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
+        manifest: with `identity` and `num_questions`; JSON types.
+        same_answers: the finished result there only gets further columns or further questions.
+            Its manifest holds for any mix of its old and new files, so it stays while the others
+            change: a crash must not cost the answers.
+
+    Raises:
+        UserError: the disk is full, a folder cannot be written and the like. No temporary file
+            stays. An earlier result stands as it was, or (where a rename itself was refused) counts
+            as unfinished.
+    """
+    missing = [name for name in REQUIRED_COLUMNS if name not in frame.columns]
+    assert not missing, f"result lacks the columns {missing}"
+    assert {"identity", "num_questions"} <= manifest.keys(), sorted(manifest)
+    table = _result_table(frame)
+    contents = {
+        result_file(stem, ".feather"): _feather_bytes(table),
+        result_file(stem, ".csv"): _csv_bytes(table),
+        result_file(stem, ".json"): manifest_bytes(manifest),
+    }
+    replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
+
+
+def replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
+    """Puts all files in place of what is there, with `seal` away while the others change.
+
+    Every byte is on the disk under a temporary name before the first file is touched: what commonly
+    fails, fails there and leaves the old files alone. A crash between the renames leaves each file
+    old or new, and no seal; with `keep_seal` the old one stays until the new one takes its place.
+    """
+    folder = seal.parent
+    temporary = {path: temporary_path(path) for path in contents}
+    path = folder
+    try:
+        make_folder(folder)
+        for path, content in contents.items():
+            write_synced(temporary[path], content)
+        if not keep_seal:
+            path = seal
+            seal.unlink(missing_ok=True)
+            sync_folder(folder)
+        for path in contents:
+            if path != seal:
+                os.replace(temporary[path], path)
+        path = seal
+        sync_folder(folder)
+        os.replace(temporary[seal], seal)
+        sync_folder(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {_reason(error)}") from None
+    finally:
+        for leftover in temporary.values():
+            unlink_quietly(leftover)
+
+
+def _result_table(frame: "DataFrame") -> "pyarrow.Table":
+    """The frame with the schema's types; columns that the schema does not know are inferred."""
+    import pyarrow as pa
+
+    types = {name: pa.string() for name in TEXT_COLUMNS}
+    types |= {"logprob": pa.float64(), "truncated": pa.bool_()}
+    for name, depth in LIST_DEPTHS.items():
+        types[name] = pa.list_(pa.string()) if depth == 1 else pa.list_(pa.list_(pa.string()))
+    columns = {
+        name: pa.array(frame[name].tolist(), type=types.get(name), from_pandas=True)
+        for name in frame.columns
+    }
+    for name, column in columns.items():
+        assert name in LIST_DEPTHS or not pa.types.is_list(column.type), (
+            f"list column {name!r} is not in LIST_DEPTHS, so its CSV could not be read back"
+        )
+    return pa.table(columns)
+
+
+def _feather_bytes(table: "pyarrow.Table") -> bytes:
+    import pyarrow as pa
+    from pyarrow import feather
+
+    sink = pa.BufferOutputStream()
+    feather.write_feather(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _csv_bytes(table: "pyarrow.Table") -> bytes:
+    """Text is always quoted: then a lone carriage return, a comma or the answer NA survive."""
+    columns = table.to_pydict()
+    for name in LIST_DEPTHS.keys() & columns.keys():
+        columns[name] = [
+            None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in columns[name]
+        ]
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return buffer.getvalue().encode()
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as its file has it."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    # The name of a file need not be UTF-8; what is not is written as JSON's own escapes.
+    return text.encode(errors="backslashreplace")
+
+
+def read_results(path: str | Path) -> "DataFrame":
+    """Reads a table of predictions, ours or another's.
+
+    Args:
+        path: .feather, .parquet, .csv (lists as JSON) or .jsonl.
+
+    Returns:
+        The table. Cells that are lists are Python lists, nested ones too; missing texts are None.
+        From a CSV every column is text but LIST_DEPTHS, `logprob` and `truncated`; there a list
+        column's cell that is no list but one text is that text.
+
+    Raises:
+        UserError: no such file, another suffix, or not what the suffix says.
+    """
+    path = Path(path)
+    readers = {
+        ".feather": _read_arrow,
+        ".parquet": _read_arrow,
+        ".csv": _read_csv,
+        ".jsonl": _read_jsonl,
+    }
+    if path.suffix.lower() not in readers:
+        known = ", ".join(readers)
+        raise UserError(f"cannot read {path}: its suffix is none of {known}")
+    import pyarrow as pa
+
+    # OverflowError: times beyond the year 9999, and the like.
+    unreadable = (OSError, ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException)
+    try:
+        columns = readers[path.suffix.lower()](path)
+    except unreadable as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+    if not columns:
+        raise UserError(f"cannot read {path}: it is empty")
+    return _frame_of_objects(columns)
+
+
+def _read_arrow(path: Path) -> dict[str, list]:
+    from pyarrow import feather, parquet
+
+    # A path and one thread: given a Python file, Arrow's threads outlive the call and now and then
+    # abort the whole process at its exit (apache/arrow issues 34314 and 50482).
+    if path.suffix.lower() == ".parquet":
+        with parquet.ParquetFile(str(path)) as file:
+            table = file.read(use_threads=False)
+    else:
+        table = feather.read_table(str(path), use_threads=False)
+    # Reading a damaged column without this could end the interpreter instead of raising.
+    table.validate(full=True)
+    return table.to_pydict()
+
+
+def _read_csv(path: Path) -> dict[str, list]:
+    # Not by pandas: it takes surplus fields for an index, and the answer "NA" for a missing value.
+    with open(path, encoding="utf-8-sig", newline="") as handle:
+        header, *rows = [row for row in csv.reader(handle, strict=True) if row] or [[]]
+    for i, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise ValueError(f"row {i} has {len(row)} fields, the header has {len(header)}")
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    for name in columns:
+        if name in LIST_DEPTHS:
+            columns[name] = [_parse_list(name, i, cell) for i, cell in enumerate(columns[name], 1)]
+    if "logprob" in columns:
+        columns["logprob"] = [float(cell) if cell else None for cell in columns["logprob"]]
+    if "truncated" in columns:
+        truth = {"True": True, "False": False}
+        columns["truncated"] = [truth.get(cell, cell) for cell in columns["truncated"]]
+    return columns
+
+
+def _parse_list(name: str, row: int, cell: str) -> list | str | None:
+    """A list column's cell. One text, without the bracket of a list, stays a text."""
+    if cell == "":
+        return None
+    if not cell.lstrip().startswith("["):
+        return cell
+    try:
+        return json.loads(cell)
+    except ValueError:
+        shown = cell[:SHOWN_CHARACTERS]
+        raise ValueError(f"{name} of row {row} is not a JSON list: {shown!r}") from None
+
+
+def _read_jsonl(path: Path) -> dict[str, list]:
+    with open(path, encoding="utf-8-sig") as handle:
+        rows = [_parse_object(i, line) for i, line in enumerate(handle, 1) if line.strip()]
+    names = dict.fromkeys(name for row in rows for name in row)  # in order of appearance
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _parse_object(number: int, line: str) -> dict:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"line {number} is not a JSON object: {line.strip()[:SHOWN_CHARACTERS]!r}")
+    return value
+
+
+def _frame_of_objects(columns: Mapping[str, list]) -> "DataFrame":
+    """Texts and lists stay the Python objects they are; numbers get a dtype of their own."""
+    import pandas as pd
+
+    def series(values: list) -> pd.Series:
+        numeric = all(v is None or isinstance(v, (bool, int, float)) for v in values)
+        missing = all(v is None for v in values)
+        return pd.Series(values, dtype=None if numeric and not missing else object)
+
+    return pd.DataFrame({name: series(values) for name, values in columns.items()})
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed, as one line without the path, which the caller's sentence has.
+
+    A library's text may hold a damaged file's bytes.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(text.split()) or type(error).__name__
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."

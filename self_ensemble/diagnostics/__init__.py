@@ -1,0 +1,1 @@
+"""Proofs and views of what the method does on one model and one question."""

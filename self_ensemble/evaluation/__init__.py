@@ -1,0 +1,1 @@
+"""From result files to scores: matchers, statistics, comparison, tables, plots, the page."""

@@ -1,0 +1,302 @@
+"""The report on scores as plain text and as CSV: shares to four decimals."""
+
+import csv
+import io
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from self_ensemble.evaluation.statistics import RESAMPLES
+
+WIDTH = 100
+LABEL_WIDTH = 40  # leaves the widest table, an interval of [-1.0000, +1.0000], in WIDTH columns
+SHORT_LABEL_WIDTH = 30  # where a table has more figures
+
+# How the matchers are named above columns.
+SHORT = {
+    "exact": "exact",
+    "first_token": "first",
+    "f1": "F1",
+    "one_way": "1-way",
+    "two_way": "2-way",
+}
+
+
+def render_report(report: Mapping[str, Any]) -> str:
+    """The report as plain text: tables of at most 100 columns, shares with four decimals."""
+    blocks = [
+        *text_tables(report).values(),
+        [line for note in report["notes"] for line in _wrapped(note)],
+        [line for sentence in legend(report) for line in _wrapped(sentence)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in blocks if lines)
+
+
+def report_tables(report: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Title to rows of cells, the header first: what --html shows, and the text is made of."""
+    baseline, files = report["baseline"], report["files"]
+    names = labels([f["file"] for f in [*files, *([baseline] if baseline else [])]])
+    tables = {
+        "Accuracy": _accuracy_table(report, names),
+        "Sensitivity to the matcher": _sensitivity_table(report, names),
+        "Paired difference": _comparison_table(report, names),
+        "Difference by matcher": _conclusion_table(report, names),
+        "Bootstrap of the difference": _bootstrap_table(report, names),
+    }
+    for file in files:
+        if file["per_prompt"]:
+            tables[f"{names[file['file']]}: each paraphrase"] = _per_prompt_table(file)
+    if report["by"]:
+        tables[f"By {report['by']}"] = _by_table(report, names)
+    return {title: rows for title, rows in tables.items() if len(rows) > 1}
+
+
+def text_tables(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    tables = {title: _aligned(rows) for title, rows in report_tables(report).items()}
+    for title, lines in tables.items():
+        if title.endswith(": each paraphrase"):
+            lines.insert(0, title)
+    return tables
+
+
+def _accuracy_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    baseline = report["baseline"]
+    rows = []
+    for file in report["files"]:
+        is_baseline = baseline is not None and file["comparison"] is None
+        remark = " (baseline)" if is_baseline else ""
+        if file["paraphrases"] > 1:
+            remark = f" (mean of {file['paraphrases']})"
+        rows.append(_accuracy_row(_cut(names[file["file"]], remark), file))
+    if baseline and all(file["comparison"] for file in report["files"]):
+        rows.insert(0, _accuracy_row(_cut(names[baseline["file"]], " (baseline)"), baseline))
+    match = report["files"][0]["match"].replace("_", "-").replace("-token", " token")
+    return [["file", "questions", "right", f"{match} match", "95% interval"], *rows]
+
+
+def _accuracy_row(label: str, share: Mapping[str, Any]) -> list[str]:
+    return [label, str(share["questions"]), _count(share["right"]), *_share(share)]
+
+
+def _share(share: Mapping[str, Any]) -> list[str]:
+    low, high = share["interval"]
+    return [f"{share['accuracy']:.4f}", f"[{low:.4f}, {high:.4f}]"]
+
+
+def _sensitivity_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    header = ["by every matcher", *SHORT.values(), "empty", "truncated", "only 2-way"]
+    rows = []
+    baseline = report["baseline"]
+    alone = baseline and all(file["comparison"] for file in report["files"])
+    for file in [*([baseline] if alone else []), *report["files"]]:
+        scores = [file["scores"][name] for name in SHORT]
+        rows.append(
+            [
+                _cut(names[file["file"]], "", SHORT_LABEL_WIDTH),
+                *("-" if score is None else f"{score:.4f}" for score in scores),
+                *(_count(file["counts"][k]) for k in ("empty", "truncated", "only_two_way")),
+            ]
+        )
+    return [header, *rows]
+
+
+def _count(count: int | None) -> str:
+    return "-" if count is None else str(count)
+
+
+def _comparison_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    rows = []
+    for file in report["files"]:
+        if (found := file["comparison"]) is None:
+            continue
+        label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH)
+        rows.append([label, str(found["pairs"]), *_difference_cells(found)])
+    header = ["against the baseline", "pairs", "won", "lost", "points", "95% interval"]
+    header += ["McNemar p", "Holm p"]
+    if all(row[-1] == "-" for row in rows):  # one test needs no adjustment
+        return [row[:-1] for row in [header, *rows]]
+    return [header, *rows]
+
+
+def _difference_cells(found: Mapping[str, Any]) -> list[str]:
+    counts = [_count(found[key]) for key in ("won", "lost")]
+    difference = f"{found['difference']:+.4f}"
+    p_values = [_p(found[key]) for key in ("mcnemar_p", "holm_p")]
+    return [*counts, difference, _signed(found["interval"]), *p_values]
+
+
+def _signed(interval: Sequence[float] | None) -> str:
+    return "-" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]"
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return f"{p:.4f}" if p >= 0.00005 else "<0.0001"
+
+
+def _conclusion_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    """Whether the difference would be another one by another matcher."""
+    compared = [file for file in report["files"] if file["comparison"]]
+    matchers = [m for m in SHORT if any(m in f["comparison"]["by_match"] for f in compared)]
+    header = ["difference by matcher"]
+    for name in matchers:
+        header += [SHORT[name], "p"]
+    rows = []
+    for file in compared:
+        row = [_cut(names[file["file"]], "", SHORT_LABEL_WIDTH - 2)]
+        for name in matchers:
+            found = file["comparison"]["by_match"].get(name)
+            row += [f"{found['difference']:+.4f}", _p(found["mcnemar_p"])] if found else ["-", "-"]
+        rows.append(row)
+    return [header, *rows]
+
+
+def _bootstrap_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    rows = [
+        [
+            _cut(names[file["file"]], "", SHORT_LABEL_WIDTH),
+            f"{found['difference']:+.4f}",
+            _signed(found["bootstrap"]),
+            _count(found["relations"]),
+            _signed(found["relation_bootstrap"]),
+        ]
+        for file in report["files"]
+        if (found := file["comparison"])
+    ]
+    header = ["bootstrap", "points", "of questions", "relations", "of relations"]
+    if all(row[3] == "-" for row in rows):
+        return [row[:3] for row in [header, *rows]]
+    return [header, *rows]
+
+
+def _per_prompt_table(file: Mapping[str, Any]) -> list[list[str]]:
+    found = file["per_prompt"]
+    rows = [[str(i), str(s["right"]), *_share(s)] for i, s in enumerate(found["each"])]
+    rows.append(["any of them", str(found["any"]["right"]), *_share(found["any"])])
+    return [["paraphrase", "right", "accuracy", "95% interval"], *rows]
+
+
+def _by_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    header = ["file", report["by"][:20], "questions", "accuracy", "95% interval", "points", "p"]
+    rows = []
+    for file in report["files"]:
+        label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH)
+        for part in file["by"]:
+            row = [label, _cut(part["value"], "", 20), str(part["questions"]), *_share(part)]
+            found = part["comparison"]
+            row += [f"{found['difference']:+.4f}", _p(found["mcnemar_p"])] if found else ["-", "-"]
+            rows.append(row)
+    if all(row[-2] == "-" for row in rows):
+        return [row[:-2] for row in [header, *rows]]
+    return [header, *rows]
+
+
+def legend(report: Mapping[str, Any]) -> list[str]:
+    """What the figures are, a sentence each."""
+    files = report["files"]
+    lines = ["Intervals of accuracy: Wilson."]
+    for file in files:
+        if (found := file["per_prompt"]) and found["pairs_agree"] is not None:
+            lines.append(
+                f"{file['file']}: pairs of paraphrases with the same answer "
+                f"{found['pairs_agree']:.4f}, questions on which all agree "
+                f"{found['all_agree']:.4f}."
+            )
+    if any(file["scores"]["two_way"] is not None for file in files):
+        lines.append(
+            "1-way: an answer's lemmas are a contiguous run of the prediction's; 2-way: or the "
+            "reverse; only 2-way: predictions right by the second alone."
+        )
+    if any(file["paraphrases"] > 1 for file in files):
+        lines.append(
+            f"Intervals of a mean over paraphrases: bootstrap of questions, {RESAMPLES} resamples."
+        )
+    if any(file["comparison"] for file in files):
+        lines += [
+            "Points: file minus baseline, over the questions that both have; interval: Tango 1998.",
+            "Won: right where the baseline is wrong; lost: the reverse; p: exact, two-sided.",
+            f"Bootstrap: percentiles of {RESAMPLES} resamples of whole questions (of relations).",
+        ]
+    if any(file["comparison"] and file["comparison"]["holm_p"] is not None for file in files):
+        lines.append("Holm p: adjusted for the number of tests in its table.")
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False)
+
+
+def labels(paths: Sequence[str]) -> dict[str, str]:
+    """Each path without what all share: the folders, and the suffix where it is the same."""
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    suffixes = {os.path.splitext(path)[1] for path in paths}
+    shown = {path: os.path.relpath(os.path.abspath(path), shared) for path in paths}
+    if len(suffixes) > 1:
+        return shown
+    return {path: os.path.splitext(label)[0] for path, label in shown.items()}
+
+
+def _cut(label: str, remark: str, width: int = LABEL_WIDTH) -> str:
+    """Label and remark within the width; of a label too long the end tells most."""
+    room = width - len(remark)
+    return (label if len(label) <= room else "..." + label[3 - room :]) + remark
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned lines: the first column to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def render_csv(report: Mapping[str, Any]) -> str:
+    """A row a file and, with --by, a row a value below it; shares with four decimals."""
+    rows = [_csv_row(part, report) for f in report["files"] for part in (f, *f["by"])]
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _csv_row(file: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, str]:
+    found = file["comparison"] or {}
+    row = {
+        "file": file["file"],
+        "by": report["by"] if "value" in file else None,
+        "value": file.get("value"),
+        **{key: file[key] for key in ("questions", "paraphrases", "prompts", "match", "right")},
+        "accuracy": file["accuracy"],
+        **_limits("", file["interval"]),
+        **{name: file["scores"][name] for name in SHORT},
+        **file["counts"],
+        "baseline": report["baseline"]["file"] if found else None,
+        **{key: found.get(key) for key in ("pairs", "won", "lost", "difference")},
+        **_limits("difference_", found.get("interval")),
+        **_limits("bootstrap_", found.get("bootstrap")),
+        **_limits("relation_bootstrap_", found.get("relation_bootstrap")),
+        # A p value keeps its digits: four decimals of 1e-9 would be nothing.
+        **{key: _digits(found.get(key)) for key in ("mcnemar_p", "holm_p")},
+    }
+    return {key: _cell(value) for key, value in row.items()}
+
+
+def _limits(name: str, interval: Sequence[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}low": low, f"{name}high": high}
+
+
+def _digits(p: float | None) -> str | None:
+    return None if p is None else f"{p:.4g}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""A run that lasts: identity, names, lock, journal, resume, manifest."""

@@ -1,0 +1,229 @@
+"""What a run has answered so far, kept on disk batch by batch, so that a killed run goes on.
+
+`<stem>.journal` is text. Its first line says what it is; each further line is a record, as the
+crc32 of its JSON in hexadecimal, a blank, and the JSON:
+
+    run    identity, after (questions that a finished file holds already), remake (--overwrite)
+    start  the environment (device, versions, …) of a process that worked on it
+    plan   pass, batch_size, questions (of the run), batches: the indices it is to answer
+    batch  pass, batch: the indices, answers: one JSON value each, state: of the run after it
+
+A line is on the disk before the next batch begins. A last line that was cut short by a crash is
+dropped and its batch answered again: whatever the moment, the run ends as if it had not happened.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from self_ensemble.data.result_files import identity_differences, result_file
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.files import append_synced, replace_synced, sync_folder
+
+JOURNAL_SUFFIX = ".journal"
+FIRST_LINE = b"self-ensemble journal 1\n"
+
+
+class Journal:
+    """The journal of one result; nothing is written before the first batch is added.
+
+    Args:
+        stem: of the result.
+        identity: of the run; JSON types.
+        after: how many questions the finished file at `stem` holds; indices count from there.
+        remake: the finished file there is to be made again.
+        environment: what computes; JSON types.
+
+    Attributes:
+        state: what the last batch left behind, None before the first.
+        environment: of the last start.
+        environments: of all the starts, without repetitions.
+        questions: of the largest plan, those of `after` included.
+    """
+
+    def __init__(
+        self, stem: Path, identity: Mapping[str, Any], *, after: int = 0, remake: bool = False
+    ):
+        self.path = result_file(stem, JOURNAL_SUFFIX)
+        self.identity = identity
+        self.after = after
+        self.remake = remake
+        self.answers: dict[str, dict[int, Any]] = {}
+        self.state: dict[str, Any] | None = None
+        self.environment: dict | None = None
+        self.environments: list[dict] = []
+        self.questions = 0
+        self.plans: dict[str, dict] = {}  # the last one of each pass
+        self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
+        self.unwritten: list[dict] = []
+        self.cut_short = False
+
+    @classmethod
+    def read(cls, stem: Path) -> "Journal | None":
+        """What an interrupted run left, or None.
+
+        Raises:
+            UserError: unreadable, no journal, or damaged elsewhere than at its end.
+        """
+        path = result_file(stem, JOURNAL_SUFFIX)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        records, size = _parse(path, content)
+        run = records[0]
+        journal = cls(stem, run["identity"], after=run["after"], remake=run["remake"])
+        for record in records[1:]:
+            journal._take_in(record)
+        journal.size, journal.cut_short = size, size < len(content)
+        return journal
+
+    def _take_in(self, record: dict) -> None:
+        if record["kind"] == "start":
+            self.environment = record["environment"]
+            if self.environment not in self.environments:
+                self.environments.append(self.environment)
+        elif record["kind"] == "plan":
+            self.plans[record["pass"]] = record
+            self.questions = max(self.questions, record["questions"])
+        else:
+            kept = self.answers.setdefault(record["pass"], {})
+            kept.update(zip(record["batch"], record["answers"], strict=True))
+            self.state = record["state"]
+
+    def begin(self, environment: dict) -> None:
+        """A process starts to work on it."""
+        self._note({"kind": "start", "environment": environment})
+
+    def batches(
+        self,
+        name: str,
+        count: int,
+        batch_size: int | str,
+        plan: Callable[[Sequence[int]], list[list[int]]],
+        *,
+        questions: int,
+    ) -> list[list[int]]:
+        """What is left of a pass.
+
+        The batches that were planned stay as they are, since a number's last bits depend on what
+        it was computed with. Planned anew is what no plan holds, and everything that is left where
+        another batch size is asked for.
+
+        Args:
+            name: of the pass.
+            count: how many indices the pass has.
+            batch_size: as it was asked for.
+            plan: makes batches of indices.
+            questions: of the run, those of `after` included.
+        """
+        answered = self.answers.get(name, {})
+        old = self.plans.get(name)
+        kept = old["batches"] if old and old["batch_size"] == batch_size else []
+        left = [batch for batch in kept if batch[0] not in answered]
+        planned = {index for batch in left for index in batch}
+        fresh = [i for i in range(count) if i not in answered and i not in planned]
+        batches = left + (plan(fresh) if fresh else [])
+        if fresh:
+            record = {
+                "kind": "plan",
+                "pass": name,
+                "batch_size": batch_size,
+                "questions": questions,
+                "batches": batches,
+            }
+            self._note(record)
+        return batches
+
+    def _note(self, record: dict) -> None:
+        self._take_in(record)
+        self.unwritten.append(record)
+
+    def add(self, name: str, batch: Sequence[int], answers: Sequence[Any], state: dict) -> None:
+        """Keeps a batch's answers for good.
+
+        Raises:
+            UserError: the disk is full and the like. What was kept before is kept.
+        """
+        record = {"kind": "batch", "pass": name, "batch": list(batch), "answers": list(answers)}
+        self._note(record | {"state": state})
+        run = {
+            "kind": "run",
+            "identity": self.identity,
+            "after": self.after,
+            "remake": self.remake,
+        }
+        records = self.unwritten if self.size else [run, *self.unwritten]
+        content = b"".join(map(_line, records))
+        try:
+            if self.size:
+                append_synced(self.path, content, at=self.size)
+            else:  # in one step: an older journal is replaced, and this one never lacks its head
+                content = FIRST_LINE + content
+                replace_synced(self.path, content)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; once that is mended the "
+                "same command goes on with what was kept"
+            ) from None
+        self.size += len(content)
+        self.unwritten = []
+
+    def check_same_run(self, identity: Mapping[str, Any]) -> None:
+        """Raises UserError where it is the journal of another run."""
+        differences = identity_differences(self.identity, identity)
+        if differences:
+            raise UserError(
+                f"{self.path} was left by another run: {'; '.join(differences)}; "
+                "--overwrite or another --output_dir"
+            )
+
+    def remove(self) -> None:
+        """Once its answers are in the result."""
+        try:
+            self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise UserError(f"cannot remove {self.path}: {error.strerror or error}") from None
+
+
+def _line(record: dict) -> bytes:
+    text = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[dict], int]:
+    """The records, and the length of what holds them. Only the end may be missing."""
+    if not content.startswith(FIRST_LINE):
+        raise UserError(
+            f"{path} is no journal of an interrupted run, or of another version of this toolkit; "
+            "move it away, or --overwrite"
+        )
+    records, size = [], len(FIRST_LINE)
+    lines = content[size:].split(b"\n")[:-1]  # behind the last line end: cut short, or nothing
+    for number, line in enumerate(lines):
+        record = _record(line)
+        if record is None:
+            if any(map(_record, lines[number + 1 :])):
+                raise UserError(
+                    f"{path} is damaged in line {number + 2}, not only cut short; --overwrite "
+                    "answers everything again"
+                )
+            break
+        records.append(record)
+        size += len(line) + 1
+    if not records or records[0]["kind"] != "run":
+        raise UserError(f"{path} is cut short and holds no answer; --overwrite begins anew")
+    return records, size
+
+
+def _record(line: bytes) -> dict | None:
+    """A line's record, or None where the line is not as it was written."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    return json.loads(text)

@@ -1,0 +1,1 @@
+"""From token ids to token ids: encoding, batches, the decode loop, stopping, sampling."""

@@ -1,0 +1,1 @@
+"""The ways to fuse paraphrases: in the attention, at the logits, by votes."""

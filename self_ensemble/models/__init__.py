@@ -1,0 +1,1 @@
+"""Finding a model, saying which one it is, and loading it."""

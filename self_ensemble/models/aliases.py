@@ -1,0 +1,93 @@
+"""Short names for models, and what a name given to --model means."""
+
+import os
+import re
+
+from self_ensemble.data.names import DEMO_MODEL
+from self_ensemble.system.errors import UserError
+
+# Alias -> what is loaded: a hub id, or the folder of the bundled model. `_it` marks the
+# instruction-tuned model of a size, its absence the base model.
+MODEL_PATHs = {
+    "demo": str(DEMO_MODEL),
+    "llama3.1_8b": "meta-llama/Llama-3.1-8B",
+    "llama3.1_8b_it": "meta-llama/Llama-3.1-8B-Instruct",
+    "llama3.1_70b": "meta-llama/Llama-3.1-70B",
+    "llama3.1_70b_it": "meta-llama/Llama-3.1-70B-Instruct",
+    "llama3.2_1b": "meta-llama/Llama-3.2-1B",
+    "llama3.2_1b_it": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama3.2_3b": "meta-llama/Llama-3.2-3B",
+    "llama3.2_3b_it": "meta-llama/Llama-3.2-3B-Instruct",
+    "qwen2.5_0.5b": "Qwen/Qwen2.5-0.5B",
+    "qwen2.5_0.5b_it": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5_1.5b": "Qwen/Qwen2.5-1.5B",
+    "qwen2.5_1.5b_it": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5_3b": "Qwen/Qwen2.5-3B",
+    "qwen2.5_3b_it": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen2.5_7b": "Qwen/Qwen2.5-7B",
+    "qwen2.5_7b_it": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5_14b": "Qwen/Qwen2.5-14B",
+    "qwen2.5_14b_it": "Qwen/Qwen2.5-14B-Instruct",
+    "qwen2.5_32b": "Qwen/Qwen2.5-32B",
+    "qwen2.5_32b_it": "Qwen/Qwen2.5-32B-Instruct",
+    "qwen2.5_72b": "Qwen/Qwen2.5-72B",
+    "qwen2.5_72b_it": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen3_0.6b": "Qwen/Qwen3-0.6B-Base",
+    "qwen3_0.6b_it": "Qwen/Qwen3-0.6B",
+    "qwen3_1.7b": "Qwen/Qwen3-1.7B-Base",
+    "qwen3_1.7b_it": "Qwen/Qwen3-1.7B",
+    "qwen3_4b": "Qwen/Qwen3-4B-Base",
+    "qwen3_4b_it": "Qwen/Qwen3-4B",
+    "qwen3_8b": "Qwen/Qwen3-8B-Base",
+    "qwen3_8b_it": "Qwen/Qwen3-8B",
+    "qwen3_14b": "Qwen/Qwen3-14B-Base",
+    "qwen3_14b_it": "Qwen/Qwen3-14B",
+    "qwen3_32b_it": "Qwen/Qwen3-32B",
+    "deepseek_r1_qwen_1.5b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+    "deepseek_r1_qwen_7b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    "deepseek_r1_qwen_14b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
+    "deepseek_r1_qwen_32b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek_r1_llama_8b": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    "deepseek_r1_llama_70b": "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
+    "gemma2_2b": "google/gemma-2-2b",
+    "gemma2_2b_it": "google/gemma-2-2b-it",
+    "gemma2_9b": "google/gemma-2-9b",
+    "gemma2_9b_it": "google/gemma-2-9b-it",
+    "gemma2_27b": "google/gemma-2-27b",
+    "gemma2_27b_it": "google/gemma-2-27b-it",
+    # Gemma 3 from 4B up reads pictures too and loads as another class: not listed.
+    "gemma3_270m": "google/gemma-3-270m",
+    "gemma3_270m_it": "google/gemma-3-270m-it",
+    "gemma3_1b": "google/gemma-3-1b-pt",
+    "gemma3_1b_it": "google/gemma-3-1b-it",
+    "mistral_7b": "mistralai/Mistral-7B-v0.3",
+    "mistral_7b_it": "mistralai/Mistral-7B-Instruct-v0.3",
+    "olmo2_1b": "allenai/OLMo-2-0425-1B",
+    "olmo2_1b_it": "allenai/OLMo-2-0425-1B-Instruct",
+    "olmo2_7b": "allenai/OLMo-2-1124-7B",
+    "olmo2_7b_it": "allenai/OLMo-2-1124-7B-Instruct",
+    "olmo2_13b": "allenai/OLMo-2-1124-13B",
+    "olmo2_13b_it": "allenai/OLMo-2-1124-13B-Instruct",
+    "olmo2_32b": "allenai/OLMo-2-0325-32B",
+    "olmo2_32b_it": "allenai/OLMo-2-0325-32B-Instruct",
+}
+
+
+def resolve_model(name: str) -> str:
+    """What to load for --model: an alias's hub id or folder, else the folder or hub id as it is.
+
+    Whether the hub has a model of that id is found out by loading it. Raises UserError for a name
+    that is none of the three.
+    """
+    if name in MODEL_PATHs:
+        return MODEL_PATHs[name]
+    if os.path.isdir(name):
+        return name
+    if os.path.exists(name):
+        raise UserError(f"--model: {name} is a file; give the folder that holds config.json")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return name
+    raise UserError(
+        f"--model: {name!r} is no folder, no hub id (organisation/name) and no alias; "
+        f"the aliases are {', '.join(MODEL_PATHs)}"
+    )

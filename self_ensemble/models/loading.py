@@ -1,0 +1,309 @@
+"""Find a model, say which one it is, load it, and put our attention into it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from self_ensemble.attention.attention import (
+    FlexAttentionWrapper,
+    check_architecture,
+    check_config,
+    flex_problem,
+)
+from self_ensemble.generation.engine import Engine
+from self_ensemble.models.aliases import resolve_model
+from self_ensemble.models.memory import check_fits
+from self_ensemble.system.console import say_if_slow
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.hub_errors import explain
+
+logger = logging.getLogger(__name__)
+
+# How much of a library's error message is shown.
+SHOWN_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found and not yet loaded.
+
+    fingerprint: of its content; the commit for a model of the hub.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+    config: Any
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def default_positions(self) -> str:
+        """``exact`` where positions are rotary; learned absolute ones cannot do it: ``left``."""
+        text_config = self.config.get_text_config()
+        return "exact" if getattr(text_config, "rope_parameters", None) else "left"
+
+    def positions_for(self, fusion: str) -> str:
+        """The default of a fusion: one softmax over all cannot have ``exact``."""
+        return "left" if fusion == "joint" else self.default_positions
+
+
+def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> ModelSource:
+    """Resolve a model's name, read its configuration, choose device and dtype.
+
+    Raises:
+        UserError: no such model, device or dtype, or one that needs code of its own.
+    """
+    path = resolve_model(name)
+    is_folder = Path(path).is_dir()
+    if is_folder and not (Path(path) / "config.json").is_file():
+        raise UserError(f"--model: the folder {path} holds no config.json")
+    if is_folder and revision is not None:
+        raise UserError(f"--revision {revision}: {path} is a folder, which has one state only")
+    # Whatever a damaged or foreign file makes the library raise is about that file.
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--model: {name} brings Python code of its own, which is never run; take a model "
+                "whose architecture is part of transformers"
+            ) from error
+        raise _cannot_load(name, path, revision, error) from error
+    check_config(config)
+    where = choose_device(device)
+    with say_if_slow(f"reading {name}"):
+        fingerprint = folder_fingerprint(Path(path)) if is_folder else hub_commit(path, revision)
+    return ModelSource(
+        name=name,
+        path=path,
+        revision=revision,
+        config=config,
+        fingerprint=fingerprint,
+        device=where,
+        dtype=choose_dtype(dtype, where),
+    )
+
+
+@contextmanager
+def loaded_engine(
+    source: ModelSource, *, attention: str, recorded: bool = True
+) -> Iterator[Engine]:
+    """The model on its device with our attention in its layers; taken out at the end.
+
+    Args:
+        source: from `find_model`.
+        attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
+        recorded: see `Engine`; with FlexAttention on a GPU alone, and where this model cannot have
+            it a warning says so.
+
+    Raises:
+        UserError: damaged files, an architecture that cannot work, or a backend asked for and
+            not to be had.
+    """
+    with say_if_slow(f"loading {source.name}"):
+        tokenizer, model = load_tokenizer(source), load_weights(source)
+    rows = model.get_input_embeddings().weight.shape[0]
+    # Not its length: a token added behind the vocabulary, such as Gemma 3's for pictures, is no
+    # harm to prompts without it.
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"--model: the tokenizer of {source.name} has {tokenizer.vocab_size} tokens and its "
+            f"model {rows}: they do not belong together"
+        )
+    with FlexAttentionWrapper(model, "eager") as wrapper:
+        check_architecture(wrapper)
+        wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
+        recorded = recorded and wrapper.backend == "flex" and source.device.type == "cuda"
+        engine = Engine(model, tokenizer, wrapper, recorded=recorded)
+        if engine.recording:
+            problem = engine.recording_problem()
+            if problem is not None:
+                logger.warning(
+                    "this model cannot be compiled and recorded here (%s): it runs as it is",
+                    problem,
+                )
+                engine.recording, engine.room = False, None
+        yield engine
+
+
+def load_tokenizer(source: ModelSource):
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.path, revision=source.revision, trust_remote_code=False
+        )
+    except Exception as error:
+        folder = Path(source.path)
+        if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+            raise UserError(f"--model: the folder {folder} holds no tokenizer.json") from error
+        what = f"the tokenizer of {source.name}"
+        raise _cannot_load(what, source.path, source.revision, error) from error
+
+
+def load_weights(source: ModelSource):
+    """The model in eval mode on its device, from safetensors, every weight accounted for."""
+    folder = Path(source.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"--model: the folder {folder} holds no .safetensors weights; pickled ones are not "
+            "loaded, since loading them can run any code"
+        )
+    # Otherwise transformers has a public service convert pickled weights of the hub, and loads what
+    # that makes of them: another commit than the one on record.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    try:
+        check_fits(source.name, source.config, source.dtype, source.device)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            revision=source.revision,
+            dtype=source.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            output_loading_info=True,
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        what = f"the weights of {source.name}"
+        raise _cannot_load(what, source.path, source.revision, error) from error
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"--model: the weights of {source.name} do not fit its configuration: {key} is "
+            f"{list(found)} and should be {list(wanted)}"
+        )
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise UserError(
+            f"--model: the weights of {source.name} lack {len(lacking)} tensors that its "
+            f"configuration asks for, such as {lacking[0]}"
+        )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "the weights of %s hold %d tensors that its architecture does not use, such as %s",
+            source.name,
+            len(unused),
+            unused[0],
+        )
+    try:
+        return model.eval().to(source.device)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"--model: {source.name} does not fit into the memory of {source.device}: "
+            f"{_reason(error)}"
+        ) from error
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device: {name} is not there; this machine has {torch.cuda.device_count()} GPUs "
+            "that torch can use"
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def prefers_flex(device: torch.device) -> bool:
+    """What auto tries first. On a CPU sdpa is as fast at these lengths and starts at once."""
+    return device.type != "cpu"
+
+
+def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> tuple[str, str | None]:
+    """What encodes: as asked, or under auto the best that this device and model can do.
+
+    Returns:
+        The backend, and why auto did not take FlexAttention where it tried to.
+
+    Raises:
+        UserError: what was asked for is not to be had.
+    """
+    capped = any(scoring.softcap is not None for _, scoring in wrapper.layers.values())
+    without_flex = "eager" if capped else "sdpa"
+    if asked == "sdpa" and capped:
+        raise UserError(
+            "--attention sdpa: this model caps its attention scores, which sdpa cannot do; "
+            "use --attention eager or flex"
+        )
+    if asked in ("sdpa", "eager"):
+        return asked, None
+    if asked == "auto" and not prefers_flex(wrapper.model.device):
+        return without_flex, None
+    problem = flex_problem(wrapper)
+    if problem is None:
+        return "flex", None
+    if asked == "flex":
+        raise UserError(f"--attention flex: FlexAttention does not run here: {problem}")
+    logger.warning(
+        "FlexAttention does not run here (%s): the same mask runs through %s",
+        problem,
+        without_flex,
+    )
+    return without_flex, problem
+
+
+def hub_commit(repository: str, revision: str | None) -> str:
+    """The commit that the hub's cache has a model of, after its configuration was read."""
+    config = try_to_load_from_cache(repository, "config.json", revision=revision)
+    assert isinstance(config, str), f"no config.json of {repository} at {revision} in the cache"
+    return Path(config).parent.name
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """sha256 over a model folder: the names, sizes and whole content of what makes the model.
+
+    About a second for each GB; less would miss an edit of one tensor.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        known = path.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja")
+        if not (known and path.is_file()):
+            continue
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)  # goes on in the same digest
+    return digest.hexdigest()
+
+
+def _cannot_load(what: str, path: str, revision: str | None, error: Exception) -> UserError:
+    """The hub's, the network's or the disk's part in it if there is one, else what was said."""
+    problem = None if Path(path).is_dir() else explain(error, path, revision=revision)
+    if problem is not None and problem.kind == "revision":
+        return UserError(f"--revision {revision}: {problem.text}")
+    reason = _reason(error) if problem is None else problem.text
+    return UserError(f"--model: cannot load {what}: {reason}")
+
+
+def _reason(error: Exception) -> str:
+    """A library's message as one line that can be read; its kind where the text alone says little.
+
+    A KeyError's text is the key.
+    """
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -1,0 +1,114 @@
+"""What the documentation tells a user to type is typed here, in a copy of the project.
+
+Commands that generate are given fewer questions, and a model and a file where they name ones that
+only the user has; the rest of the line is run as it stands. Installing is what .ci/run does.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from shell import Shell
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "demo/README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))]
+
+# The tests themselves, what takes minutes, what needs a GPU; and the public datasets, which
+# test_end_to_end.py asks a hub for. Run elsewhere or by hand.
+ELSEWHERE = re.compile(
+    r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu)\.py|"
+    r".*--test-flex-attention|\./download_resources\.sh|"
+    r".*--dataset (webqa|myriadlama)|.*results/(webqa|myriadlama)/"
+)
+GENERATING = (
+    "generate.py",
+    "flex_attention_generate.py",
+    "quality.py",
+    "throughput.py",
+    "batches.py",
+)
+THEIRS = {
+    "meta-llama/Llama-3.2-3B": str(ROOT / "demo" / "model"),
+    "questions.jsonl": "questions.jsonl",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command): the lines of its shell blocks, then what its text tells to run.
+
+    What several pages tell is typed once.
+    """
+    found = {}
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        blocks = re.findall(r"^```sh\n(.*?)^```", text, re.S | re.M)
+        lines = [line.strip() for block in blocks for line in block.splitlines()]
+        lines += re.findall(r"`(python [^`…]+\.py\b[^`…]*)`", text)
+        lines = [re.sub(r"^pip install -r \S+ && ", "", line) for line in lines]
+        for line in lines:
+            if line and not ELSEWHERE.match(line):
+                found.setdefault(runnable(line), (page, line))
+    return list(found.values())
+
+
+def runnable(line: str) -> str:
+    for name, ours in THEIRS.items():
+        line = line.replace(name, ours)
+    words = line.split()
+    if words[0] == "python" and Path(words[1]).name in GENERATING:
+        line = re.sub(r" --max_samples \d+", "", line) + " --max_samples 3"
+    if Path(words[1]).name == "throughput.py":
+        line += " --stock_batches 32"
+    return line
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project, with a file of a user's own questions."""
+    folder = tmp_path_factory.mktemp("checkout") / "project"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "results"))
+    rows = [
+        {
+            "question": f"Capital of {place}?",
+            "paraphrases": [f"Name {place}'s capital, wording {i}." for i in range(5)],
+            "answers": [place],
+        }
+        for place in ("Mali", "Peru", "Laos")
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with Shell(folder, folder, os.environ) as shell:
+        yield shell
+
+
+# In the order of the page: later commands score what earlier ones wrote.
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_command(page, line, checkout):
+    printed = checkout.type(runnable(line)).splitlines()
+    for shown in excerpts(line):
+        left_out = ("", "...")
+        missing = [each for each in shown if each.strip() not in left_out and each not in printed]
+        assert not missing, "not printed any more: " + "\n".join(missing)
+
+
+def excerpts(command: str) -> list[list[str]]:
+    """The lines of each block that a page says a command printed: `<!-- printed by: … -->`."""
+    marked = re.escape(f"<!-- printed by: {command} -->\n") + "```text\n(.*?)^```"
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    return [block.splitlines() for text in texts for block in re.findall(marked, text, re.S | re.M)]
+
+
+def test_the_readme_has_no_gap_left():
+    assert not re.search(r"@[A-Z_]+@", (ROOT / "README.md").read_text())
+
+
+def test_the_readme_names_what_is_pinned():
+    text = (ROOT / "README.md").read_text()
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if "==" in line:
+                package, pin = line.split("==")
+                row = next(row for row in text.splitlines() if re.match(rf"\|.*\b{package}\b", row))
+                assert pin in row, line

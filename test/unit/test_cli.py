@@ -1,0 +1,239 @@
+"""The command line that the scripts share: flags, types, and how mistakes are told."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from self_ensemble.cli import parser as cli
+from self_ensemble.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+DEFAULTS = {
+    "dataset": "demo",
+    "num_paraphrases": None,
+    "indexs": None,
+    "max_samples": None,
+    "data_dir": None,
+    "dataset_revision": None,
+    "paraphrase_model": None,
+    "num_manual": None,
+    "num_auto": None,
+    "seed": None,
+    "model": "demo",
+    "revision": None,
+    "device": "auto",
+    "dtype": "auto",
+    "attention": "auto",
+    "instruction": None,
+    "few_shot": None,
+    "num_few_shot": None,
+    "chat_template": False,
+    "max_new_tokens": 20,
+    "batch_size": "auto",
+    "output_dir": Path("results"),
+    "overwrite": False,
+    "verbose": False,
+    "lemmaize": False,
+    "spacy_model": None,
+}
+SCRIPT = """
+import sys
+from self_ensemble.cli import parser as cli
+from self_ensemble.system.errors import UserError
+def main(args):
+    {body}
+parser = cli.Parser(description="What it does.")
+cli.add_common_arguments(parser)
+cli.run(main, parser.parse_args())
+"""
+
+
+def make_parser():
+    parser = cli.Parser()
+    cli.add_common_arguments(parser)
+    parser.add_argument("--weights", type=cli.weight_list)
+    parser.add_argument("--fusion_tau", type=float, default=0.0)
+    # A second name for a shared flag must not bring a second default.
+    parser.add_argument(
+        "--num_ensemble",
+        dest="num_paraphrases",
+        type=cli.positive_int,
+        default=cli.argparse.SUPPRESS,
+    )
+    return parser
+
+
+def parse(*args):
+    return vars(make_parser().parse_args(args))
+
+
+def run_script(*args, body="pass"):
+    command = [sys.executable, "-c", SCRIPT.format(body=body), *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_defaults():
+    assert parse() == DEFAULTS | {"weights": None, "fusion_tau": 0.0}
+
+
+GIVEN = {
+    "dataset": ("own.csv", "own.csv"),
+    "num_paraphrases": ("3", 3),
+    "indexs": ("2,0,4", (2, 0, 4)),
+    "max_samples": ("7", 7),
+    "data_dir": ("a-b", Path("a-b")),
+    "dataset_revision": ("main", "main"),
+    "paraphrase_model": ("llama3.2_3b_it", "llama3.2_3b_it"),
+    "num_manual": ("0", 0),
+    "num_auto": ("15", 15),
+    "seed": ("0", 0),
+    "model": ("org/name", "org/name"),
+    "revision": ("main", "main"),
+    "device": ("cuda:1", "cuda:1"),
+    "dtype": ("bfloat16", "bfloat16"),
+    "attention": ("sdpa", "sdpa"),
+    "instruction": ("Do it - now.", "Do it - now."),
+    "few_shot": ("a-b_c.jsonl", Path("a-b_c.jsonl")),
+    "num_few_shot": ("0", 0),
+    "chat_template": (None, True),
+    "max_new_tokens": ("1", 1),
+    "batch_size": ("16", 16),
+    "output_dir": ("out-1", Path("out-1")),
+    "overwrite": (None, True),
+    "verbose": (None, True),
+    "lemmaize": (None, True),
+    "spacy_model": ("lookup", "lookup"),
+}
+
+
+def test_table_holds_every_flag():
+    assert GIVEN.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_flag_in_both_spellings(name):
+    text, value = GIVEN[name]
+    for flag in {f"--{name}", f"--{name.replace('_', '-')}"}:
+        ways = [[flag]] if text is None else [[flag, text], [f"{flag}={text}"]]
+        for args in ways:
+            assert parse(*args)[name] == value, args
+
+
+@pytest.mark.parametrize(
+    "args, name, value",
+    [
+        (["--weights", "1, 0.5,2e-1"], "weights", (1.0, 0.5, 0.2)),
+        (["--fusion-tau", "-0.5"], "fusion_tau", -0.5),
+        (["--fusion-tau", "-.5"], "fusion_tau", -0.5),
+        (["--num-ensemble", "7"], "num_paraphrases", 7),
+        (["--batch-size", "auto"], "batch_size", "auto"),
+        (["--indexs", "0"], "indexs", (0,)),
+        (["--instruction", "--answer-in one word"], "instruction", "--answer-in one word"),
+        (["--instruction=--answer-in"], "instruction", "--answer-in"),
+        (["--instruction="], "instruction", ""),
+    ],
+)
+def test_values(args, name, value):
+    assert parse(*args)[name] == value
+
+
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        (["--num_paraphrases", "0"], ["--num_paraphrases", "'0'"]),
+        (["--num-paraphrases", "-3"], ["--num_paraphrases", "'-3'"]),
+        (["--num_paraphrases", "2.5"], ["'2.5'"]),
+        (["--num_paraphrases", "1_0"], ["'1_0'"]),
+        (["--num_paraphrases", "٣"], ["'٣'"]),
+        (["--num_paraphrases", "9" * 5000], ["9999"]),
+        (["--num_paraphrases"], ["--num_paraphrases", "expected one argument"]),
+        (["--max_samples", "many"], ["--max_samples", "'many'"]),
+        (["--max_new_tokens", ""], ["--max_new_tokens", "''"]),
+        (["--num_few_shot", "-1"], ["--num_few_shot", "'-1'"]),
+        (["--batch_size", "0"], ["--batch_size", "'0'", "auto"]),
+        (["--batch_size", "big"], ["--batch_size", "'big'", "auto"]),
+        (["--indexs", "0,x"], ["--indexs", "'0,x'"]),
+        (["--indexs", "0,,1"], ["--indexs", "'0,,1'"]),
+        (["--indexs", "-1,2"], ["--indexs", "'-1,2'"]),
+        (["--indexs", "1,2,1"], ["--indexs", "'1,2,1'", "twice"]),
+        (["--weights", "1,a"], ["--weights", "'1,a'"]),
+        (["--weights", "1,inf"], ["--weights", "'1,inf'"]),
+        (["--weights", "nan"], ["--weights", "'nan'"]),
+        (["--weights", "-1,2"], ["--weights", "'-1,2'", "below 0"]),
+        (["--weights", "-.5,1"], ["--weights", "'-.5,1'", "below 0"]),
+        (["--weights", "0,0.0"], ["--weights", "'0,0.0'", "above 0"]),
+        (["--device", "gpu"], ["--device", "'gpu'", "cuda:N"]),
+        (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
+        (["--attention", "flash"], ["--attention", "'flash'", "sdpa"]),
+        (["--model-name", "x"], ["'--model-name'"]),
+        (["--num", "3"], ["'--num'"]),
+        (["stray"], ["'stray'"]),
+        (["--", "stray-a"], ["'stray-a'"]),
+        (["--verbose", "-1"], ["--verbose", "'-1'"]),
+        (["--line\nbreak"], ["error"]),
+    ],
+)
+def test_mistake_is_one_line(capsys, args, named):
+    with pytest.raises(SystemExit) as caught:
+        parse(*args)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(" (see --help)\n")
+    for part in named:
+        assert part in err, err
+
+
+def test_help_shows_one_spelling_of_every_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for name in DEFAULTS:
+        assert f"--{name}" in shown
+        assert "_" not in name or f"--{name.replace('_', '-')}" not in shown
+
+
+def test_help_is_quick_and_light():
+    seconds = []
+    for _ in range(3):  # the quickest counts: other work on the machine is not the script's
+        start = time.monotonic()
+        done = run_script("--help")
+        seconds.append(time.monotonic() - start)
+        assert done.returncode == 0 and "What it does." in done.stdout
+    assert min(seconds) < 1, seconds
+    body = "print([m for m in ('torch', 'transformers', 'pandas', 'pyarrow') if m in sys.modules])"
+    assert run_script(body=f"import dataset; {body}").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "body, code, err",
+    [
+        ("pass", 0, ""),
+        ("raise UserError('no file x.csv')", 2, "error: no file x.csv\n"),
+        ("raise UserError('two\\nlines')", 2, "error: two lines\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_run(body, code, err):
+    done = run_script(body=body)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", err)
+
+
+def test_run_leaves_faults_of_the_program_alone():
+    def main(args):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run(main, make_parser().parse_args([]))
+
+
+def test_run_passes_the_arguments():
+    seen = []
+    args = make_parser().parse_args(["--max_samples", "2"])
+    cli.run(seen.append, args)
+    assert seen == [args]
+    with pytest.raises(SystemExit):
+        cli.run(lambda args: (_ for _ in ()).throw(UserError("x")), args)

@@ -1,0 +1,366 @@
+"""The gate: each reason by cases that have it and cases that must not, and what words are."""
+
+import csv
+import io
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from self_ensemble.paraphrasing import prompts as rewording
+from self_ensemble.paraphrasing import quality_filter as gate
+
+# Log-probabilities as the table of words has them: names more often with a capital.
+CASING = {
+    "Justin": -11.8,
+    "justin": -14.2,
+    "Bieber": -12.0,
+    "bieber": -13.0,
+    "UK": -9.0,
+    "uk": -12.0,
+    "Egypt": -11.9,
+    "egypt": -14.6,
+    "Play": -10.0,
+    "play": -7.5,
+    "Brother": -10.0,
+    "brother": -8.0,
+    "In": -8.0,
+    "in": -4.0,
+    "What": -6.0,
+    "what": -5.0,
+    "Encyclopedias": -15.0,
+    "encyclopedias": -14.0,
+    "list": -7.0,
+    "Paris": -10.0,
+    "paris": -13.0,
+}
+
+
+def found(paraphrase, question, answers=("Zanzibar",), casing=None, **more):
+    return gate.reasons(paraphrase, question=question, answers=answers, casing=casing, **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The  “Côte d’Ivoire”, 2.", "the cote divoire 2"),
+        ("NEW-YORK (ci\u00adty)\tof\u00a0Straße\u200b!", "new york city of strasse"),
+        ("ﬁve Ｗide it´s it's", "five wide its its"),
+        ("$9.99 and C++ or C#", "9 99 and c++ or c"),
+        ("東京 は", "東 京 は"),
+        ("がか", "が か"),
+        ("हिन्दी", "हिन्दी"),
+        (" \n?!—", ""),
+    ],
+)
+def test_words(text, expected):
+    assert gate.words(text) == tuple(expected.split())
+
+
+# paraphrase, question → reasons; the answer is Zanzibar
+CASES = [
+    ("Which islands belong to Tanzania?", "What islands does Tanzania own?", ""),
+    ("", "Who?", "empty"),
+    ("?! ...", "Who?", "empty"),
+    ("Who is\nit?", "Who was that?", "many_lines"),
+    ("Who is it?\n", "Who was that?", ""),
+    ("Who is\u2028it?", "Who was that?", "many_lines"),
+    ("who " + "would have thought of it being such a long story to tell", "Who?", ""),
+    ("who would have thought of it being such a long story to tell us", "Who?", "too_long"),
+    ("who who who was it", "Who was that?", "repeats"),
+    ("who who was it", "Who was that?", ""),
+    ("who was the man who was the man of it", "Who was that?", "repeats"),
+    ("who was the man who was the boy of it", "Who was that?", ""),
+    ("by whom was Bye Bye Bye made", "Who wrote Bye Bye Bye?", ""),
+    ("Q: who was it?", "Who was that?", "echo"),
+    ("who was it? A: him", "Who was that?", "echo"),
+    ("who was it? answer 2 : him", "Who was that?", "echo"),
+    ("<think> who was it", "Who was that?", "echo"),
+    ("who was it<|eot_id|>", "Who was that?", "echo"),
+    ("who was it [/INST]", "Who was that?", "echo"),
+    ("Sure, in other words: ", "Who was that?", "echo"),
+    ("that was, by name:", "Who is this, please:", ""),
+    ("what is vitamin A: a drug?", "which thing is vitamin A?", ""),
+    ("Answer: a Play is by whom?", "Answer: a Play was written by whom?", ""),
+    ("WHO was that", "Who was that?", "copy_of_question"),
+    ("who was the that!", "Who was that?", "copy_of_question"),
+    ("who wás thät", "Who was that?", "copy_of_question"),
+    ("which island is zanzibar?", "Which island is it?", "answer_leaked"),
+    ("which islands are Zanzibars?", "Which island is it?", ""),
+    ("is it zanzibar again?", "Is Zanzibar an island?", ""),
+    ("What is called [MASK]?", "[MASK] is what it is called.", ""),
+    ("What is called that?", "[MASK] is what it is called.", "lost_mask"),
+    ("[MASK] is called [MASK]", "[MASK] is what it is called.", "lost_mask"),
+    ("What is it [MASK]?", "What is called so?", "lost_mask"),
+    ("What is called [mask]?", "[MASK] is what it is called.", "lost_mask"),
+    ("who sang for Johansen", "Who sang with Johanna?", "lost_name"),
+]
+
+
+@pytest.mark.parametrize(("paraphrase", "question", "expected"), CASES)
+def test_reasons(paraphrase, question, expected):
+    assert found(paraphrase, question) == tuple(expected.split())
+
+
+def test_every_reason_has_a_case_and_a_name():
+    seen = {reason for *_, expected in CASES for reason in expected.split()}
+    elsewhere = {"truncated", "refused", "copy_of_another"}
+    assert seen | elsewhere == set(gate.REASONS)
+    assert all(f"| {reason} |" in gate.__doc__ for reason in gate.REASONS)
+
+
+PERU = "who is the president of peru"
+
+
+@pytest.mark.parametrize(
+    ("paraphrase", "question", "expected"),
+    [
+        ("Sure! Who leads peru as president", PERU, "echo"),
+        ("Sure", PERU, "echo"),
+        ("Of course, I'd put it so: who leads peru", PERU, "echo"),
+        ("Certainly here is one", PERU, "echo"),
+        ("Here is a paraphrase: who heads peru", PERU, "echo"),
+        ("Here's another version who heads peru", PERU, "echo"),
+        ("Here is the question in other words - who heads peru", PERU, "echo"),
+        ("1. who leads peru", PERU, "echo"),
+        ("2) who leads peru", PERU, "echo"),
+        ("- who leads peru", PERU, "echo"),
+        ("Rephrased with other nouns: who leads peru", PERU, "echo"),
+        ("put in other words: who leads peru", PERU, "echo"),
+        ("One could ask: who leads peru", PERU, "echo"),
+        (f'"{PERU}" can be rephrased as: who leads peru', PERU, "echo"),
+        (f"the question, {PERU.upper()}, again", PERU, "echo"),
+        ("I cannot answer that about peru", PERU, "refused"),
+        ("I’m sorry, but who leads peru", PERU, "refused"),
+        ("I can't rephrase who leads peru", PERU, "refused"),
+        ("As an AI, I do not know peru", PERU, "refused"),
+        # of the question itself, or a sentence's own
+        ("Sure Thing is a song of whom", "who made Sure Thing", ""),
+        ("Sure, Sure is a song of whom", "who made Sure, Sure?", ""),
+        ("Sorry is a song of whom", "by whom is Sorry sung?", ""),
+        ("I Can't Explain is by which band?", "who wrote I Can't Explain?", ""),
+        ("Here is where the river ends: [MASK].", "The river ends in [MASK].", ""),
+        ("Here the version of [MASK] is kept.", "[MASK] is kept there.", ""),
+        ("1. FC Union is at home where?", "Where does 1. FC Union play?", ""),
+        ("1.5 is the half of which number?", "What is 1.5 the half of?", ""),
+        ("in 1975. where was it?", "where was it in 1975", ""),
+        ("so who was that man?", "Who was that?", ""),
+        ("could you say who leads peru", PERU, ""),
+        ("What is another way of saying hello?", "How else is hello said?", ""),
+    ],
+)
+def test_announcements_and_refusals(paraphrase, question, expected):
+    assert found(paraphrase, question) == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("question", "paraphrases", "lost"),
+    [
+        ("Which island is it?", ["It is [MASK].", "What is it?", "[MASK] is [MASK]."], [0, 0, 1]),
+        ("[MASK] is an island.", ["It is [MASK].", "What is it?", "[MASK] is [MASK]."], [0, 1, 1]),
+        ("[MASK] is [MASK] by name.", ["[MASK] and [MASK]", "It is [MASK]."], [0, 1]),
+        (None, ["It is [MASK].", "What is it?", "It is so.", "Is it [MASK] [MASK]?"], [0, 0, 1, 1]),
+    ],
+)
+def test_a_file_may_mix_questions_and_sentences_with_a_gap(question, paraphrases, lost):
+    found = gate.verdicts(paraphrases, question=question, answers=(), casing=None)
+    assert ["lost_mask" in wrong for wrong in found] == list(map(bool, lost))
+
+
+def test_truncated_and_several_at_once_in_order():
+    assert found("who is it", "Who was that?", truncated=True) == ("truncated",)
+    several = found("A: Zanzibar\nA: Zanzibar", "Is Kim [MASK]?", truncated=True)
+    assert several == (
+        *("many_lines", "truncated", "echo"),
+        *("answer_leaked", "lost_mask", "lost_name"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "paraphrase", "question", "leaks"),
+    [
+        ("New York", "is it in New York City?", "Where is it?", True),
+        ("New York", "is the York new?", "Where is it?", False),
+        ("The Hague", "is it hague or not?", "Where is it?", True),
+        ("US", "can you tell us the land?", "Which land is it?", False),
+        ("US", "is it the US?", "Which land is it?", True),
+        ("is", "what is the land?", "Which land was it?", False),
+        ("of", "the land of [MASK]", "[MASK] was its land", False),
+        ("The", "the land", "a land", False),
+        ("!", "the land!", "a land", False),
+        ("1945", "the war of 1945", "the war", True),
+        ("東京", "首都は東京ですか", "首都はどこですか", True),
+        ("Beyoncé", "did beyonce sing it?", "Who sang it?", True),
+    ],
+)
+def test_leaked_answer(answer, paraphrase, question, leaks):
+    assert gate.leaks(answer, paraphrase, question) == leaks
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        # by their capitals
+        ("Where was Marie Curie born?", "marie curie"),
+        ("[MASK] is where Frida Kahlo lived.", "frida kahlo"),
+        ("Which of O'Neill's plays is it, Anna Christie?", "oneill anna christie"),
+        ("What did she do in 1903 and the 20th century?", "1903 20th"),
+        ('Who sings "all of me"?', ""),
+        ('Who sings "blue moon rising"?', "blue moon rising"),
+        ("Who sings «la mer» or “sea of love”?", "la mer sea love"),
+        ("Am I in Rome? Where is Berlin?", "rome berlin"),
+        # the first word of a sentence
+        ("Paris is a capital.", "paris"),
+        ("Encyclopedias list it under Egypt.", "egypt"),
+        ("Who lives in [MASK]? Paris does.", "paris"),
+        # no capitals, or nothing but capitals
+        ("what did justin bieber's brother play in the uk?", "justin bieber uk"),
+        ("What Did Justin Bieber Play In Egypt?", "justin bieber egypt"),
+        ("WHAT DID JUSTIN BIEBER PLAY", "justin bieber"),
+        ("what is skyfall", "skyfall"),
+        ("日本の首都はどこですか", ""),
+    ],
+)
+def test_names_with_a_table_of_words(question, expected):
+    known = dict.fromkeys(["is", "a", "capital", "it", "under", "lives", "sings", "century"], -5.0)
+    assert gate.names(question, CASING | known) == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Adam Clayton is in [MASK].", "adam clayton"),
+        ("Professionally, Joseph Schumpeter was a [MASK].", "joseph schumpeter"),
+        ("Whenever The Dream is performed, it is by [MASK].", "dream"),
+        ("Paris is a capital.", ""),
+        ("Is it like Rome? Cities of its kind are [MASK].", "rome"),
+        ('Who sings "blue moon rising"?', "blue moon rising"),
+        ("what did justin bieber do in 2010?", "2010"),
+    ],
+)
+def test_names_without_the_table(question, expected):
+    assert gate.names(question, None) == tuple(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "kept"),
+    [
+        ("Mexico", "the Mexican flag", True),
+        ("Italy", "what do Italians eat", True),
+        ("China", "the Chinese wall", True),
+        ("Egypt", "egyptian kings", True),
+        ("Austria", "the flag of Australia", False),
+        ("Iran", "the flag of Iraq", False),
+        ("Johnson", "Johnston's flag", False),
+        ("1945", "the year 1946", False),
+        ("1980s", "the year 1980", False),
+        ("Bob", "Bobs flag", False),
+        ("Kahlo", "Kahlo's flag", True),
+        ("Kahlo", "the flag that Kahlo' s", True),
+        ("Spider-Man", "the flag of Spiderman", True),
+        ("Spiderman", "the flag of Spider-Man", True),
+        ("Kim", "the skimming of it", False),
+        ("Kim", "Kim's flag", True),
+        ("Beyoncé", "the flag of BEYONCE", True),
+    ],
+)
+def test_kept_name(name, said, kept):
+    assert bool(gate.lost_names(said, f"What is it of {name}?", None)) != kept
+
+
+def test_copies_of_each_other():
+    verdicts = gate.verdicts(
+        [
+            "Whose flag is it?",
+            "A: What flag is it?",  # worse than the next, which so is no copy
+            "what flag is it",
+            "whose  FLAG is it",
+            "What flag is it!",
+            "Zanzibar: what flag?",
+            "zanzibar, what flag",
+        ],
+        question="Which flag is it?",
+        answers=["Zanzibar"],
+        casing=None,
+    )
+    copy = ("copy_of_another",)
+    leak = ("answer_leaked",)
+    assert verdicts == [(), ("echo",), (), copy, copy, leak, ("copy_of_another", "answer_leaked")]
+
+
+def test_without_a_question_the_first_paraphrase_stands_for_it():
+    verdicts = gate.verdicts(
+        ["Zanzibar is in [MASK].", "zanzibar is in [MASK]", "In which land? [MASK]", "In [MASK]."],
+        question=None,
+        answers=["Tanzania", "Zanzibar"],
+        casing={"Zanzibar": -12.0},
+    )
+    assert verdicts == [
+        *((), ("copy_of_question", "copy_of_another")),
+        *(("lost_name",), ("lost_name",)),
+    ]
+
+
+SPELLED = st.text(st.sampled_from("abcßéÅ1東ж"), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SPELLED, min_size=1, max_size=6), st.data())
+def test_a_copy_is_known_however_it_is_written(texts, data):
+    """Case, articles, punctuation, spaces and the form of accents never make another text."""
+    written = []
+    for text in texts:
+        for article in data.draw(st.lists(st.sampled_from(["a", "The", "AN"]), max_size=1)):
+            written.append(article)
+        forms = [text, text.upper(), text.lower(), unicodedata.normalize("NFD", text)]
+        written.append(data.draw(st.sampled_from(forms)))
+    gap = st.sampled_from([" ", "  ", ", ", " - ", "\u00a0", "; “"])
+    said = "".join(word + data.draw(gap) for word in written)
+    original = " ".join(texts)
+    assert gate.key(said) == gate.key(original)
+    assert "copy_of_question" in found(said, original)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=40), st.lists(st.text(max_size=8), max_size=2))
+def test_any_text_is_judged(paraphrase, question, answers):
+    reasons = found(paraphrase, question, answers, CASING)
+    assert list(reasons) == [reason for reason in gate.REASONS if reason in reasons]
+    assert gate.key(paraphrase) != gate.key(question) or {"empty", "copy_of_question"} & {*reasons}
+
+
+@pytest.mark.parametrize(
+    "examples", [rewording.QUESTION_EXAMPLES, rewording.SENTENCE_EXAMPLES], ids=["?", "[MASK]"]
+)
+def test_the_prompts_own_examples_pass(examples):
+    for shot in examples:
+        assert found(shot.answer, shot.question) == ()
+        assert shot.question.islower() == shot.answer.islower()
+
+
+def test_an_example_of_the_prompt_is_an_echo():
+    echoes = {gate.key("Where is Lima?")}
+    assert found("where is LIMA", "Where is Rome?", echoes=echoes) == ("echo", "lost_name")
+
+
+def test_report():
+    judged = [
+        ("u1", "fine", ()),
+        ("u1", 'a "b",\nc' + "d" * 80, ("many_lines", "lost_name")),
+        ("u2", "x" * 80, ("lost_name",)),
+        ("u3", "y", ()),
+    ]
+    lines = gate.report_lines(judged)
+    assert max(map(len, lines)) <= 100
+    cells = {line.split()[0]: line.split() for line in lines}
+    assert cells["lost_name"][1:3] == ["2", "0.5000"]
+    assert cells["many_lines"][1:3] == ["1", "0.2500"]
+    assert cells["many_lines"][3:] == ["'a", '"b",\\nc' + "d" * 43 + "..."]
+    assert cells["empty"] == ["empty", "0", "0.0000"]
+    assert lines[-1].split() == ["any", "of", "these", "2", "0.5000", "of", "4", "paraphrases"]
+    rows = list(csv.DictReader(io.StringIO(gate.report_csv(judged), newline="")))
+    assert [(r["uuid"], r["paraphrase"], json.loads(r["reasons"])) for r in rows] == [
+        (uuid, text, list(wrong)) for uuid, text, wrong in judged if wrong
+    ]

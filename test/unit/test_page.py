@@ -1,0 +1,175 @@
+"""The page: its data, that it loads nothing, and (marked browser) that it works in Chromium."""
+
+import json
+import re
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from score import main, parse_args, report_on
+from self_ensemble.evaluation.page import render_page
+from self_ensemble.evaluation.scored import load_scored
+from self_ensemble.system.errors import UserError
+
+HOSTILE = "</script><script>console.error('broken out')</script><img src=x onerror=alert(1)>&amp;"
+
+
+def write_method(path, predictions, **columns):
+    """Question i is answered rightly with right<i>."""
+    n = len(predictions)
+    frame = pd.DataFrame(
+        {
+            "uuid": [f"q{i}" for i in range(n)],
+            "paraphrases": [[f"wording {k} of {i}?" for k in range(2)] for i in range(n)],
+            "answers": [[f"right{i}", f"<b>{HOSTILE}"] for i in range(n)],
+            "prediction": predictions,
+            **columns,
+        }
+    )
+    frame.to_feather(path)
+    return str(path)
+
+
+def page_of(paths, baseline=None):
+    files = [load_scored(path) for path in paths]
+    reference = load_scored(baseline) if baseline else None
+    return render_page(files, reference, report_on(files, reference))
+
+
+def data_of(page):
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
+    return json.loads(text)
+
+
+@pytest.fixture
+def methods(tmp_path):
+    """fusion, single and a third: 120 questions; (right, right) as `truth` says, [120, 2]."""
+    truth = np.random.default_rng(0).random((120, 2)) < (0.7, 0.5)
+    fusion, single = (
+        [f"right{i}" if right else f"{HOSTILE} {m}" for i, right in enumerate(truth[:, m])]
+        for m in range(2)
+    )
+    asked = [[f"alone {i}?"] for i in range(120)]
+    paths = [
+        write_method(
+            tmp_path / "fusion.feather", fusion, relation=[f"<i>P{i}" for i in range(120)]
+        ),
+        write_method(tmp_path / "single.feather", single, paraphrases=asked),
+        write_method(tmp_path / "third.feather", fusion[:100]),
+    ]
+    return paths, truth
+
+
+def test_the_data_are_every_methods_answers(methods):
+    paths, truth = methods
+    data = data_of(page_of(paths))
+    assert data["methods"] == ["fusion", "single", "third"]
+    assert (data["fusion"], data["single"]) == (0, 1)  # single was asked in one wording
+    assert len(data["questions"]) == 120
+    for i, question in enumerate(data["questions"]):
+        assert question["id"] == f"q{i}"
+        assert question["asked"] == [f"wording 0 of {i}?", f"wording 1 of {i}?"]
+        assert question["relation"] == f"<i>P{i}"
+        fusion, single, third = question["given"]
+        assert [fusion[1], single[1]] == [[int(right)] for right in truth[i]]
+        assert third == (fusion if i < 100 else None)
+        assert (fusion[2] == single[2]) == truth[i].all()
+
+
+def test_a_baseline_is_the_single_method_and_on_the_page_once(methods):
+    paths, _ = methods
+    for given in (paths, paths[:2]):
+        data = data_of(page_of(given, paths[2]))
+        assert data["methods"][data["single"]] == "third"
+        assert data["methods"].count("third") == 1
+
+
+def test_texts_do_not_become_markup_and_nothing_is_loaded(methods, tmp_path):
+    path = write_method(tmp_path / "<u>&.feather", ["x", "y"])
+    out = tmp_path / "page.html"
+    main(parse_args([methods[0][0], "--by", "relation", "--html", str(out)]))
+    page = out.read_text()
+    assert "&lt;i&gt;P0" in page
+    assert "<i>" not in page
+    assert len(re.findall("<script", page)) == 2
+    without_data = re.sub(r'<script type="application/json".*?</script>', "", page)
+    assert "onerror" in page
+    assert "onerror" not in without_data
+    assert not re.search(r"""(src|href)=["']?(?!data:)[^"'>\s]""", without_data)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttp", without_data)
+    assert "default-src 'none'" in page
+    assert "<u>" not in page_of([path])
+
+
+def test_one_file_needs_no_uuid_and_several_do(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prediction": "a", "answers": ["a"], "question": "A?"}\n' * 2)
+    questions = data_of(page_of([str(path)]))["questions"]
+    assert [(q["id"], q["asked"]) for q in questions] == [("1", ["A?"]), ("2", ["A?"])]
+    with pytest.raises(UserError, match=r"a\.jsonl has no column `uuid`, which --html joins"):
+        page_of([str(path), write_method(tmp_path / "b.feather", ["x"])])
+
+
+def open_in_chromium(page, folder, script=None):
+    """(DOM after the script, console messages). The page's policy allows no script of a test."""
+    if script is not None:
+        page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)
+        page = page.replace("</body>", f"<script>{script}</script></body>")
+    path = folder / "page.html"
+    path.write_text(page)
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync "
+    flags += "disable-background-networking disable-component-update dump-dom "
+    flags += f"enable-logging=stderr virtual-time-budget=2000 user-data-dir={folder / 'profile'}"
+    command = ["chromium", *(f"--{flag}" for flag in flags.split()), path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def choose(**values):
+    """Sets the controls as a user does, and presses the button for more to the end."""
+    lines = [
+        f"document.getElementById('{name}').value = {value!r};"
+        f"document.getElementById('{name}').dispatchEvent(new Event("
+        f"'{'input' if name == 'search' else 'change'}'));"
+        for name, value in values.items()
+    ]
+    more = "document.getElementById('more')"
+    return "\n".join([*lines, f"for (let i = 0; i < 9 && !{more}.hidden; i++) {more}.click();"])
+
+
+@pytest.mark.browser
+def test_the_page_works_in_chromium(methods, tmp_path):
+    paths, truth = methods
+    page = page_of(paths, paths[1])
+    dom, messages = open_in_chromium(page, tmp_path)
+    assert messages == []
+    assert dom.count("<article>") == 50  # the first; the button brings the rest
+    assert "120 of 120 questions" in dom
+    assert "<i>" not in dom  # no text became markup
+    assert len(re.findall(r"<img(?! src=x)", dom)) == 1
+
+    fusion, single = truth.T
+    expected = {
+        "all": 120,
+        "disagree": (~(fusion & single)).sum(),  # both wrong, they are wrong in different ways
+        "fusion": (fusion & ~single).sum(),
+        "single": (single & ~fusion).sum(),
+    }
+    for value, count in expected.items():
+        dom, messages = open_in_chromium(page, tmp_path, choose(filter=value))
+        assert messages == []
+        assert f"{count} of 120 questions" in dom
+        assert dom.count("<article>") == count
+    swapped, _ = open_in_chromium(page, tmp_path, choose(filter="fusion", fusion="1", single="0"))
+    assert swapped.count("<article>") == expected["single"]
+    found, _ = open_in_chromium(page, tmp_path, choose(search="RIGHT11"))
+    assert found.count("<article>") == 11  # right11 and right110 to right119
+    # What would be seen if something were wrong, and that the policy stops foreign scripts.
+    assert open_in_chromium(page, tmp_path, "nothing.at.all")[1]
+    foreign = page.replace("</body>", "<script>document.title = 'taken'</script></body>")
+    dom, messages = open_in_chromium(foreign, tmp_path)
+    assert "taken</title>" not in dom
+    assert any("Content Security Policy" in message for message in messages)
