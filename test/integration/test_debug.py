@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from chromium import open_in_chromium
 from oracle import joint_oracle, mean_oracle
 from small import run_script, write_jsonl
-from test_page import open_in_chromium
 from tiny import VOCABULARY, TinyTokenizer, tiny_model
 from transformers import AutoTokenizer
 

@@ -315,7 +315,7 @@ def test_what_a_question_gets_does_not_depend_on_its_batch(small, tmp_path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".feather"])
 @pytest.mark.parametrize("method", reductions.WEIGHTED)
 def test_confidence_column(small, tmp_path, method, suffix):
-    from test_dataset import write
+    from writing import write
 
     file = write(tmp_path / f"own{suffix}", QUESTIONS)
     rows, _ = rows_of(

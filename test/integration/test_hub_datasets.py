@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 from small import run_script
-from test_dataset import error_of, write
+from writing import error_of, write
 
 import flex_attention_generate
 import generate

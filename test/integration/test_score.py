@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from writing import write_per_prompt, write_plain, write_table
 
 from score import compare, main, make_report, pair_agreement, parse_args, summarize
 from self_ensemble.evaluation.matchers import (
@@ -29,36 +30,6 @@ from self_ensemble.evaluation.tables import render_report
 from self_ensemble.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def write_table(path, *, uuids, predictions, answers, paraphrases=None):
-    frame = pd.DataFrame({"uuid": uuids, "prediction": predictions, "answers": answers})
-    if paraphrases is not None:
-        frame["paraphrase"] = paraphrases
-    frame.to_feather(path)
-    return str(path)
-
-
-def write_plain(path, right, *, first=0):
-    """A file whose question i is right where right[i]; uuids count from `first`."""
-    return write_table(
-        path,
-        uuids=[f"q{first + i}" for i in range(len(right))],
-        predictions=["Paris" if r else "Rome" for r in right],
-        answers=[["Paris", "City of Light"]] * len(right),
-    )
-
-
-def write_per_prompt(path, right):
-    """right: [Q][N]; a wrong answer is one of its own, so that only right ones agree."""
-    cells = [(i, n, r) for i, row in enumerate(right) for n, r in enumerate(row)]
-    return write_table(
-        path,
-        uuids=[f"q{i}" for i, _, _ in cells],
-        predictions=["the Paris." if r else f"wrong {n}" for _, n, r in cells],
-        answers=[["Paris", "City of Light"]] * len(cells),
-        paraphrases=[f"wording {n} of {i}" for i, n, _ in cells],
-    )
 
 
 # Matching

@@ -2,16 +2,8 @@
 
 import pytest
 import torch
+from fused import PREFIX, answer, distance, fused_logits, make_engine, oracle_logits, question
 from oracle import mean_oracle
-from test_fusion import (
-    PREFIX,
-    answer,
-    distance,
-    fused_logits,
-    make_engine,
-    oracle_logits,
-    question,
-)
 from tiny import tiny_model
 
 from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_segments import CHAT, PLAIN, tokenizer_of
 from tiny import ARCHITECTURES, MIXED, ROTARY, tiny_model
+from tokenizing import CHAT, PLAIN, tokenizer_of
 
 from self_ensemble.attention import attention
 from self_ensemble.attention.attention import EncodePlan, FlexAttentionWrapper, FusePlan

@@ -1,6 +1,5 @@
 """The records, prompts and error sentences of dataset.py, on small files made here."""
 
-import csv
 import hashlib
 import json
 import subprocess
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from writing import error_of, write
 
 from self_ensemble.data import dataset
 from self_ensemble.data.dataset import (
@@ -69,40 +69,12 @@ WEBQ = [
 ]
 
 
-def write(path, rows):
-    """`rows` as a file of the format that the name of `path` says."""
-    if path.suffix == ".jsonl":
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8")
-    elif path.suffix == ".csv":
-        columns = list(rows[0])
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            for row in rows:
-                cells = (row[column] for column in columns)
-                writer.writerow([json.dumps(c) if isinstance(c, list) else c for c in cells])
-    elif path.suffix == ".parquet":
-        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        pa.feather.write_feather(pa.Table.from_pylist(rows), path)
-    return path
-
-
 def load(path, max_samples=None):
     return load_dataset(str(path), max_samples=max_samples)
 
 
 def load_rows(tmp_path, *rows):
     return load(write(tmp_path / "own.jsonl", rows)).records
-
-
-def error_of(function, *args, **settings):
-    with pytest.raises(UserError) as caught:
-        function(*args, **settings)
-    sentence = str(caught.value)
-    assert "\n" not in sentence and len(sentence) < 400, sentence
-    return sentence
 
 
 # Good files

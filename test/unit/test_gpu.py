@@ -7,9 +7,10 @@ The CPU's engine, which test_fusion.py holds against its oracles, is the oracle 
 
 import pytest
 import torch
-from test_fusion import (
+from fused import (
     PREFIX,
     QUESTIONS,
+    STREAMS,
     answer,
     capped,
     distance,
@@ -17,7 +18,6 @@ from test_fusion import (
     make_engine,
     question,
 )
-from test_recorded import STREAMS
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 
 from self_ensemble.attention import attention

@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import open_in_chromium
 
 from score import main, parse_args, report_on
 from self_ensemble.evaluation.page import render_page
@@ -110,22 +110,6 @@ def test_one_file_needs_no_uuid_and_several_do(tmp_path):
     assert [(q["id"], q["asked"]) for q in questions] == [("1", ["A?"]), ("2", ["A?"])]
     with pytest.raises(UserError, match=r"a\.jsonl has no column `uuid`, which --html joins"):
         page_of([str(path), write_method(tmp_path / "b.feather", ["x"])])
-
-
-def open_in_chromium(page, folder, script=None):
-    """(DOM after the script, console messages). The page's policy allows no script of a test."""
-    if script is not None:
-        page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)
-        page = page.replace("</body>", f"<script>{script}</script></body>")
-    path = folder / "page.html"
-    path.write_text(page)
-    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync "
-    flags += "disable-background-networking disable-component-update dump-dom "
-    flags += f"enable-logging=stderr virtual-time-budget=2000 user-data-dir={folder / 'profile'}"
-    command = ["chromium", *(f"--{flag}" for flag in flags.split()), path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 def choose(**values):

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from test_score import write_per_prompt, write_plain
+from writing import write_per_prompt, write_plain
 
 from score import main, make_report, parse_args
 from self_ensemble.evaluation import plots

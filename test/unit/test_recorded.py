@@ -7,14 +7,13 @@ run in Triton's interpreter, in test_gpu_kernels.py.
 """
 
 import copy
-import itertools
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_fusion import PREFIX, QUESTIONS, answer, make_engine
+from fused import PREFIX, QUESTIONS, STREAMS, answer, make_engine
 from tiny import tiny_model
 
 import self_ensemble.attention
@@ -28,15 +27,8 @@ from self_ensemble.attention.attention import (
     RotaryTurn,
 )
 from self_ensemble.attention.cuda_graphs import Room
-from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation import engine as engine_module
-from self_ensemble.generation.engine import (
-    attention_streams,
-    logit_streams,
-    only_stream,
-    recorded_size,
-)
-from self_ensemble.methods.logit_fusion import average_logits
+from self_ensemble.generation.engine import recorded_size
 from self_ensemble.system.errors import UserError
 
 
@@ -106,19 +98,6 @@ def without_a_gpu(monkeypatch):
     name = "self_ensemble.attention.triton_kernels"
     monkeypatch.setitem(sys.modules, name, kernels)
     monkeypatch.setattr(self_ensemble.attention, "triton_kernels", kernels, raising=False)
-
-
-def joined(question):
-    """A question in the layout ``concat``: separators between its segments, and no tail."""
-    ends = itertools.accumulate(len(segment) + 1 for segment in question.segments[:-1])
-    return SplitQuestion(question.segments, (), tuple((end - 1, 5) for end in ends))
-
-
-STREAMS = {
-    "attention": (only_stream, lambda q: attention_streams(q, len(PREFIX), "exact")),
-    "concat": (only_stream, lambda q: attention_streams(joined(q), len(PREFIX), "sequential")),
-    "logits": (average_logits, lambda q: logit_streams(q, len(PREFIX))),
-}
 
 
 @contextmanager

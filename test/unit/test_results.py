@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
+from writing import make_frame, make_manifest
 
 from self_ensemble.data import result_files as results
 from self_ensemble.data.result_files import (
@@ -54,25 +54,6 @@ TEXTS = [
     "True",
     "\\n \\ '",
 ]
-
-
-def make_frame(texts, *, version="new"):
-    rows = len(texts)
-    return pd.DataFrame(
-        {
-            "uuid": [f"{version}-{i}" for i in range(rows)],
-            "paraphrases": [[text, f"{text}?"] for text in texts],
-            "answers": [[text] for text in texts],
-            "prediction": texts,
-            "generation": [text + "\n\nQ: more" for text in texts],
-            "logprob": [-0.1 * i for i in range(rows)],
-            "truncated": [i % 2 == 0 for i in range(rows)],
-        }
-    )
-
-
-def make_manifest(num_questions=3, **identity):
-    return {"identity": {"method": "avg", "n": 5, **identity}, "num_questions": num_questions}
 
 
 def names_in(folder):
@@ -440,7 +421,7 @@ def test_a_disk_that_takes_no_more_bytes(tmp_path):
     """The real thing: the kernel refuses the write half-way (here for a limit on file size)."""
     script = f"""
 import resource
-from test_results import make_frame, make_manifest
+from writing import make_frame, make_manifest
 from self_ensemble.data.result_files import write_results
 from self_ensemble.system.errors import UserError
 frame = make_frame([str(i) * 50 for i in range(2000)])
@@ -451,7 +432,7 @@ except UserError as error:
     print("refused:", error)
 """
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'test/unit'}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'test/support'}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     done = subprocess.run(
