@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # How much of a library's error message is shown.
 SHOWN_CHARACTERS = 300
+CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,24 @@ def load_tokenizer(source: ModelSource):
         raise _cannot_load(what, source.path, source.revision, error) from error
 
 
+@contextmanager
+def without_conversion() -> Iterator[None]:
+    """Inside, transformers refuses a model of the hub that has pickled weights alone.
+
+    Otherwise it has a public service convert them, and loads what that makes of them: another
+    commit than the one on record.
+    """
+    before = os.environ.get(CONVERSION)
+    os.environ[CONVERSION] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CONVERSION]
+        else:
+            os.environ[CONVERSION] = before
+
+
 def load_weights(source: ModelSource):
     """The model in eval mode on its device, from safetensors, every weight accounted for."""
     folder = Path(source.path)
@@ -160,20 +179,18 @@ def load_weights(source: ModelSource):
             f"--model: the folder {folder} holds no .safetensors weights; pickled ones are not "
             "loaded, since loading them can run any code"
         )
-    # Otherwise transformers has a public service convert pickled weights of the hub, and loads what
-    # that makes of them: another commit than the one on record.
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
         check_fits(source.name, source.config, source.dtype, source.device)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            revision=source.revision,
-            dtype=source.dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are reported, and refused below
-            output_loading_info=True,
-        )
+        with without_conversion():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                revision=source.revision,
+                dtype=source.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                output_loading_info=True,
+            )
     except UserError:
         raise
     except Exception as error:

@@ -1,0 +1,114 @@
+"""The package as it is installed: what is in it, and that importing it changes nothing."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKED = ("self_ensemble", "demo", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
+def python(*argv, folder, path):
+    """What a fresh Python prints that is started in `folder` and finds modules in `path`."""
+    done = subprocess.run(
+        [sys.executable, "-P", *map(str, argv)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the wheel's content. Built in a copy: building leaves files in the sources."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in PACKED:
+        source, target = ROOT / name, folder / "sources" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('../wheel')"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=folder / "sources", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    [wheel] = (folder / "wheel").glob("self_ensemble-*-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def test_the_wheel_holds_the_package_and_the_demo_and_nothing_else(installed):
+    top = {path.name for path in installed.iterdir()}
+    assert top == {"self_ensemble", f"self_ensemble-{project()['version']}.dist-info"}
+    files = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
+    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "self_ensemble").rglob("*.py")}
+    demo = {f"self_ensemble/demo/{name}" for name in ("questions.parquet", "few_shot.jsonl")}
+    model = {f"self_ensemble/demo/model/{path.name}" for path in (ROOT / "demo/model").iterdir()}
+    packed = {file for file in files if file.startswith("self_ensemble/")}
+    assert packed == ours | demo | model | {"self_ensemble/py.typed"}
+
+
+def test_installed_it_finds_its_demo_from_anywhere(installed, tmp_path):
+    script = """
+from pathlib import Path
+import self_ensemble
+from self_ensemble.data.dataset import load_dataset
+from self_ensemble.data.names import DEMO_MODEL
+questions = load_dataset("demo", max_samples=None).records
+print(Path(self_ensemble.__file__).parent, DEMO_MODEL.parent, len(questions), sep="\\n")
+"""
+    package = str(installed / "self_ensemble")
+    told = python("-c", script, folder=tmp_path, path=installed).splitlines()
+    assert told == [package, f"{package}/demo", "1000"]
+
+
+def test_importing_it_is_quick_and_changes_nothing(tmp_path):
+    """The fastest of three: the machine may be busy."""
+    runs = [
+        json.loads(python(ROOT / "test/support/untouched.py", "import", folder=tmp_path, path=ROOT))
+        for _ in range(3)
+    ]
+    for run in runs:
+        assert run["changed"] == []
+        assert set(run["imported"]) <= {"self_ensemble", *sys.stdlib_module_names}
+    assert min(run["seconds"] for run in runs) < 0.3
+
+
+def test_importing_all_of_it_changes_nothing(tmp_path):
+    """Not even beside torch and transformers, whose settings are the user's."""
+    told = python(ROOT / "test/support/untouched.py", "modules", folder=tmp_path, path=ROOT)
+    assert json.loads(told)["changed"] == []
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_what_is_pinned_lies_in_the_ranges():
+    """requirements.txt is what is tested; [project] says what may be installed."""
+    wanted = [*project()["dependencies"]]
+    wanted += [each for extra in project()["optional-dependencies"].values() for each in extra]
+    ranges = dict(each.split(">=") for each in wanted if ">=" in each)
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text().split())
+    assert ranges.keys() == pins.keys()
+    for name, lowest in ranges.items():
+        numbers = [[int(n) for n in re.findall(r"\d+", text)] for text in (lowest, pins[name])]
+        assert numbers == sorted(numbers), name
+
+
+def test_the_version_stands_in_the_citation_too():
+    assert f"version: {project()['version']}\n" in (ROOT / "CITATION.cff").read_text()
