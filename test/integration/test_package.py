@@ -17,11 +17,15 @@ PACKED = ("self_ensemble", "demo", "pyproject.toml", "setup.py", "README.md", "L
 
 
 def python(*argv, folder, path):
-    """What a fresh Python prints that is started in `folder` and finds modules in `path`."""
+    """What a fresh Python prints that is started in `folder` and finds modules in `path`.
+
+    Its environment is not that of the tests, where the package is imported already.
+    """
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-P", *map(str, argv)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**kept, "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
     )
