@@ -130,7 +130,7 @@ def hidden_states(engine, ids: Sequence[int], positions: Sequence[int], mask_mod
     """One forward of the model under a mask (None: plain causal attention). Returns [S, hidden]."""
     import torch
 
-    from self_ensemble.attention.attention import FlexAttentionWrapper
+    from self_ensemble.attention.patching import FlexAttentionWrapper
 
     with (
         torch.inference_mode(),
@@ -151,7 +151,7 @@ def states_together(engine, question, mask_mod) -> list:
     # Every segment stands where it would stand alone: right behind the prefix.
     [stream] = attention_streams(question, P, "left")
     ids, positions = list(engine.prefix_ids), list(range(P))
-    for segment, start in zip(stream.segments, stream.placement.starts, strict=True):
+    for segment, start in zip(stream.segments, stream.positions.starts, strict=True):
         ids += segment
         positions += range(start, start + len(segment))
     return list(hidden_states(engine, ids, positions, mask_mod)[P:].split(question.lengths))
@@ -177,7 +177,7 @@ def relative_difference(states: list, others: list) -> float:
 
 def answer_alone(engine, question) -> list:
     """What each paraphrase gets without the others: an `engine.Answer` each."""
-    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.generation.engine import logit_streams, only_stream
 
     streams = logit_streams(question, len(engine.prefix_ids))
@@ -194,7 +194,7 @@ def answer_alone(engine, question) -> list:
 
 def answer_by_logit_average(engine, question):
     """One `engine.Answer`: a stream a paraphrase, their logits averaged at every token."""
-    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.generation.engine import logit_streams
     from self_ensemble.methods.logit_fusion import average_logits
 
@@ -211,7 +211,7 @@ def answer_by_logit_average(engine, question):
 def answer_by_attention(engine, template, paraphrases: Sequence[str], positions: str):
     """One `engine.Answer`: a single stream, whose fused tokens attend to every segment."""
     from flex_attention_generate import flex_attention_generation
-    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.attention.fusion import Fusion
 
     [[(_, answer)]] = flex_attention_generation(
         engine,
@@ -251,7 +251,7 @@ def shorten(text: str) -> str:
 
 def show_mask(engine, question) -> None:
     """The drawing of the mask, and what it does to the model."""
-    from self_ensemble.attention.segments import create_segment_isolation_mask, dense_mask
+    from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
 
     prefix_length = len(engine.prefix_ids)
     parts = list_parts(prefix_length, question.lengths, len(question.tail))

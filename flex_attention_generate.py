@@ -30,8 +30,8 @@ LAYOUTS = ("shared", "concat")
 # torch, which --help does not wait for.
 ELSEWHERE = {
     "concatenate_paraphrases_with_positions": "self_ensemble.attention.segments",
-    "create_segment_isolation_mask": "self_ensemble.attention.segments",
-    "FlexAttentionWrapper": "self_ensemble.attention.attention",
+    "create_segment_isolation_mask": "self_ensemble.attention.masks",
+    "FlexAttentionWrapper": "self_ensemble.attention.patching",
 }
 
 
@@ -81,8 +81,8 @@ def flex_attention_generation(
         template: a `dataset.PromptTemplate`.
         questions: the N paraphrases of each question; N is the same for all.
         layout: ``shared`` (prefix once, N segments, tail) or ``concat`` (whole prompts joined).
-        positions: ``exact``, ``left``, ``right`` or ``sequential``; see `segments.place`.
-        fusion: an `attention.Fusion`.
+        positions: ``exact``, ``left``, ``right`` or ``sequential``; see `positions.py`.
+        fusion: a `fusion.Fusion`.
         max_new_tokens: the limit of generated tokens.
         batch_size: questions a batch; None chooses.
 
@@ -168,7 +168,7 @@ def main(args) -> Path:
 
 def answer_all(args, this, engine, chosen: dict[str, str]) -> None:
     """Answer the questions of `this` run and write the result."""
-    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.experiment.run import result_row
     from self_ensemble.generation.engine import only_stream
 

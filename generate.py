@@ -118,7 +118,7 @@ def make_rows(args, this, confidences=None) -> list[dict]:
     """
     import torch
 
-    from self_ensemble.attention.attention import Fusion
+    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.experiment.run import result_row
 
     records, tokenizer = this.records, this.engine.tokenizer

@@ -373,7 +373,8 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
     """
     import torch
 
-    from self_ensemble.attention.attention import EncodePlan, KeyValues, Scoring
+    from self_ensemble.attention.kv_state import EncodeState
+    from self_ensemble.attention.scoring import KeyValues, Scoring
     from self_ensemble.generation.engine import pad_to_bucket
     from self_ensemble.models.loading import choose_dtype
 
@@ -392,7 +393,7 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
     seconds = []
     try:
         prefix = {0: KeyValues(prefix_key.to(device), prefix_value.to(device))}
-        plan = EncodePlan(
+        plan = EncodeState(
             TRIED_LENGTHS,
             owner.to(device),
             positions.to(device),

@@ -80,7 +80,8 @@ class Bench(Table):
     def __init__(self, args):
         import torch
 
-        from self_ensemble.attention.attention import FlexAttentionWrapper, check_architecture
+        from self_ensemble.attention.checks import check_architecture
+        from self_ensemble.attention.patching import FlexAttentionWrapper
         from self_ensemble.generation.engine import Engine
 
         super().__init__(args, args.shape)
@@ -125,7 +126,7 @@ class Bench(Table):
         ]
 
     def generate(self, streams, combine=None, *, batch_size, new_tokens=NEW_TOKENS):
-        from self_ensemble.attention.attention import Fusion
+        from self_ensemble.attention.fusion import Fusion
         from self_ensemble.generation.engine import only_stream
 
         for _ in self.engine.generate(

@@ -25,7 +25,7 @@ class OwnCase(Table):
 
     def answers(self, engine, source, batch_size=None, texts=None, combine=None) -> list:
         """Token ids by question, through attention fusion with its default positions."""
-        from self_ensemble.attention.attention import Fusion
+        from self_ensemble.attention.fusion import Fusion
         from self_ensemble.attention.segments import split_prompts
         from self_ensemble.generation.engine import attention_streams, only_stream
 
@@ -47,7 +47,7 @@ class OwnCase(Table):
 
     def own(self):
         """Questions a second, and the times that arithmetic and memory alone would take."""
-        from self_ensemble.attention.attention import head_shape
+        from self_ensemble.attention.checks import head_shape
         from self_ensemble.generation.engine import Counts
         from self_ensemble.models.loading import loaded_engine
 

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 # As a script, Python looks for modules in this folder and not in the project's.
 sys.path.insert(0, str(HERE.parent))
 
-from self_ensemble.attention.segments import create_segment_isolation_mask, dense_mask
+from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
 
 PICTURE = HERE / "method.svg"
 WIDTH, HEIGHT = 900, 518

@@ -1,90 +1,66 @@
-"""Decode steps that are recorded once and replayed, and the plan that lets them be.
+"""Decode steps captured once as a CUDA graph and replayed, and the state that lets them be.
 
 A decode step is some thousand small kernels, which take longer to launch than to run. A CUDA graph
-launches them all at once, and they read and write where they did when it was recorded: so all plans
-of a run keep their tensors in one `Room`.
+launches them all at once, and they read and write where they did when it was captured: so all
+states of a run keep their tensors in one `BufferPool`.
 
-Legend as in attention.py.
+Legend as in kv_state.py.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from self_ensemble.attention.attention import Fresh, FusedTokens, KeyValues
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.kv_state import FusedTokenState
+from self_ensemble.attention.scoring import KeyValues
 
 
-class Room(Fresh):
-    """Memory that plans take turns in: the next one of the same shape finds the same addresses.
-
-    version: changes when memory was moved, after which no recorded forward may be replayed.
-    """
-
-    def __init__(self):
-        self.version = 0
-        self._flat = {}
-
-    def take(self, name, shape, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised, contiguous; whatever had this name before is overwritten."""
-        self.reserve(name, math.prod(shape), like)
-        return self._flat[name][: math.prod(shape)].view(shape)
-
-    def reserve(self, name, size: int, like: torch.Tensor) -> None:
-        """Room for so many numbers, so that none of what is taken up to this size moves."""
-        if name not in self._flat or self._flat[name].numel() < size:
-            self._flat[name] = None  # before the larger one is asked for
-            self._flat[name] = torch.empty(size, dtype=like.dtype, device=like.device)
-            self.version += 1
-
-    def keep(self, name, tensor: torch.Tensor) -> torch.Tensor:
-        return self.take(name, tensor.shape, tensor).copy_(tensor)
-
-
-class RecordedFusePlan(FusedTokens):
-    """What `attention.FusePlan` does, in the kernels of gpu_kernels.py, so that it can be recorded.
+class CapturedDecodeState(FusedTokenState):
+    """What `DecodeState` does, in the kernels of triton_kernels.py, so that it can be captured.
 
     The rows of a forward come as one packed sequence, as in encoding, so that the model's layers
     are compiled once for both. Segments stay packed as the encoding left them.
 
     Args:
-        segments: layer → [J, T, D], packed, in the room; a view whose strides do not depend on T.
+        segments: layer → [J, T, D], packed, in the pool; a view whose strides do not depend on T.
         starts, lengths: [R, K], where in T each row's segments are, and how long they are.
         segment_positions: [R, K], the positions of the segments' first tokens.
-        others: see `FusedTokens`.
+        others: see `FusedTokenState`.
     """
 
-    def __init__(self, *, starts, lengths, segment_positions, room: Room, **others):
-        super().__init__(rows=starts.shape[0], room=room, **others)
+    def __init__(self, *, starts, lengths, segment_positions, buffers: BufferPool, **others):
+        super().__init__(rows=starts.shape[0], buffers=buffers, **others)
         device = self.at.device
-        self.starts = room.keep("starts", starts.int().to(device))
-        self.lengths = room.keep("lengths", lengths.int().to(device))
-        self.segment_positions = room.keep("segment positions", segment_positions.to(device))
+        self.starts = buffers.keep("starts", starts.int().to(device))
+        self.lengths = buffers.keep("lengths", lengths.int().to(device))
+        self.segment_positions = buffers.keep("segment positions", segment_positions.to(device))
         # The kernel's tiles are of 16, 32, ... keys.
         self.longest = max(16, 1 << (int(lengths.max()) - 1).bit_length())
 
     @property
     def shape(self) -> tuple:
-        """What two plans of one room must share for one's recorded forward to be the other's."""
+        """What two states of one pool must share for one's captured forward to be the other's."""
         weights = None if self.fusion.weights is None else id(self.fusion.weights)
-        turned = self.turns is not None
+        rotated = self.rope_offsets is not None
         sizes = *self.starts.shape, self.longest, self.own_mask.shape[1]
-        return *sizes, turned, self.fusion.kind, self.fusion.tau, weights, self.room.version
+        return *sizes, rotated, self.fusion.kind, self.fusion.tau, weights, self.buffers.version
 
     def keep_rows(self, rows):
         super().keep_rows(rows)
-        self.starts = self.room.keep("starts", self.starts[rows])
-        self.lengths = self.room.keep("lengths", self.lengths[rows])
-        self.segment_positions = self.room.keep("segment positions", self.segment_positions[rows])
+        self.starts = self.buffers.keep("starts", self.starts[rows])
+        self.lengths = self.buffers.keep("lengths", self.lengths[rows])
+        self.segment_positions = self.buffers.keep(
+            "segment positions", self.segment_positions[rows]
+        )
 
     def attend(self, layer, query, key, value, scoring):
         """query, key, value: [1, heads, R * S, D] → [1, H, R * S, D]."""
-        from self_ensemble.attention import triton_kernels as gpu_kernels
+        from self_ensemble.attention import triton_kernels
 
         by_row = self.own_mask.shape[0], self.queries
         query, key, value = (x[0].unflatten(1, by_row).transpose(0, 1) for x in (query, key, value))
-        out = gpu_kernels.fuse(
+        out = triton_kernels.fuse(
             query,
             self.prefix.get(layer),
             self.segments[layer],
@@ -97,7 +73,7 @@ class RecordedFusePlan(FusedTokens):
             self.own_positions,
             KeyValues(key, value),
             self.at,
-            self.turns,
+            self.rope_offsets,
             self.angles(layer),
             scoring,
             self.fusion,
@@ -105,24 +81,24 @@ class RecordedFusePlan(FusedTokens):
         return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
-class RecordedStep:
-    """A decode step as a CUDA graph. It can be replayed under any plan of the same room and shape.
+class CapturedStep:
+    """A decode step as a CUDA graph. It can be replayed under any state of the same pool and shape.
 
     Args:
-        forward: (ids [R, 1], positions [R, 1]) → logits [R, V], under ``plan``.
+        forward: (ids [R, 1], positions [R, 1]) → logits [R, V], under ``state``.
         others: steps whose graphs' memory this one may use too, since replays never overlap.
     """
 
-    def __init__(self, plan: RecordedFusePlan, forward, ids, positions, others):
+    def __init__(self, state: CapturedDecodeState, forward, ids, positions, others):
         self.ids, self.positions = ids.clone(), positions.clone()
-        self.fusion = plan.fusion  # its weights are read at their address
+        self.fusion = state.fusion  # its weights are read at their address
         pool = others[0].graph.pool() if others else None  # it goes with the last of them
         self.graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(self.graph, pool=pool):
-                plan.mark(self.positions, torch.ones_like(self.positions, dtype=torch.bool))
+                state.mark(self.positions, torch.ones_like(self.positions, dtype=torch.bool))
                 self.logits = forward(self.ids, self.positions)
-        except RuntimeError as error:  # ending a recording that failed fails too, and hides why
+        except RuntimeError as error:  # ending a capture that failed fails too, and hides why
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise

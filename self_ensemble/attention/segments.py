@@ -1,23 +1,15 @@
-"""From N tokenised prompts to prefix, segments and tail, their positions and their isolation mask.
-
-Legend: ``N`` paraphrases of a question, ``P`` tokens of the prefix, ``n_i`` tokens of segment i,
-``M`` the longest segment of the question, ``L`` the tokens before the first fused one.
-"""
+"""From N tokenised prompts to prefix, segments and tail: token ids, cut by character offsets."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, takewhile
-
-import torch
+from itertools import takewhile
 
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.system.errors import UserError
-
-POSITIONS = ("exact", "left", "right", "sequential")
 
 # Openings a paraphrase may have. What a tokenizer does before all of them, it does before any:
 # the prefix is fixed by the template alone, whatever the data.
@@ -56,74 +48,6 @@ class SplitQuestion:
     @property
     def lengths(self) -> list[int]:
         return [len(segment) for segment in self.segments]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a question's tokens stand.
-
-    starts: the position of each segment's first token, [N].
-    fused_start: the position of the first fused token.
-    turns: by how many positions a fused token is nearer to segment i and the prefix than
-        ``fused_start`` says, [N]; all zero but under ``exact``.
-    separators: the position of each separator token; none but in the layout ``concat``.
-    """
-
-    starts: tuple[int, ...]
-    fused_start: int
-    turns: tuple[int, ...]
-    separators: tuple[int, ...] = ()
-
-
-def place(lengths: Sequence[int], prefix_length: int, positions: str) -> Placement:
-    """Place segments of the given lengths after a prefix.
-
-    Example, ``lengths=[2, 4]``, ``prefix_length=3``::
-
-        exact        starts 3 3    fused from 7    turns 2 0
-        left         starts 3 3    fused from 7    turns 0 0
-        right        starts 5 3    fused from 7    turns 0 0
-        sequential   starts 3 5    fused from 9    turns 0 0
-    """
-    assert positions in POSITIONS, positions
-    longest = max(lengths)
-    starts = [prefix_length] * len(lengths)
-    fused_start = prefix_length + longest
-    turns = [0] * len(lengths)
-    if positions == "exact":
-        turns = [longest - n for n in lengths]
-    elif positions == "right":
-        starts = [prefix_length + longest - n for n in lengths]
-    elif positions == "sequential":
-        starts = list(accumulate(lengths, initial=prefix_length))[:-1]
-        fused_start = prefix_length + sum(lengths)
-    return Placement(tuple(starts), fused_start, tuple(turns))
-
-
-def place_question(question: SplitQuestion, prefix_length: int, positions: str) -> Placement:
-    """`place` for a question that may have separators.
-
-    Under ``sequential`` every token of the layout ``concat`` stands where the joined text has it,
-    behind the prefix; otherwise the separators stand between the segments and the fused tokens.
-    """
-    placement = place(question.lengths, prefix_length, positions)
-    count = len(question.separators)
-    if count == 0:
-        return placement
-    if positions != "sequential":
-        first = placement.fused_start
-        turned = count if positions == "exact" else 0  # nor do separators make a gap
-        return replace(
-            placement,
-            fused_start=first + count,
-            turns=tuple(turn + turned for turn in placement.turns),
-            separators=tuple(range(first, first + count)),
-        )
-    taken = [prefix_length + index for index, _ in question.separators]
-    end = placement.fused_start + count
-    free = sorted(set(range(prefix_length, end)) - set(taken))
-    starts = tuple(free[start - prefix_length] for start in placement.starts)
-    return Placement(starts, end, placement.turns, tuple(taken))
 
 
 def split_prompts(
@@ -213,101 +137,6 @@ def concatenate_prompts(
     owned = {index for start, end in positions for index in range(start, end)}
     separators = tuple((index, token) for index, token in enumerate(ids) if index not in owned)
     return SplitQuestion(tuple(tuple(ids[start:end]) for start, end in positions), (), separators)
-
-
-def create_segment_isolation_mask(
-    segment_positions: Sequence[tuple[int, int]],
-    original_length: int,
-    *,
-    prefix_length: int = 0,
-    device: str | torch.device = "cpu",
-) -> Callable:
-    """A ``mask_mod`` that keeps segments apart and lets every fused token see all of them.
-
-    ``causal & (same segment | kv in prefix | q is fused)``; every token sees itself, so that no
-    row is empty. Tokens from ``original_length`` on are fused. Tokens before it that are in no
-    segment and not in the prefix are separators: they see themselves (and the prefix), and fused
-    tokens see them.
-
-    Example, ``segment_positions=[(1, 3), (4, 6)]``, ``original_length=6``, ``prefix_length=1``::
-
-              kv  p a a | b b f f
-        q  p      x
-           a      x x
-           a      x x x
-           |      x     x
-           b      x       x
-           b      x       x x
-           f      x x x x x x x
-           f      x x x x x x x x
-
-    Args:
-        segment_positions: half-open ``(start, end)`` token ranges, in order, not overlapping.
-        original_length: the tokens before the first fused one.
-        prefix_length: the tokens every segment sees.
-        device: where the mask will be evaluated.
-
-    Returns:
-        ``mask_mod(b, h, q_idx, kv_idx) -> bool``, for ``create_block_mask`` or plain indexing.
-    """
-    assert 0 <= prefix_length <= original_length, (prefix_length, original_length)
-    owner = torch.full((max(original_length, 1),), -1, dtype=torch.int32)
-    reached = prefix_length
-    for index, (start, end) in enumerate(segment_positions):
-        assert reached <= start < end <= original_length, (index, start, end, original_length)
-        owner[start:end] = index
-        reached = end
-    owner = owner.to(device)
-    last = owner.shape[0] - 1
-
-    def segment_isolation_mask(b, h, q_idx, kv_idx):
-        q_owner = owner[q_idx.clamp(max=last)]
-        kv_owner = owner[kv_idx.clamp(max=last)]
-        same_segment = (q_owner == kv_owner) & (q_owner >= 0)
-        visible = same_segment | (kv_idx < prefix_length) | (q_idx >= original_length)
-        return (q_idx >= kv_idx) & (visible | (q_idx == kv_idx))
-
-    return segment_isolation_mask
-
-
-def packed_segment_mask(
-    segment_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    prefix_length: int,
-    window: int | None,
-) -> Callable:
-    """A ``mask_mod`` for segments of many questions packed behind each other, prefix in front.
-
-    Queries are the packed tokens, keys are ``prefix + packed tokens``. Within a segment the order
-    of the indices is the order of the tokens. A window counts positions, not indices.
-
-    Args:
-        segment_ids: whose each packed token is, [T]; each padding token has an id of its own.
-        position_ids: the packed tokens' positions, [T].
-        prefix_length: P; the prefix stands at positions 0..P-1.
-        window: how many positions back a layer sees, itself included; None for all.
-    """
-    total = segment_ids.shape[0]
-
-    def packed_mask(b, h, q_idx, kv_idx):
-        own = (kv_idx - prefix_length).clamp(0, total - 1)
-        in_prefix = kv_idx < prefix_length
-        same_segment = (segment_ids[q_idx] == segment_ids[own]) & (q_idx >= own)
-        visible = in_prefix | same_segment
-        if window is not None:
-            kv_position = torch.where(in_prefix, kv_idx, position_ids[own])
-            visible = visible & (position_ids[q_idx] - kv_position < window)
-        return visible
-
-    return packed_mask
-
-
-def dense_mask(mask_mod: Callable, q_length: int, kv_length: int, device="cpu") -> torch.Tensor:
-    """A ``mask_mod`` written out, [q_length, kv_length] bool."""
-    q_idx = torch.arange(q_length, device=device)[:, None]
-    kv_idx = torch.arange(kv_length, device=device)[None, :]
-    zero = torch.zeros((), dtype=torch.long, device=device)
-    return mask_mod(zero, zero, q_idx, kv_idx).expand(q_length, kv_length)
 
 
 @dataclass(frozen=True)

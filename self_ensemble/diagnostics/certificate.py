@@ -23,14 +23,11 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import DynamicCache
 
-from self_ensemble.attention.attention import (
-    EncodePlan,
-    FusePlan,
-    Fusion,
-    KeyValues,
-    MaskPlan,
-    head_shape,
-)
+from self_ensemble.attention.checks import head_shape
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
+from self_ensemble.attention.patching import MaskedState
+from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.generation.engine import (
     Counts,
@@ -161,7 +158,7 @@ def certify(
         engine: around a patched model; left as it is (its prefix and counts too).
         template: a `dataset.PromptTemplate`.
         questions: the paraphrases of a few questions, two of each or more and as many of all.
-        positions: as the main job would choose, see `segments.place`.
+        positions: as the main job would choose, see `positions.assign_positions`.
         chat: whether ``template`` is a chat template's.
     """
     assert len(questions) > 1 and min(map(len, questions)) > 1, questions
@@ -369,7 +366,7 @@ class Forward:
     that each key gets under equal scores, [queries, keys] both (of fused tokens [R, S, keys]).
     """
 
-    plan: EncodePlan | FusePlan
+    plan: EncodeState | DecodeState
     ids: torch.Tensor  # [rows, tokens]
     hidden: torch.Tensor  # [rows, tokens, hidden size]
     shares: dict[int | None, tuple[torch.Tensor, torch.Tensor]]
@@ -382,14 +379,14 @@ def watched(engine: Engine) -> Iterator[list[Forward]]:
     forwards: list[Forward] = []
 
     def keep(module, args, kwargs, output):
-        plan = engine.wrapper.plan
+        plan = engine.wrapper.state
         # Layers of one window share their masks.
         layers = {
             scoring.window: (index, scoring)
             for index, (_, scoring) in engine.wrapper.layers.items()
         }
         heads = head_shape(engine.config)[0]
-        measure = encode_shares if isinstance(plan, EncodePlan) else fuse_shares
+        measure = encode_shares if isinstance(plan, EncodeState) else fuse_shares
         forwards.append(
             Forward(
                 plan=plan,
@@ -400,7 +397,7 @@ def watched(engine: Engine) -> Iterator[list[Forward]]:
                     for window, (layer, scoring) in layers.items()
                 },
                 slots=range(plan.filled, plan.filled + plan.queries)
-                if isinstance(plan, FusePlan)
+                if isinstance(plan, DecodeState)
                 else range(0),
             )
         )
@@ -412,7 +409,7 @@ def watched(engine: Engine) -> Iterator[list[Forward]]:
         hook.remove()
 
 
-def encode_shares(plan: EncodePlan, layer: int, scoring, heads: int):
+def encode_shares(plan: EncodeState, layer: int, scoring, heads: int):
     """What each packed token attends to in a plan that has run: [T, P + T], lowest and highest.
 
     Columns are the prefix's tokens, then the packed ones.
@@ -435,7 +432,7 @@ def encode_shares(plan: EncodePlan, layer: int, scoring, heads: int):
     return _over_heads(torch.cat(columns, dim=-1), P + T, dim=0)
 
 
-def fuse_shares(plan: FusePlan, layer: int, scoring, heads: int):
+def fuse_shares(plan: DecodeState, layer: int, scoring, heads: int):
     """What each fused token of the plan's last forward attends to: [R, S, keys], lowest and
     highest.
 
@@ -543,7 +540,7 @@ def _check_masks(report, engine, split, streams, order, forwards) -> None:
     packed = [
         _Key("segment", start + at, text(token), (index, number))
         for index in order
-        for number, start in enumerate(streams[index][0].placement.starts)
+        for number, start in enumerate(streams[index][0].positions.starts)
         for at, token in enumerate(split[index].segments[number])
     ]
     *encoded, tail, step = forwards
@@ -596,7 +593,7 @@ def _check_encoded(findings, forward: Forward, prefix, packed) -> None:
 def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, question, index):
     """One row's fused tokens: the mean over the segments of what each partition attends to."""
     text = lambda token: engine.tokenizer.decode([token])  # noqa: E731
-    placement = stream.placement
+    placement = stream.positions
     K, M = forward.plan.segment_mask.shape[1:]
     slots = forward.plan.own_mask.shape[1]
     pad = slots - STEPS - len(stream.tail)  # tails are padded on their left to the longest
@@ -625,7 +622,7 @@ def _check_fused(findings, engine, forward, row: int, prefix, stream: Stream, qu
     for window, (lowest, highest) in forward.shares.items():
         expected = torch.zeros(len(rows), len(keys))
         distance = query.position[:, None] - key.position
-        for segment, turn in enumerate(placement.turns):
+        for segment, turn in enumerate(placement.rope_offsets):
             at_segment = key.of("segment") & (key.owner == _code((index, segment)))
             others = (key.of("prefix") | at_segment).expand(len(rows), -1)
             visible = fused | others
@@ -936,7 +933,7 @@ def without_a_mask(engine, question: SplitQuestion, alone: Sequence[Alone]) -> f
     P, lengths = len(engine.prefix_ids), question.lengths
     ids = [*engine.prefix_ids, *(token for segment in question.segments for token in segment)]
     positions = [*range(P), *(P + at for length in lengths for at in range(length))]
-    with engine.wrapper.planned(MaskPlan(backend="eager")):
+    with engine.wrapper.using(MaskedState(backend="eager")):
         mixed = engine.model.base_model(
             input_ids=torch.tensor([ids], device=engine.device),
             position_ids=torch.tensor([positions], device=engine.device),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from self_ensemble.attention.attention import Fusion
+from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.diagnostics.certificate import (
     Forward,

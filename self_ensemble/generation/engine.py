@@ -20,19 +20,20 @@ from itertools import chain
 import numpy as np
 import torch
 
-from self_ensemble.attention.attention import (
-    EncodePlan,
-    FlexAttentionWrapper,
-    FusedTokens,
-    FusePlan,
-    Fusion,
-    KeyValues,
-    head_shape,
-    learn_rotary,
-    reason_of,
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.checks import head_shape, reason_of
+from self_ensemble.attention.cuda_graphs import CapturedDecodeState, CapturedStep
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState, EncodeState, FusedTokenState
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.positions import (
+    PositionIds,
+    assign_positions,
+    assign_question_positions,
 )
-from self_ensemble.attention.cuda_graphs import RecordedFusePlan, RecordedStep, Room
-from self_ensemble.attention.segments import Placement, SplitQuestion, place, place_question
+from self_ensemble.attention.rotary import read_rotary
+from self_ensemble.attention.scoring import KeyValues
+from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 
@@ -71,7 +72,7 @@ class Stream:
     segments: tuple[tuple[int, ...], ...]
     tail: tuple[int, ...]
     separators: tuple[int, ...]
-    placement: Placement
+    positions: PositionIds
 
     @property
     def encoded_tokens(self) -> int:
@@ -80,7 +81,7 @@ class Stream:
     @property
     def answer_start(self) -> int:
         """The position of the first generated token."""
-        return self.placement.fused_start + len(self.tail)
+        return self.positions.fused_start + len(self.tail)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Counts:
 
 def attention_streams(question: SplitQuestion, prefix_length: int, positions: str) -> list[Stream]:
     """One stream that sees every segment."""
-    placement = place_question(question, prefix_length, positions)
+    placement = assign_question_positions(question, prefix_length, positions)
     separators = tuple(token for _, token in question.separators)
     return [Stream(question.segments, question.tail, separators, placement)]
 
@@ -120,7 +121,9 @@ def attention_streams(question: SplitQuestion, prefix_length: int, positions: st
 def logit_streams(question: SplitQuestion, prefix_length: int) -> list[Stream]:
     """A stream a paraphrase, each as if it were alone."""
     return [
-        Stream((segment,), question.tail, (), place([len(segment)], prefix_length, "left"))
+        Stream(
+            (segment,), question.tail, (), assign_positions([len(segment)], prefix_length, "left")
+        )
         for segment in question.segments
     ]
 
@@ -213,9 +216,9 @@ class Engine:
         assert not recorded or computes == ("cuda", "flex"), computes
         self.recording = recorded
         self.observe: Callable[..., None] | None = None
-        self.room = Room() if recorded else None
+        self.room = BufferPool() if recorded else None
         self.capacity = 0  # tokens of the run's largest batch; 0 once memory has run out
-        self.recorded_steps: dict[tuple, RecordedStep | None] = {}  # None: has run once as it is
+        self.recorded_steps: dict[tuple, CapturedStep | None] = {}  # None: has run once as it is
         self.recorded_in = 0  # the room's version
         self.started = not recorded
         self.alone = False  # every question of the run is asked alone
@@ -262,7 +265,7 @@ class Engine:
         """Within, every layer of every fused forward is observed, and no step is recorded.
 
         Args:
-            observe: see `attention.FusePlan`.
+            observe: see `kv_state.DecodeState`.
         """
         self.observe = observe
         try:
@@ -274,11 +277,11 @@ class Engine:
     def can_turn(self, streams: Sequence[Sequence[Stream]], max_new_tokens: int) -> bool:
         """Prepare ``exact`` positions for these streams; false where the model cannot have them."""
         self._check_lengths(streams, max_new_tokens)
-        turns = [max(stream.placement.turns) for group in streams for stream in group]
+        turns = [max(stream.positions.rope_offsets) for group in streams for stream in group]
         if max(turns) == 0:
             return True
         last = max(stream.answer_start for group in streams for stream in group) + max_new_tokens
-        self.rotary = learn_rotary(self.wrapper, max(turns), last)
+        self.rotary = read_rotary(self.wrapper, max(turns), last)
         self.recorded_steps.clear()  # they read the tables that were
         return self.rotary is not None
 
@@ -346,7 +349,7 @@ class Engine:
         """Drop recorded steps and the room that they read."""
         self.recorded_steps.clear()
         if self.room is not None:
-            self.room = Room()
+            self.room = BufferPool()
 
     def plan(
         self,
@@ -421,7 +424,7 @@ class Engine:
         streams = [streams[row] for row in rows]
         if weights is not None:
             weights = weights[places]
-        with self.wrapper.planned(plan):
+        with self.wrapper.using(plan):
             logits = self._read_tails(streams, plan) if logits is None else logits[rows]
             return self._decode(
                 streams, plan, logits, len(groups), n, combine, max_new_tokens, weights
@@ -451,7 +454,7 @@ class Engine:
                         tuple(tuple(tokens[:n]) for n in pair),
                         tuple(tokens),
                         (),
-                        place(pair, len(prefix), positions),
+                        assign_positions(pair, len(prefix), positions),
                     )
                 ]
                 for pair in ((1, 3), (4, 2), (5, 5))
@@ -504,9 +507,9 @@ class Engine:
         counts = {len(stream.separators) for stream in streams}
         assert len(counts) == 1, counts
         segments = [segment for stream in streams for segment in stream.segments]
-        starts = [start for stream in streams for start in stream.placement.starts]
+        starts = [start for stream in streams for start in stream.positions.starts]
         segments += [(token,) for stream in streams for token in stream.separators]
-        starts += [position for stream in streams for position in stream.placement.separators]
+        starts += [position for stream in streams for position in stream.positions.separators]
         last = None
         if not streams[0].tail:
             last = torch.tensor([sum(map(len, s.segments)) for s in streams]).cumsum(0) - 1
@@ -532,18 +535,18 @@ class Engine:
         ids, segment_ids, position_ids = (
             tensor.to(self.device) for tensor in (ids, segment_ids, position_ids)
         )
-        plan = EncodePlan(
+        plan = EncodeState(
             lengths,
             segment_ids,
             position_ids,
             prefix,
             backend=self.wrapper.backend,
             compiled=self.wrapper.compiled,
-            room=room,
+            buffers=room,
             capacity=self.capacity if room else 0,
         )
         inputs = {"input_ids": ids[None], "position_ids": position_ids[None], "use_cache": False}
-        with self.wrapper.planned(plan), self._compiled_layers():
+        with self.wrapper.using(plan), self._compiled_layers():
             if last is None:
                 self.model.base_model(**inputs)
                 return plan, None
@@ -556,36 +559,36 @@ class Engine:
             return nullcontext()
         return self.wrapper.compiled_layers(one_token=tokens == 1)
 
-    def _fuse_plan(self, streams, rows, encoded, fusion, max_new_tokens) -> FusedTokens:
+    def _fuse_plan(self, streams, rows, encoded, fusion, max_new_tokens) -> FusedTokenState:
         """rows: of which stream each row of the plan is."""
         K = len(streams[0].segments)
         separators = len(streams[0].separators)
-        turns = torch.tensor([stream.placement.turns for stream in streams])[rows]
+        turns = torch.tensor([stream.positions.rope_offsets for stream in streams])[rows]
         assert not turns.any() or turns.max() <= self.rotary.furthest, turns.max()
         tail = max(len(stream.tail) for stream in streams)
         common = {
             "prefix": self.prefix,
-            "turns": turns.to(self.device) if turns.any() else None,
+            "rope_offsets": turns.to(self.device) if turns.any() else None,
             "rotary": self.rotary,
             "slots": separators + tail + max_new_tokens,
             "fusion": fusion,
         }
         lengths = encoded.lengths[: len(streams) * K].view(len(streams), K)[rows]
         if self.recording:
-            starts = torch.tensor([stream.placement.starts for stream in streams])[rows]
-            plan = RecordedFusePlan(
+            starts = torch.tensor([stream.positions.starts for stream in streams])[rows]
+            plan = CapturedDecodeState(
                 segments=encoded.layers,
                 starts=encoded.starts[: len(streams) * K].view(len(streams), K)[rows],
                 lengths=lengths,
                 segment_positions=starts,
-                room=self.room,
+                buffers=self.room,
                 **common,
             )
         else:
             M = int(lengths.max())
             segments = encoded.gather[: len(streams) * K]  # the separators' rows come behind
             gather = segments.view(len(streams), K, -1)[rows][:, :, :M]  # [R, K, M]
-            plan = FusePlan(
+            plan = DecodeState(
                 segments={
                     layer: KeyValues(kv.keys[:, gather], kv.values[:, gather])
                     for layer, kv in encoded.layers.items()
@@ -613,7 +616,7 @@ class Engine:
             [[0] * (width - len(stream.tail)) + [*stream.tail] for stream in streams]
         )
         tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
-        starts = torch.tensor([stream.placement.fused_start for stream in streams])[:, None]
+        starts = torch.tensor([stream.positions.fused_start for stream in streams])[:, None]
         step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
         positions = (starts + step).clamp(min=0).to(self.device)
         plan.append(positions, (step >= 0).to(self.device))
@@ -653,7 +656,7 @@ class Engine:
             if plan.shape in self.recorded_steps:
                 if self.recorded_steps[plan.shape] is None:
                     others = [step for step in self.recorded_steps.values() if step is not None]
-                    self.recorded_steps[plan.shape] = RecordedStep(
+                    self.recorded_steps[plan.shape] = CapturedStep(
                         plan, self.forward, ids, positions, others
                     )
                 return self.recorded_steps[plan.shape](ids, positions)

@@ -15,12 +15,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from self_ensemble.attention.attention import (
-    FlexAttentionWrapper,
-    check_architecture,
-    check_config,
-    flex_problem,
-)
+from self_ensemble.attention.checks import check_architecture, check_config, flex_problem
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation.engine import Engine
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.memory import check_fits

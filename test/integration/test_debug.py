@@ -21,13 +21,12 @@ from transformers import AutoTokenizer
 
 import debug_flexattention as debug
 import flex_attention_generate
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion
-from self_ensemble.attention.segments import (
-    SplitQuestion,
-    create_segment_isolation_mask,
-    dense_mask,
-)
+from self_ensemble.attention import kv_state
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
+from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics import debug_page
 from self_ensemble.diagnostics.trace import Settings, check_isolation, trace_question, watch
 from self_ensemble.diagnostics.view import Inspection, isolation_lines, mask_cells, seen
@@ -393,7 +392,7 @@ def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
     assert torch.equal(found.isolation.mask, wanted)
     assert found.isolation.passed
     # What is wrong in the engine is wrong in the drawing.
-    intact = attention.EncodePlan._padded_mask
+    intact = EncodeState._padded_mask
 
     def hidden(self, window):
         mask = intact(self, window)
@@ -402,7 +401,7 @@ def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
             mask[1, :, 2, 0] = False
         return mask
 
-    monkeypatch.setattr(attention.EncodePlan, "_padded_mask", hidden)
+    monkeypatch.setattr(EncodeState, "_padded_mask", hidden)
     broken = check_isolation(engine, found.question, positions)
     row = len(found.prefix) + found.question.lengths[0] + 2
     assert (broken.mask != wanted).nonzero().tolist() == [[row, 0]]
@@ -443,7 +442,7 @@ def test_a_leak_is_drawn(engine, asked):
 
 def leak(monkeypatch):
     """The last packed segment reads the first one's first key in place of its own."""
-    intact = attention.attend_under_mask
+    intact = kv_state.attend_under_mask
 
     def leaking(query, key, value, mask, *settings):
         rows, _, M, _ = query.shape
@@ -453,7 +452,7 @@ def leak(monkeypatch):
             key[-1, :, at], value[-1, :, at] = key[0, :, at], value[0, :, at]
         return intact(query, key, value, mask, *settings)
 
-    monkeypatch.setattr(attention, "attend_under_mask", leaking)
+    monkeypatch.setattr(kv_state, "attend_under_mask", leaking)
 
 
 def test_isolation_passes_and_a_leak_fails_it(engine, asked, monkeypatch):
@@ -472,9 +471,9 @@ def test_isolation_passes_and_a_leak_fails_it(engine, asked, monkeypatch):
 
 
 def test_a_wrong_decode_fails_it_too(engine, asked, monkeypatch):
-    intact = attention.FusePlan.attend
+    intact = DecodeState.attend
     halved = lambda self, layer, query, *rest: intact(self, layer, query / 2, *rest)  # noqa: E731
-    monkeypatch.setattr(attention.FusePlan, "attend", halved)
+    monkeypatch.setattr(DecodeState, "attend", halved)
     found = look_into(engine, asked, 0)
     assert found.isolation.apart and not found.isolation.decodes and not found.isolation.passed
     lines = "\n".join(isolation_lines(found.words, found.isolation))

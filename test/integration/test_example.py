@@ -10,7 +10,7 @@ from small import stock_answer
 from transformers import MistralConfig, MistralForCausalLM
 
 import example_flexattention as example
-from self_ensemble.attention.segments import create_segment_isolation_mask, dense_mask
+from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
 from self_ensemble.data.dataset import load_dataset, load_few_shot, prompt_template
 from self_ensemble.data.names import DEMO_FEW_SHOT, DEMO_INSTRUCTION
 

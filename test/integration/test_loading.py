@@ -14,8 +14,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import flex_attention_generate
 import generate
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import FlexAttentionWrapper, check_architecture
+from self_ensemble.attention import backends, checks
+from self_ensemble.attention.checks import check_architecture
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation import engine
 from self_ensemble.models import loading, memory
@@ -378,7 +379,7 @@ def break_flex(monkeypatch):
     def broken(device):
         raise RuntimeError("no compiler is here\nand a long story")
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", broken)
+    monkeypatch.setattr(backends, "compiled_flex_attention", broken)
 
 
 def test_flex_asked_for_and_not_to_be_had(small, run, monkeypatch):
@@ -392,7 +393,7 @@ def test_flex_that_computes_something_else_is_not_had(small, run, monkeypatch):
     def wrong(device):
         return lambda query, key, value, **_: query + 1
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", wrong)
+    monkeypatch.setattr(backends, "compiled_flex_attention", wrong)
     refused = run(generate, "--model", small.folder, "--attention", "flex")
     assert_refused(refused, "--attention flex", "its result is off by")
 
@@ -402,10 +403,10 @@ def test_flex_may_fail_in_any_way(small, monkeypatch, error):
     def broken(device):
         raise error
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", broken)
+    monkeypatch.setattr(backends, "compiled_flex_attention", broken)
     with FlexAttentionWrapper(small.model, "eager") as wrapper:
         check_architecture(wrapper)
-        assert attention.flex_problem(wrapper).startswith(type(error).__name__)
+        assert checks.flex_problem(wrapper).startswith(type(error).__name__)
 
 
 @pytest.mark.parametrize("name, stand_in", [("llama", "sdpa"), ("gemma2", "eager")])
@@ -455,13 +456,13 @@ def test_backend_as_asked(small, run, asked):
 def test_flex_runs_where_it_is_asked_for(small, run, monkeypatch):
     """Eager FlexAttention stands in for the compiled one, and is counted."""
     calls = []
-    eager = attention._eager_flex()
+    eager = backends._eager_flex()
 
     def counted(*args, **settings):
         calls.append(settings["block_mask"].seq_lengths)
         return eager(*args, **settings)
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: counted)
+    monkeypatch.setattr(backends, "compiled_flex_attention", lambda device: counted)
     monkeypatch.setattr(engine, "FLEX_BUCKET", 64)
     code, _, written = run(generate, "--model", small.folder, "--attention", "flex")
     assert code == 0 and read_manifest(written[0])["attention"]["encode"] == "flex"

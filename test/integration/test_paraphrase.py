@@ -17,7 +17,8 @@ from tiny import TinyTokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import paraphrase
-from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data.dataset import Record, load_dataset, prompt_template
 from self_ensemble.data.names import DEMO_MODEL

@@ -30,7 +30,7 @@ from transformers import StoppingCriteriaList
 
 import flex_attention_generate
 import generate
-from self_ensemble.attention import attention, segments
+from self_ensemble.attention import masks, patching, segments
 from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data.dataset import Record, prompt_template
 from self_ensemble.data.result_files import (
@@ -841,9 +841,9 @@ def test_parts_of_the_method_can_be_imported_from_its_script():
         create_segment_isolation_mask,
     )
 
-    assert FlexAttentionWrapper is attention.FlexAttentionWrapper
+    assert FlexAttentionWrapper is patching.FlexAttentionWrapper
     assert concatenate_paraphrases_with_positions is segments.concatenate_paraphrases_with_positions
-    assert create_segment_isolation_mask is segments.create_segment_isolation_mask
+    assert create_segment_isolation_mask is masks.create_segment_isolation_mask
     with pytest.raises(ImportError, match="'gone'"):
         from flex_attention_generate import gone  # noqa: F401
 

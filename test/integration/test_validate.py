@@ -17,8 +17,8 @@ from small import run_script
 from transformers import LlamaForCausalLM
 
 import validate_flexattention_env as validate
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import FusePlan
+from self_ensemble.attention import backends, kv_state
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.models import loading
 from validate_flexattention_env import FAILED, OK, WARNING
 
@@ -101,7 +101,7 @@ def test_what_is_printed(folder, capsys):
 
 def test_a_broken_mask_fails_the_run(folder, capsys, monkeypatch):
     """What the certificate finds decides the exit status."""
-    intact = FusePlan._build_masks
+    intact = DecodeState._build_masks
 
     def blind(self, window, group):
         found = intact(self, window, group)
@@ -109,7 +109,7 @@ def test_a_broken_mask_fails_the_run(folder, capsys, monkeypatch):
             found.segments[:, :, 1] = False
         return found
 
-    monkeypatch.setattr(FusePlan, "_build_masks", blind)
+    monkeypatch.setattr(DecodeState, "_build_masks", blind)
     code, out, _ = run(capsys, "--model", folder)
     assert code == 1
     wrong = "fused_sees_all, first_token_fused, fused_equals_alone"
@@ -468,8 +468,8 @@ def eager_flex(monkeypatch):
     monkeypatch.setattr("self_ensemble.generation.engine.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)
-    eager = attention._eager_flex()
-    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: eager)
+    eager = backends._eager_flex()
+    monkeypatch.setattr(backends, "compiled_flex_attention", lambda device: eager)
 
 
 def test_flex_attention_equals_the_oracle(eager_flex, capsys):
@@ -489,13 +489,13 @@ def test_half_precision_is_within_its_rounding(eager_flex, monkeypatch):
 
 
 def breaking_the_mask(monkeypatch, broken):
-    intact = attention.packed_segment_mask
+    intact = kv_state.packed_segment_mask
 
     def mask(*given):
         mask_mod = intact(*given)
         return lambda b, h, q, kv: broken(mask_mod(b, h, q, kv), q, kv)
 
-    monkeypatch.setattr(attention, "packed_segment_mask", mask)
+    monkeypatch.setattr(kv_state, "packed_segment_mask", mask)
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_flex_attention_that_does_not_compile(monkeypatch, capsys):
     def fails(device):
         raise RuntimeError("no C++ compiler\nfound")
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", fails)
+    monkeypatch.setattr(backends, "compiled_flex_attention", fails)
     code, out, _ = run(capsys, "--test-flex-attention")
     assert code == 1
     assert "does not run: no C++ compiler found" in out and "g++" in out
@@ -547,7 +547,7 @@ def test_flex_attention_and_the_demos_certificate_on_a_gpu():
 
 def test_figures_of_json_are_numbers(folder, capsys, monkeypatch):
     """What is no number is null in JSON, and fails."""
-    intact = attention.EncodePlan._padded_mask
+    intact = EncodeState._padded_mask
 
     def empty(self, window):
         found = intact(self, window).clone()
@@ -555,7 +555,7 @@ def test_figures_of_json_are_numbers(folder, capsys, monkeypatch):
             found[..., 1, :] = False
         return found
 
-    monkeypatch.setattr(attention.EncodePlan, "_padded_mask", empty)
+    monkeypatch.setattr(EncodeState, "_padded_mask", empty)
     monkeypatch.setattr("self_ensemble.models.loading.choose_backend", lambda *_: ("eager", None))
     code, out, _ = run(capsys, "--model", folder, "--json")
     report = json.loads(out, parse_constant=lambda name: pytest.fail(name))

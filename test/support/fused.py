@@ -8,8 +8,10 @@ import pytest
 import torch
 from tiny import VOCABULARY, TinyTokenizer
 
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import EncodePlan, FlexAttentionWrapper, Fusion, MaskPlan
+from self_ensemble.attention import backends as kernels
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import EncodeState
+from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation.engine import Engine, attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import average_logits
@@ -54,17 +56,15 @@ def attending(model, backend, *, compiled=False, mask_mod=None):
         return lambda *device: counting(getter(*device), lambda args: "flex")
 
     with pytest.MonkeyPatch.context() as patch:
-        for plan in (EncodePlan, MaskPlan):  # by class: a probe's subclass has its own backend
+        for plan in (EncodeState, MaskedState):  # by class: a probe's subclass has its own backend
             patch.setattr(plan, "attend", counting(plan.attend, lambda args: type(args[0])))
         flex = "compiled_flex_attention" if compiled else "_eager_flex"
-        patch.setattr(attention, flex, counting_flex(getattr(attention, flex)))
-        sdpa = attention.scaled_dot_product_attention
-        patch.setattr(
-            attention, "scaled_dot_product_attention", counting(sdpa, lambda args: "sdpa")
-        )
+        patch.setattr(kernels, flex, counting_flex(getattr(kernels, flex)))
+        sdpa = kernels.scaled_dot_product_attention
+        patch.setattr(kernels, "scaled_dot_product_attention", counting(sdpa, lambda args: "sdpa"))
         with FlexAttentionWrapper(model, backend, compiled=compiled).patch_model(mask_mod) as found:
             yield found
-    layers = ran[EncodePlan] + ran[MaskPlan]
+    layers = ran[EncodeState] + ran[MaskedState]
     assert layers > 0 and layers % model.config.num_hidden_layers == 0, layers
     for kernel in ("flex", "sdpa"):
         assert ran[kernel] == (layers if kernel == backend else 0), (backend, ran)

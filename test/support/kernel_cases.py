@@ -15,8 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import pytest
 import torch
 
-from self_ensemble.attention.attention import FusePlan, Fusion, KeyValues, RotaryTurn, Scoring
-from self_ensemble.attention.cuda_graphs import RecordedFusePlan, Room
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.cuda_graphs import CapturedDecodeState
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState
+from self_ensemble.attention.rotary import RotaryTables
+from self_ensemble.attention.scoring import KeyValues, Scoring
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 U = (1.0, 0.0, 2.0, 1.0, 1.0)
@@ -126,28 +130,28 @@ def _distance(case, dtype):
         )
         wide = angle.repeat_interleave(2, 1) if case.interleaved else angle.repeat(1, 2)
         tables = {0: (wide.cos().to(DEVICE), wide.sin().to(DEVICE))} if case.turned > 0 else {}
-        rotary = RotaryTurn(tables, {0: case.interleaved})
+        rotary = RotaryTables(tables, {0: case.interleaved})
     fusion = Fusion.of(case.kind, case.tau, case.weights, DEVICE)
     common = {
         "prefix": prefix,
-        "turns": None if turns is None else turns.to(DEVICE),
+        "rope_offsets": None if turns is None else turns.to(DEVICE),
         "rotary": rotary,
         "slots": sum(case.steps),
         "fusion": fusion,
     }
     positions = first[:, :, None] + torch.arange(longest)
-    plain = FusePlan(
+    plain = DecodeState(
         segments=padded,
         segment_mask=mask.to(DEVICE),
         segment_positions=positions.to(DEVICE),
         **common,
     )
-    fast = RecordedFusePlan(
+    fast = CapturedDecodeState(
         segments={0: packed},
         starts=starts.to(DEVICE),
         lengths=lengths.to(DEVICE),
         segment_positions=first.to(DEVICE),
-        room=Room(),
+        buffers=BufferPool(),
         **common,
     )
     scoring = Scoring(D**-0.5, case.softcap, case.window)

@@ -6,8 +6,9 @@ from fused import PREFIX, answer, distance, fused_logits, make_engine, oracle_lo
 from oracle import mean_oracle
 from tiny import tiny_model
 
-from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion
-from self_ensemble.attention.segments import create_segment_isolation_mask
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.masks import create_segment_isolation_mask
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation.engine import attention_streams
 from self_ensemble.system.errors import UserError
 

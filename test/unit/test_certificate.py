@@ -13,8 +13,9 @@ import torch
 from tiny import ARCHITECTURES, MIXED, ROTARY, tiny_model
 from tokenizing import CHAT, PLAIN, tokenizer_of
 
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import EncodePlan, FlexAttentionWrapper, FusePlan
+from self_ensemble.attention import checks, fusion, kv_state
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data.dataset import PromptTemplate, chat_prompt_template
 from self_ensemble.diagnostics import certificate
@@ -47,7 +48,7 @@ def engine_of(tokenizer, architecture="llama", backend="sdpa", dtype=torch.float
     changes = changes.get(architecture, {})
     model = tiny_model(architecture, vocab_size=len(tokenizer), **changes).to(dtype)
     with FlexAttentionWrapper(model, backend, compiled=False) as wrapper:
-        attention.check_architecture(wrapper)
+        checks.check_architecture(wrapper)
         yield Engine(model, tokenizer, wrapper)
 
 
@@ -154,9 +155,9 @@ def test_half_precision(dtype):
 def test_the_engine_is_left_as_it_was():
     with engine_of(tokenizer_of("byte-level, BOS")) as engine:
         engine.set_prefix([5, 6])
-        before = (engine.prefix_ids, replace(engine.counts), engine.wrapper.plan)
+        before = (engine.prefix_ids, replace(engine.counts), engine.wrapper.state)
         certify(engine, PLAIN, QUESTIONS, positions="exact")
-        assert (engine.prefix_ids, engine.counts, engine.wrapper.plan) == before
+        assert (engine.prefix_ids, engine.counts, engine.wrapper.state) == before
         assert len(engine.model.base_model._forward_hooks) == 0
         assert engine.model.config._attn_implementation.startswith("self_ensemble")
 
@@ -169,7 +170,7 @@ def test_the_engine_is_left_as_it_was():
 def packed_mask_with(patch, broken):
     """FlexAttention's mask. broken: (visible, q, kv, P, head) → visible; not the prefix's own
     mask, whose P is 0."""
-    intact = attention.packed_segment_mask
+    intact = kv_state.packed_segment_mask
 
     def mask(segment_ids, position_ids, P, window):
         mask_mod = intact(segment_ids, position_ids, P, window)
@@ -177,12 +178,12 @@ def packed_mask_with(patch, broken):
             return mask_mod
         return lambda b, h, q, kv: broken(mask_mod(b, h, q, kv), q, kv, P, h)
 
-    patch.setattr(attention, "packed_segment_mask", mask)
+    patch.setattr(kv_state, "packed_segment_mask", mask)
 
 
 def padded_mask_with(patch, row, q, kv, value):
     """The mask of sdpa and plain math, a row a segment; ``kv`` a slice or a number behind P."""
-    intact = EncodePlan._padded_mask
+    intact = EncodeState._padded_mask
 
     def mask(self, window):
         found = intact(self, window)
@@ -192,12 +193,12 @@ def padded_mask_with(patch, row, q, kv, value):
         found[row, :, q, kv if isinstance(kv, slice) else self.prefix_length + kv] = value
         return found
 
-    patch.setattr(EncodePlan, "_padded_mask", mask)
+    patch.setattr(EncodeState, "_padded_mask", mask)
 
 
 def fused_mask_with(patch, broken):
     """The mask of fused tokens. broken: changes its parts in place, [1, R, K, S, keys]."""
-    intact = FusePlan._build_masks
+    intact = DecodeState._build_masks
 
     def masks(self, window, group):
         found = intact(self, window, group)
@@ -211,7 +212,7 @@ def fused_mask_with(patch, broken):
         broken(self, found)
         return found
 
-    patch.setattr(FusePlan, "_build_masks", masks)
+    patch.setattr(DecodeState, "_build_masks", masks)
 
 
 def segments_packed():
@@ -249,7 +250,7 @@ def one_head_sees_another(patch):
 
 def sees_another_sdpa(patch):
     """A key and value of another segment, appended to the last one's own for its last token."""
-    intact = attention.attend_under_mask
+    intact = kv_state.attend_under_mask
 
     def leaking(query, key, value, mask, *settings):
         rows, _, M, _ = query.shape
@@ -265,7 +266,7 @@ def sees_another_sdpa(patch):
         mask = torch.cat([mask.expand(rows, -1, -1, -1), seen], dim=-1)
         return intact(query, key, value, mask, *settings)
 
-    patch.setattr(attention, "attend_under_mask", leaking)
+    patch.setattr(kv_state, "attend_under_mask", leaking)
 
 
 def prefix_hidden_flex(patch):
@@ -287,7 +288,7 @@ def looks_ahead_sdpa(patch):
 
 
 def prefix_looks_ahead(patch):
-    intact = EncodePlan._padded_mask
+    intact = EncodeState._padded_mask
 
     def mask(self, window):
         found = intact(self, window)
@@ -295,7 +296,7 @@ def prefix_looks_ahead(patch):
             found[..., 0, 1] = True
         return found
 
-    patch.setattr(EncodePlan, "_padded_mask", mask)
+    patch.setattr(EncodeState, "_padded_mask", mask)
 
 
 def own_token_twice(patch):
@@ -350,13 +351,13 @@ def fused_looks_ahead(patch):
 
 
 def uneven_partitions(patch):
-    intact = attention._partition_weights
+    intact = fusion._partition_weights
 
     def weights(scores, fusion):
         K = scores.shape[2]
         return intact(scores, fusion) * torch.linspace(0.5, 1.5, K)[:, None, None]
 
-    patch.setattr(attention, "_partition_weights", weights)
+    patch.setattr(fusion, "_partition_weights", weights)
 
 
 STATES, ORDER, ALONE = "packed_equals_separate", "first_token_fused", "fused_equals_alone"
@@ -399,8 +400,8 @@ def test_a_broken_mask_is_named(fault, monkeypatch):
 @pytest.mark.parametrize(
     "plan, name, promises",
     [
-        (EncodePlan, "_padded_mask", {"prefix_seen", "causal_order"}),
-        (FusePlan, "_build_masks", {"fused_sees_all"}),
+        (EncodeState, "_padded_mask", {"prefix_seen", "causal_order"}),
+        (DecodeState, "_build_masks", {"fused_sees_all"}),
     ],
 )
 def test_a_window_that_is_lost_is_named(plan, name, promises, monkeypatch):
@@ -419,7 +420,7 @@ def test_a_window_that_is_lost_is_named(plan, name, promises, monkeypatch):
 @pytest.mark.parametrize("kind", ["keys", "values"])
 def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
     """Right attention, and wrong keys or values kept of one layer."""
-    intact = EncodePlan.attend
+    intact = EncodeState.attend
 
     def keeping(self, layer, *given):
         out = intact(self, layer, *given)
@@ -428,7 +429,7 @@ def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
             self.layers[layer] = replace(own, **{kind: getattr(own, kind) * 1.001})
         return out
 
-    found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodePlan, "attend", keeping))
+    found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodeState, "attend", keeping))
     assert failed(found) == {STATES, ALONE}
     assert f"most in {kind} of segment" in reason(found, STATES)
 
@@ -438,13 +439,13 @@ def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
 
 def placed(patch, change):
     """A question's placement, changed."""
-    intact = engine_module.place_question
+    intact = engine_module.assign_question_positions
     place = lambda *given: change(intact(*given))  # noqa: E731
-    patch.setattr(engine_module, "place_question", place)
+    patch.setattr(engine_module, "assign_question_positions", place)
 
 
 def not_turned(patch):
-    placed(patch, lambda found: replace(found, turns=(0,) * len(found.turns)))
+    placed(patch, lambda found: replace(found, rope_offsets=(0,) * len(found.rope_offsets)))
 
 
 def fused_further_on(patch):
@@ -452,16 +453,18 @@ def fused_further_on(patch):
 
 
 def queries_halved(patch):
-    intact = FusePlan.attend
+    intact = DecodeState.attend
     patch.setattr(
-        FusePlan, "attend", lambda self, layer, query, *rest: intact(self, layer, query / 2, *rest)
+        DecodeState,
+        "attend",
+        lambda self, layer, query, *rest: intact(self, layer, query / 2, *rest),
     )
 
 
 def keys_rolled(patch):
-    intact = FusePlan._write
+    intact = DecodeState._write
     patch.setattr(
-        FusePlan, "_write", lambda self, layer, k, v: intact(self, layer, k.roll(1, -1), v)
+        DecodeState, "_write", lambda self, layer, k, v: intact(self, layer, k.roll(1, -1), v)
     )
 
 
@@ -496,7 +499,7 @@ def test_a_wrong_decode_is_named_without_turning(breaks, monkeypatch):
 
 def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
     """Its states would be no numbers, and a share of zero of those is none either."""
-    intact = FusePlan._build_masks
+    intact = DecodeState._build_masks
     tokenizer = tokenizer_of("question mark and newline")
     asked, told = "Who wrote {}?", "{} was written by [MASK]"
     questions = [[text.format(x) for x in ("Emma", "Dune")] for text in (asked, told)]
@@ -514,7 +517,7 @@ def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
     template = PromptTemplate("", PLAIN.tail, add_special_tokens=False)  # no prefix to see
     for broken in (False, True):
         if broken:
-            monkeypatch.setattr(FusePlan, "_build_masks", empty)
+            monkeypatch.setattr(DecodeState, "_build_masks", empty)
         with engine_of(tokenizer) as engine:
             found = certify(engine, template, questions, positions="exact")
         assert len({len(cut.tail) for cut in found.cuts}) == 2

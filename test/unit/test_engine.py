@@ -7,8 +7,10 @@ from tiny import VOCABULARY, TinyTokenizer, tiny_model
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion
-from self_ensemble.attention.segments import SplitQuestion, place
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.positions import assign_positions
+from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation import engine as engine_module
 from self_ensemble.generation.engine import (
     Engine,
@@ -299,9 +301,9 @@ def test_a_token_beyond_the_vocabulary_is_told(llama_engine, place_of):
     question = split(3, tail=(odd, 6) if place_of == "tail" else (5, 6))
     [stream] = attention_streams(question, 0, "left")
     if place_of == "segment":
-        stream = Stream(((2, odd),), (5,), (), place([2], 0, "left"))
+        stream = Stream(((2, odd),), (5,), (), assign_positions([2], 0, "left"))
     if place_of == "separator":
-        stream = Stream(((2, 3),), (), (odd,), place([2], 0, "left"))
+        stream = Stream(((2, 3),), (), (odd,), assign_positions([2], 0, "left"))
     with pytest.raises(UserError, match=rf"'<extra{odd}>' \({odd}\), beyond .* of {VOCABULARY}:"):
         if place_of == "prefix":
             llama_engine.set_prefix([2, odd])

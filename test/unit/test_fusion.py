@@ -27,15 +27,11 @@ from oracle import joint_oracle, mean_oracle
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 from transformers import DynamicCache
 
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import (
-    EncodePlan,
-    FlexAttentionWrapper,
-    FusePlan,
-    Fusion,
-    KeyValues,
-    MaskPlan,
-)
+from self_ensemble.attention import kv_state
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
+from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
+from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.generation.engine import attention_streams, logit_streams
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -57,7 +53,7 @@ def encode_packed(wrapper, prefix, segments):
     engine = make_engine(wrapper, prefix)
     lengths = [len(s) for s in segments]
     positions = torch.cat([torch.arange(len(prefix), len(prefix) + n) for n in lengths])
-    plan = EncodePlan(
+    plan = EncodeState(
         lengths,
         torch.arange(len(segments)).repeat_interleave(torch.tensor(lengths)),
         positions,
@@ -66,7 +62,7 @@ def encode_packed(wrapper, prefix, segments):
         compiled=wrapper.compiled,
     )
     tokens = torch.tensor([t for s in segments for t in s])
-    with wrapper.planned(plan), torch.no_grad():
+    with wrapper.using(plan), torch.no_grad():
         hidden = wrapper.model.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False
         ).last_hidden_state[0]
@@ -119,7 +115,7 @@ def test_segments_without_a_prefix_equal_a_stock_forward_alone(name):
 
 def leak_in_the_mask(monkeypatch, lengths):
     """Packed: the last segment's last token sees the first segment's first one."""
-    intact, last = attention.packed_segment_mask, sum(lengths) - 1
+    intact, last = kv_state.packed_segment_mask, sum(lengths) - 1
 
     def leaking(segment_ids, position_ids, P, window):
         mask_mod = intact(segment_ids, position_ids, P, window)
@@ -127,12 +123,12 @@ def leak_in_the_mask(monkeypatch, lengths):
             return mask_mod
         return lambda b, h, q, kv: mask_mod(b, h, q, kv) | ((q == last) & (kv == P))
 
-    monkeypatch.setattr(attention, "packed_segment_mask", leaking)
+    monkeypatch.setattr(kv_state, "packed_segment_mask", leaking)
 
 
 def leak_of_a_key(monkeypatch, lengths):
     """Padded: the same key and value, appended to the row's own for that one query."""
-    intact = attention.attend_under_mask
+    intact = kv_state.attend_under_mask
 
     def leaking(query, key, value, mask, *settings):
         rows, _, M, _ = query.shape
@@ -148,7 +144,7 @@ def leak_of_a_key(monkeypatch, lengths):
         mask = torch.cat([mask.expand(rows, -1, -1, -1), seen], dim=-1)
         return intact(query, key, value, mask, *settings)
 
-    monkeypatch.setattr(attention, "attend_under_mask", leaking)
+    monkeypatch.setattr(kv_state, "attend_under_mask", leaking)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -235,7 +231,7 @@ def test_tau_one_is_joint_with_the_segments_scores_lowered():
     torch.manual_seed(0)
     scores = torch.randn(2, 3, 5, 4, 7), torch.randn(2, 3, 1, 4, 9), torch.randn(2, 3, 1, 4, 2)
     segments, prefix, fused = scores
-    from self_ensemble.attention.attention import fuse_probabilities
+    from self_ensemble.attention.fusion import fuse_probabilities
 
     dialled = fuse_probabilities(prefix, segments, fused, Fusion("mean", tau=1.0))
     lowered = fuse_probabilities(prefix, segments - torch.tensor(5.0).log(), fused, Fusion("joint"))
@@ -436,12 +432,12 @@ def test_split_form_equals_the_repeated_query_form():
     prefix = KeyValues(torch.randn(J, P, D), torch.randn(J, P, D))
     segments = KeyValues(torch.randn(J, R, K, M, D), torch.randn(J, R, K, M, D))
     real = torch.arange(M) < lengths[:, :, None]
-    plan = FusePlan(
+    plan = DecodeState(
         prefix={0: prefix},
         segments={0: segments},
         segment_mask=real,
         segment_positions=P + torch.arange(M).expand(R, K, M),
-        turns=None,
+        rope_offsets=None,
         rotary=None,
         slots=S,
         fusion=Fusion(),
@@ -449,7 +445,7 @@ def test_split_form_equals_the_repeated_query_form():
     positions = (P + M + torch.arange(S)).expand(R, S)
     plan.append(positions, torch.ones(R, S, dtype=torch.bool))
     q, k, v = torch.randn(R, J * G, S, D), torch.randn(R, J, S, D), torch.randn(R, J, S, D)
-    from self_ensemble.attention.attention import Scoring
+    from self_ensemble.attention.scoring import Scoring
 
     got = plan.attend(0, q, k, v, Scoring(D**-0.5))
     for r in range(R):
@@ -494,7 +490,7 @@ def test_patching_leaves_no_trace(name):
 
 
 def test_a_mask_mod_reaches_every_layer():
-    from self_ensemble.attention.segments import create_segment_isolation_mask
+    from self_ensemble.attention.masks import create_segment_isolation_mask
 
     model = tiny_model("llama")
     sequence = torch.tensor([ids(12, seed=9)])
@@ -503,7 +499,7 @@ def test_a_mask_mod_reaches_every_layer():
         alone = model(sequence[:, :5]).logits
         for backend in backends(model):
             with attending(model, backend, mask_mod=mask_mod) as wrapper:
-                assert isinstance(wrapper.plan, MaskPlan)
+                assert isinstance(wrapper.state, MaskedState)
                 logits = model(sequence, use_cache=False).logits
                 changed = sequence.clone()
                 changed[0, 2] += 1

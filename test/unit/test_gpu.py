@@ -20,8 +20,9 @@ from fused import (
 )
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 
-from self_ensemble.attention import attention
-from self_ensemble.attention.attention import FlexAttentionWrapper, Fusion
+from self_ensemble.attention import backends
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation.engine import attention_streams
 
 pytestmark = [
@@ -38,13 +39,13 @@ def flex_calls(monkeypatch):
     """How often compiled FlexAttention ran."""
     torch._dynamo.reset()
     calls = []
-    kernel = attention.compiled_flex_attention("cuda")
+    kernel = backends.compiled_flex_attention("cuda")
 
     def counting(*args, **kwargs):
         calls.append(args[0].shape)
         return kernel(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "compiled_flex_attention", lambda device: counting)
+    monkeypatch.setattr(backends, "compiled_flex_attention", lambda device: counting)
     return calls
 
 

@@ -17,16 +17,14 @@ from fused import PREFIX, QUESTIONS, STREAMS, answer, make_engine
 from tiny import tiny_model
 
 import self_ensemble.attention
-from self_ensemble.attention import attention
+from self_ensemble.attention import backends, patching
 from self_ensemble.attention import cuda_graphs as recorded
-from self_ensemble.attention.attention import (
-    FlexAttentionWrapper,
-    FusePlan,
-    Fusion,
-    KeyValues,
-    RotaryTurn,
-)
-from self_ensemble.attention.cuda_graphs import Room
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.rotary import RotaryTables
+from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.generation import engine as engine_module
 from self_ensemble.generation.engine import recorded_size
 from self_ensemble.system.errors import UserError
@@ -42,9 +40,9 @@ class StandIn:
     def __call__(self, ids, positions):
         StandIn.replays += 1
         wrapper = self.forward.__self__.wrapper
-        assert wrapper.plan.shape == self.plan.shape
-        assert addresses(wrapper.plan) == addresses(self.plan)
-        with wrapper.planned(self.plan):
+        assert wrapper.state.shape == self.plan.shape
+        assert addresses(wrapper.state) == addresses(self.plan)
+        with wrapper.using(self.plan):
             self.plan.mark(positions, torch.ones_like(positions, dtype=torch.bool))
             return self.forward(ids, positions)
 
@@ -53,7 +51,7 @@ def addresses(plan):
     layers = (kv for kind in (plan.segments, plan.own) for kv in kind.values())
     tensors = [tensor for kv in layers for tensor in (kv.keys, kv.values)]
     tensors += [plan.own_mask, plan.own_positions, plan.at, plan.starts, plan.lengths]
-    tensors += [plan.segment_positions, *([] if plan.turns is None else [plan.turns])]
+    tensors += [plan.segment_positions, *([] if plan.rope_offsets is None else [plan.rope_offsets])]
     return [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
 
 
@@ -74,13 +72,13 @@ def plain_fuse(
     tables, interleaved = {}, {}
     if angles is not None:
         tables[0], interleaved[0] = angles[:2], angles[2]
-    plan = FusePlan(
+    plan = DecodeState(
         prefix={} if prefix is None else {0: prefix},
         segments={0: KeyValues(found(segments.keys), found(segments.values))},
         segment_mask=torch.arange(longest) < lengths[:, :, None],
         segment_positions=segment_positions[:, :, None] + index,
-        turns=turns,
-        rotary=RotaryTurn(tables, interleaved),
+        rope_offsets=turns,
+        rotary=RotaryTables(tables, interleaved),
         slots=own_mask.shape[1],
         fusion=fusion,
     )
@@ -91,9 +89,10 @@ def plain_fuse(
 
 @pytest.fixture
 def without_a_gpu(monkeypatch):
-    monkeypatch.setattr(engine_module, "RecordedStep", StandIn)
+    monkeypatch.setattr(engine_module, "CapturedStep", StandIn)
     monkeypatch.setattr(engine_module, "FLEX_BUCKET", 32)
-    monkeypatch.setattr(attention, "compile_with_room", lambda function, **settings: function)
+    for users in (backends, patching):
+        monkeypatch.setattr(users, "compile_with_room", lambda function, **settings: function)
     kernels = SimpleNamespace(fuse=plain_fuse)
     name = "self_ensemble.attention.triton_kernels"
     monkeypatch.setitem(sys.modules, name, kernels)
@@ -104,7 +103,7 @@ def without_a_gpu(monkeypatch):
 def an_engine(recorded):
     with FlexAttentionWrapper(tiny_model("gemma3"), "flex", compiled=False) as wrapper:
         engine = make_engine(wrapper)
-        engine.recording, engine.room = recorded, Room() if recorded else None
+        engine.recording, engine.room = recorded, BufferPool() if recorded else None
         engine.set_prefix(PREFIX)
         yield engine
 
@@ -146,7 +145,7 @@ def test_what_memory_ran_out_for_is_not_asked_for_again(without_a_gpu, monkeypat
     with an_engine(True) as engine:
         assert answer(engine, streams, steps=4) == expected
         before, taken = engine.room, []
-        reserve, encode = Room.reserve, engine._encode_streams
+        reserve, encode = BufferPool.reserve, engine._encode_streams
 
         def small_memory(asked):
             if len(asked) > 2:
@@ -158,7 +157,7 @@ def test_what_memory_ran_out_for_is_not_asked_for_again(without_a_gpu, monkeypat
             reserve(room, name, size, like)
 
         monkeypatch.setattr(engine, "_encode_streams", small_memory)
-        monkeypatch.setattr(Room, "reserve", watched)
+        monkeypatch.setattr(BufferPool, "reserve", watched)
         assert answer(engine, streams, steps=4) == expected
         assert engine.room is not before and engine.counts.out_of_memory > 0
         largest = max(size for name, size in taken if name == (0, "keys"))
@@ -187,9 +186,9 @@ def test_memory_that_runs_out_while_a_step_is_recorded(monkeypatch):
         return forward
 
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
-        recorded.RecordedStep(plan, fails(torch.OutOfMemoryError("injected")), ids, ids, [])
+        recorded.CapturedStep(plan, fails(torch.OutOfMemoryError("injected")), ids, ids, [])
     with pytest.raises(RuntimeError, match="invalidated"):
-        recorded.RecordedStep(plan, fails(ValueError("other")), ids, ids, [])
+        recorded.CapturedStep(plan, fails(ValueError("other")), ids, ids, [])
 
 
 def test_sizes_that_batches_begin_with():
@@ -258,7 +257,7 @@ def test_memory_that_runs_out_with_the_prefix_alone(without_a_gpu, monkeypatch):
 
 
 def test_a_room_moves_only_to_grow():
-    room = Room()
+    room = BufferPool()
     first = room.keep("keys", torch.arange(6.0).view(2, 3))
     smaller = room.keep("keys", torch.zeros(4))
     assert smaller.data_ptr() == first.data_ptr() and room.version == 1

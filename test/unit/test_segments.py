@@ -19,16 +19,16 @@ from tokenizing import (
 )
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from self_ensemble.attention.segments import (
-    POSITIONS,
-    SplitQuestion,
-    concatenate_paraphrases_with_positions,
-    concatenate_prompts,
+from self_ensemble.attention.masks import (
     create_segment_isolation_mask,
     dense_mask,
     packed_segment_mask,
-    place,
-    place_question,
+)
+from self_ensemble.attention.positions import POSITIONS, assign_positions, assign_question_positions
+from self_ensemble.attention.segments import (
+    SplitQuestion,
+    concatenate_paraphrases_with_positions,
+    concatenate_prompts,
     split_prompts,
 )
 from self_ensemble.data.dataset import PromptTemplate, chat_prompt_template
@@ -363,34 +363,36 @@ def test_every_scheme_is_placed():
 
 @pytest.mark.parametrize("scheme", POSITIONS)
 def test_place(scheme):
-    placement = place([2, 4, 1], 3, scheme)
-    assert (placement.starts, placement.fused_start, placement.turns) == PLACED[scheme]
+    placement = assign_positions([2, 4, 1], 3, scheme)
+    assert (placement.starts, placement.fused_start, placement.rope_offsets) == PLACED[scheme]
     assert placement.separators == ()
 
 
 @pytest.mark.parametrize("scheme", POSITIONS)
 def test_one_paraphrase_stands_as_in_its_prompt(scheme):
-    placement = place([6], 4, scheme)
-    assert (placement.starts, placement.fused_start, placement.turns) == ((4,), 10, (0,))
+    placement = assign_positions([6], 4, scheme)
+    assert (placement.starts, placement.fused_start, placement.rope_offsets) == ((4,), 10, (0,))
 
 
 @repeatable
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 7))
 def test_positions_by_their_words(lengths, prefix):
-    exact, left, right, sequential = (place(lengths, prefix, scheme) for scheme in POSITIONS)
+    exact, left, right, sequential = (
+        assign_positions(lengths, prefix, scheme) for scheme in POSITIONS
+    )
     for i, n in enumerate(lengths):
         assert exact.starts[i] == left.starts[i] == prefix
-        assert exact.fused_start - exact.turns[i] == prefix + n, "as in prompt i"
+        assert exact.fused_start - exact.rope_offsets[i] == prefix + n, "as in prompt i"
         assert right.starts[i] + n == right.fused_start == left.fused_start
         assert sequential.starts[i] == prefix + sum(lengths[:i])
     assert left.fused_start == prefix + max(lengths)
     assert sequential.fused_start == prefix + sum(lengths)
-    assert not any(left.turns + right.turns + sequential.turns)
+    assert not any(left.rope_offsets + right.rope_offsets + sequential.rope_offsets)
 
 
 def test_an_unknown_scheme_is_a_programmers_error():
     with pytest.raises(AssertionError, match="middle"):
-        place([2], 0, "middle")
+        assign_positions([2], 0, "middle")
 
 
 SEPARATED = {  # a a | b b b b | | c behind a prefix of 3
@@ -404,11 +406,13 @@ SEPARATED = {  # a a | b b b b | | c behind a prefix of 3
 @pytest.mark.parametrize("scheme", POSITIONS)
 def test_place_question(scheme):
     segments = ((1,) * 2, (2,) * 4, (3,))
-    assert place_question(SplitQuestion(segments, (9,)), 3, scheme) == place([2, 4, 1], 3, scheme)
+    assert assign_question_positions(SplitQuestion(segments, (9,)), 3, scheme) == assign_positions(
+        [2, 4, 1], 3, scheme
+    )
 
     question = SplitQuestion(segments, (), ((2, 8), (7, 8), (8, 8)))
-    placement = place_question(question, 3, scheme)
-    found = (placement.starts, placement.fused_start, placement.turns, placement.separators)
+    placement = assign_question_positions(question, 3, scheme)
+    found = (placement.starts, placement.fused_start, placement.rope_offsets, placement.separators)
     assert found == SEPARATED[scheme]
 
 
@@ -816,7 +820,7 @@ def test_layout_concat(chat):
         shown = tokenizer.decode(segment).removeprefix("" if chat else "<bos>")
         assert shown.lstrip(" ") == template.render(paraphrase)
 
-    placement = place_question(question, 0, "sequential")
+    placement = assign_question_positions(question, 0, "sequential")
     stands = set(placement.separators)
     for start, segment in zip(placement.starts, question.segments, strict=True):
         stands |= set(range(start, start + len(segment)))

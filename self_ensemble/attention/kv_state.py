@@ -1,0 +1,359 @@
+"""What a patched model's layers keep and see: keys and values of segments and of fused tokens.
+
+A state receives one layer's queries, keys and values, keeps the keys and values it needs later, and
+returns the attention's output. A model is never given a cache of transformers: the states are the
+cache.
+
+Legend: ``T`` packed tokens, ``R`` rows (decode streams), ``K`` partitions of a row, ``S`` queries
+of a row, ``H`` query heads, ``J`` key/value heads, ``G = H / J``, ``D`` head size, ``P`` prefix
+tokens, ``M`` tokens of the longest segment, ``F`` fused tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+
+import torch
+
+from self_ensemble.attention.backends import attend_under_mask, make_mask
+from self_ensemble.attention.buffers import Buffers
+from self_ensemble.attention.fusion import Fusion, split_attention
+from self_ensemble.attention.masks import Visible, packed_segment_mask, spread_over_group
+from self_ensemble.attention.rotary import RotaryTables
+from self_ensemble.attention.scoring import KeyValues
+
+
+class EncodeState:
+    """Segments packed behind each other, each seeing the prefix and itself.
+
+    After the forward, ``layers[i]`` holds layer i's keys and values of the packed tokens,
+    [J, T, D].
+
+    Args:
+        lengths: the segments' lengths, in packed order; they sum to T less the padding.
+        segment_ids: [T], see `packed_segment_mask`.
+        position_ids: [T].
+        prefix: keys and values of each layer's prefix, [J, P, D], or an empty dict.
+        backend: ``flex`` packs under a block mask; ``sdpa`` and ``eager`` pad inside attention.
+        buffers: where ``flex`` keeps keys and values, with room for at least ``capacity`` tokens.
+    """
+
+    def __init__(
+        self,
+        lengths,
+        segment_ids,
+        position_ids,
+        prefix,
+        *,
+        backend,
+        compiled=True,
+        buffers: Buffers | None = None,
+        capacity: int = 0,
+    ):
+        sizes = torch.as_tensor(lengths)
+        self.lengths = sizes
+        self.starts = sizes.cumsum(0) - sizes
+        self.buffers = buffers or Buffers()
+        self.capacity = max(capacity, segment_ids.shape[0])
+        self.segment_ids = segment_ids
+        self.position_ids = position_ids
+        self.prefix = prefix
+        self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
+        self.backend = backend
+        self.compiled = compiled
+        self.layers: dict[int, KeyValues] = {}
+        self._masks = {}
+
+    @cached_property
+    def padding(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `padding_indices`."""
+        indices = padding_indices(self.lengths, self.segment_ids.shape[0])
+        return tuple(index.to(self.segment_ids.device) for index in indices)
+
+    @property
+    def gather(self) -> torch.Tensor:
+        return self.padding[0]
+
+    def attend(self, layer, query, key, value, scoring):
+        if self.backend == "flex":
+            P, prefix = self.prefix_length, self.prefix.get(layer, KeyValues(None, None))
+            keys = self._behind(prefix.keys, key[0], (layer, "keys"))
+            values = self._behind(prefix.values, value[0], (layer, "values"))
+            self.layers[layer] = KeyValues(keys[:, P:], values[:, P:])
+            mask = self._mask(scoring.window, query.device)
+            return attend_under_mask(
+                query, keys[None], values[None], mask, scoring, "flex", self.compiled
+            )
+
+        own = KeyValues(key[0], value[0])
+        self.layers[layer] = own
+        rows = self.gather.shape[0]
+        padded_query = query[0][:, self.gather].transpose(0, 1)  # [rows, H, M, D]
+        keys = own.keys[:, self.gather].transpose(0, 1)  # [rows, J, M, D]
+        values = own.values[:, self.gather].transpose(0, 1)
+        if self.prefix:
+            prefix = self.prefix[layer]
+            keys = torch.cat([prefix.keys.expand(rows, -1, -1, -1), keys], dim=2)
+            values = torch.cat([prefix.values.expand(rows, -1, -1, -1), values], dim=2)
+        mask = self._mask(scoring.window, query.device)
+        out = attend_under_mask(padded_query, keys, values, mask, scoring, self.backend)
+        return out.transpose(0, 1).flatten(1, 2)[:, self.padding[1]][None]  # [1, H, T, D]
+
+    def _behind(self, prefix, own, name) -> torch.Tensor:
+        """The packed tokens behind the prefix, [J, P + T, D].
+
+        Token by token in memory, so that what finds a token in it need not know how many there are.
+        """
+        J, T, D = own.shape
+        P = self.prefix_length
+        self.buffers.reserve(name, (P + self.capacity) * J * D, own)
+        joined = self.buffers.take(name, (P + T, J, D), own).transpose(0, 1)
+        if P:
+            joined[:, :P] = prefix
+        joined[:, P:] = own
+        return joined
+
+    def _mask(self, window, device):
+        if window not in self._masks:
+            P, T = self.prefix_length, self.segment_ids.shape[0]
+            if self.backend == "flex":
+                mask_mod = packed_segment_mask(self.segment_ids, self.position_ids, P, window)
+                self._masks[window] = make_mask(mask_mod, T, P + T, device, "flex")
+            else:
+                self._masks[window] = self._padded_mask(window)
+        return self._masks[window]
+
+    def _padded_mask(self, window):
+        """[rows or 1, 1, M, P + M]: the prefix and the row's own earlier tokens."""
+        P, M = self.prefix_length, self.gather.shape[1]
+        device = self.gather.device
+        causal = torch.ones(M, P + M, dtype=torch.bool, device=device).tril(P)
+        if window is None:
+            return causal[None, None]
+        q_position = self.position_ids[self.gather]  # [rows, M]
+        prefix_position = torch.arange(P, device=device).expand(q_position.shape[0], P)
+        kv_position = torch.cat([prefix_position, q_position], dim=1)
+        near = q_position[:, :, None] - kv_position[:, None, :] < window
+        return (causal & near)[:, None]
+
+
+def padding_indices(lengths, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Between packed and padded: ``gather`` [rows, M] into the packed, ``scatter`` [total] back.
+
+    Padding cells of ``gather`` point at some token of the row, padding tokens of the packed
+    sequence (behind the last segment) at some cell: neither is ever read as anything else.
+    """
+    sizes = torch.as_tensor(lengths)
+    M = int(sizes.max())
+    starts = sizes.cumsum(0) - sizes
+    within = torch.minimum(torch.arange(M)[None, :], sizes[:, None] - 1)
+    gather = starts[:, None] + within
+    scatter = torch.zeros(total, dtype=torch.long)
+    cells = torch.arange(len(lengths))[:, None] * M + torch.arange(M)[None, :]
+    valid = torch.arange(M)[None, :] < sizes[:, None]
+    scatter[gather[valid]] = cells[valid]
+    return gather, scatter
+
+
+class FusedTokenState:
+    """What a row's fused tokens keep for later ones: keys and values in slots, and what these are.
+
+    `append` tells which slots the next forward fills, `keep_rows` drops finished rows.
+
+    Args:
+        rows: R.
+        segments: layer → keys and values of the rows' segments, [J, ..., D].
+        prefix: layer → [J, P, D], or empty.
+        rope_offsets: [R, K] positions by which a query is re-rotated towards the prefix and segment
+            k; None for none.
+        rotary: how a layer's queries are re-rotated; needed with ``rope_offsets``.
+        slots: room for fused tokens a row.
+        fusion: how the partitions are combined.
+        buffers: where the tensors lie: `Buffers`, or a `BufferPool`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: int,
+        segments: dict[int, KeyValues],
+        prefix: dict[int, KeyValues],
+        rope_offsets: torch.Tensor | None,
+        rotary: RotaryTables | None,
+        slots: int,
+        fusion: Fusion,
+        buffers: Buffers,
+    ):
+        self.buffers = buffers
+        self.prefix = prefix
+        self.segments = segments
+        self.rope_offsets = (
+            None if rope_offsets is None else buffers.keep("rope offsets", rope_offsets)
+        )
+        self.rotary = rotary
+        self.fusion = fusion
+        self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
+        device = next(iter(segments.values())).keys.device
+        empty = torch.zeros(rows, slots, dtype=torch.bool, device=device)
+        self.own_mask = buffers.keep("own mask", empty)
+        self.own_positions = buffers.keep("own positions", empty.long())
+
+        def some(name, like):  # what is not filled is not read
+            return buffers.take(name, (like.shape[0], rows, slots, like.shape[-1]), like)
+
+        self.own = {
+            layer: KeyValues(
+                some((layer, "own keys"), kv.keys), some((layer, "own values"), kv.values)
+            )
+            for layer, kv in segments.items()
+        }
+        self.filled = 0  # slots of the forwards before
+        self.queries = 0  # slots of the next forward
+        self.at = torch.empty(0, dtype=torch.long, device=device)  # which these are, [S]
+
+    def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """The next forward brings these tokens. positions, mask: [R, S]."""
+        self.advance(positions.shape[1])
+        self.mark(positions, mask)
+
+    def advance(self, queries: int) -> None:
+        """The next forward brings this many tokens a row."""
+        self.filled += self.queries
+        self.queries = queries
+        assert self.filled + self.queries <= self.own_mask.shape[1], (self.filled, self.queries)
+        at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
+        self.at = self.buffers.keep(("at", queries), at)
+
+    def mark(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
+        """Say what these tokens are. positions, mask: [R, S]."""
+        self.own_positions.index_copy_(1, self.at, positions)
+        self.own_mask.index_copy_(1, self.at, mask)
+
+    def put(self, layers: dict[int, KeyValues], positions: torch.Tensor) -> None:
+        """Tokens every fused token sees, encoded elsewhere. layers: [J, R, S, D]."""
+        self.append(positions, torch.ones_like(positions, dtype=torch.bool))
+        for layer, kv in layers.items():
+            self._write(layer, kv.keys, kv.values)
+
+    def _write(self, layer, keys, values):
+        """keys, values: [J, R, S, D]."""
+        self.own[layer].keys.index_copy_(2, self.at, keys)
+        self.own[layer].values.index_copy_(2, self.at, values)
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Keep only these rows, in this order. rows: [R'] indices."""
+        self._keep_rows(self.own, "own", rows)
+        self.own_mask = self.buffers.keep("own mask", self.own_mask[rows])
+        self.own_positions = self.buffers.keep("own positions", self.own_positions[rows])
+        if self.rope_offsets is not None:
+            self.rope_offsets = self.buffers.keep("rope offsets", self.rope_offsets[rows])
+
+    def _keep_rows(self, layers, name, rows):
+        for layer, kv in layers.items():
+            layers[layer] = KeyValues(
+                self.buffers.keep((layer, f"{name} keys"), kv.keys[:, rows]),
+                self.buffers.keep((layer, f"{name} values"), kv.values[:, rows]),
+            )
+
+    def angles(self, layer) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
+        """Tables of cosines and sines, by offset, and whether pairs are neighbours; None where this
+        layer's queries stay as they are."""
+        if self.rope_offsets is None or layer not in self.rotary.tables:
+            return None
+        return *self.rotary.tables[layer], self.rotary.interleaved[layer]
+
+
+class DecodeState(FusedTokenState):
+    """Fused tokens: each attends to the prefix, to every segment of its row and to earlier ones.
+
+    In plain math; `cuda_graphs.CapturedDecodeState` does the same in a kernel.
+
+    Args:
+        segments: layer → [J, R, K, M, D], right-padded.
+        segment_mask: [R, K, M] bool, false on padding.
+        segment_positions: [R, K, M].
+        observe: called with the layer and what `split_attention` says, in every layer of every
+            forward.
+        others: see `FusedTokenState`.
+    """
+
+    def __init__(
+        self,
+        *,
+        segments: dict[int, KeyValues],
+        segment_mask: torch.Tensor,
+        segment_positions: torch.Tensor,
+        observe: Callable[..., None] | None = None,
+        **others,
+    ):
+        super().__init__(rows=segment_mask.shape[0], segments=segments, buffers=Buffers(), **others)
+        self.segment_mask = segment_mask
+        self.segment_positions = segment_positions
+        self.observe = observe
+        self._masks = {}
+
+    def advance(self, queries):
+        super().advance(queries)
+        self._masks.clear()
+
+    def keep_rows(self, rows):
+        super().keep_rows(rows)
+        self._keep_rows(self.segments, "segment", rows)
+        self.segment_mask = self.segment_mask[rows]
+        self.segment_positions = self.segment_positions[rows]
+        self._masks.clear()
+
+    def attend(self, layer, query, key, value, scoring):
+        S, J = query.shape[2], key.shape[1]
+        assert self.queries == S, (self.queries, S)
+        self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
+        end = self.filled + S
+        own, angles, interleaved = self.own[layer], self.angles(layer), False
+        if angles is not None:
+            *tables, interleaved = angles
+            angles = tuple(table[self.rope_offsets] for table in tables)  # [R, K, rotated size]
+        return split_attention(
+            query,
+            self.prefix.get(layer),
+            self.segments[layer],
+            KeyValues(own.keys[:, :, :end], own.values[:, :, :end]),
+            self._visible(scoring.window, query.shape[1] // J),
+            angles,
+            interleaved,
+            scoring,
+            self.fusion,
+            None if self.observe is None else partial(self.observe, layer),
+        )
+
+    def _visible(self, window, group):
+        if (window, group) not in self._masks:
+            self._masks[window, group] = self._build_masks(window, group)
+        return self._masks[window, group]
+
+    def _build_masks(self, window, group):
+        """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
+        S = self.queries
+        end = self.filled + S
+        device = self.segment_mask.device
+        position = self.own_positions[:, self.at]  # [R, S]
+        order = torch.arange(end, device=device)
+        causal = order[None, :] <= self.at[:, None]  # [S, F]
+        fused = causal[None] & self.own_mask[:, None, :end]  # [R, S, F]
+        # A padding query sees itself, so that its softmax is not empty.
+        fused = fused | (order[None, :] == self.at[:, None])[None]
+        segments = self.segment_mask[:, :, None, :].expand(-1, -1, S, -1)  # [R, K, S, M]
+        prefix = None
+        if window is not None:
+            offsets = 0 if self.rope_offsets is None else self.rope_offsets[:, :, None]
+            towards = (position[:, None, :] - offsets)[..., None]  # [R, K or 1, S, 1]
+            segments = segments & (towards - self.segment_positions[:, :, None, :] < window)
+            prefix_position = torch.arange(self.prefix_length, device=device)
+            prefix = spread_over_group(towards - prefix_position < window, group)[None]
+            distance = position[:, :, None] - self.own_positions[:, None, :end]
+            fused = fused & (distance < window)
+        return Visible(
+            prefix,
+            spread_over_group(segments, group)[None],
+            spread_over_group(fused[:, None], group)[None],
+        )
