@@ -99,8 +99,8 @@ def main(args) -> None:
 
     set_up_logging(args.verbose)
     from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.diagnostics.inspection import Inspection
     from self_ensemble.diagnostics.trace import Settings
-    from self_ensemble.diagnostics.view import Inspection
     from self_ensemble.models.loading import find_model, loaded_engine
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)

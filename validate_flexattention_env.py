@@ -468,7 +468,7 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     said = f"{name} runs on {source.device}"
     checks.insert(0, Check("model", OK, said, "", {"fingerprint": source.fingerprint}))
     for each in certificates:
-        broken = [item.name for item in each.items if item.status != "passed"]
+        broken = each.broken
         # Without --chat_template the main job asks plain prompts.
         status, todo = (
             (FAILED, "do not use it: see the certificate")
@@ -516,17 +516,18 @@ def certificate_lines(certificate, verbose: bool) -> Iterator[str]:
         f"Certificate, {certificate.template} prompt ({certificate.backend}, {certificate.dtype}, "
         f"positions {certificate.positions})"
     )
-    for number, cut in enumerate(certificate.cuts if verbose else certificate.cuts[:1], start=1):
+    splits = certificate.splits
+    for number, split in enumerate(splits if verbose else splits[:1], start=1):
         parts = [
-            ("prefix", cut.prefix),
-            *((f"segment {i}", tokens) for i, tokens in enumerate(cut.segments, start=1)),
-            ("tail", cut.tail),
+            ("prefix", split.prefix),
+            *((f"segment {i}", tokens) for i, tokens in enumerate(split.segments, start=1)),
+            ("tail", split.tail),
         ]
-        yield f"  question {number} of {len(certificate.cuts)} is cut so:"
+        yield f"  question {number} of {len(splits)} is cut so:"
         for name, tokens in parts:
             yield f"    {name:<10} {len(tokens):>4} tokens  {shown_tokens(tokens, verbose)}"
-        if cut.straddling:
-            tokens = shown_tokens(cut.straddling, verbose)
+        if split.straddling:
+            tokens = shown_tokens(split.straddling, verbose)
             yield f"    over a border, and so the segment's: {tokens}"
     rows = ((item.name, item.status, item.reason, "") for item in certificate.items)
     yield from (f"  {line}" for line in table(rows))
@@ -572,7 +573,7 @@ def main(args: Namespace) -> None:
             "verdict": FAILED if failed else OK,
             "failed": failed,
             "checks": [asdict(check) for check in checks],
-            "certificates": [asdict(each) | {"passed": each.passed} for each in certificates],
+            "certificates": [each.report() for each in certificates],
         }
         print(json.dumps(report, indent=2))
     else:

@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
+from self_ensemble.diagnostics import mask_drawing
 
 PICTURE = HERE / "method.svg"
 WIDTH, HEIGHT = 900, 518
@@ -150,13 +151,14 @@ def real_mask():
 
 def draw_mask() -> list[str]:
     """Rows attend, columns are attended to; a cell has the colour of what is attended to."""
-    tokens = [(index, part) for index, part in enumerate(PARTS) for _ in part.tokens]
-    at = [number * CELL + index * GAP for number, (index, _) in enumerate(tokens)]
-    mask = real_mask().tolist()
+    parts = [mask_drawing.Part(p.name, p.tokens, most=len(p.tokens)) for p in PARTS]
+    drawing = mask_drawing.mask_cells(real_mask(), parts)
+    at = [number * CELL + cell.part * GAP for number, cell in enumerate(drawing.cells)]
     shapes = []
-    for row, visible in enumerate(mask):
-        for column, (_, part) in enumerate(tokens):
-            colour = part.colour if visible[column] else HIDDEN
+    for row, seen in enumerate(drawing.seen):
+        for column, cell in enumerate(drawing.cells):
+            visible = seen[column] == mask_drawing.ALL
+            colour = PARTS[cell.part].colour if visible else HIDDEN
             shapes.append(box(GRID_X + at[column], GRID_Y + at[row], CELL - 1, CELL - 1, colour))
     first = 0
     for part in PARTS:
@@ -165,7 +167,7 @@ def draw_mask() -> list[str]:
         shapes.append(write(GRID_X - 8, GRID_Y + middle + 4, part.name, size=11, anchor="end"))
         first += len(part.tokens)
     right = GRID_X + at[-1] + CELL + 5
-    first_fused = len(tokens) - len(TAIL.tokens) - len(GENERATED.tokens)
+    first_fused = len(at) - len(TAIL.tokens) - len(GENERATED.tokens)
     start, end = GRID_Y + at[first_fused], GRID_Y + at[-1] + CELL
     shapes.append(f'<path d="M{right} {start}h6v{end - start}h-6" stroke="{FAINT}" fill="none"/>')
     shapes.append(upright(right + 18, (start + end) / 2, "fused tokens"))

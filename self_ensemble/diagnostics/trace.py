@@ -1,11 +1,10 @@
-"""What the method does to one question, written down: cuts, isolation, and every step of decoding.
+"""What the method does to one question, written down: every step of decoding, and what moved it.
 
 Everything here is asked of the engine. The logits of a step are those that its reduction is given,
 the attention is the probabilities that its layers read their values with, and what single
 paraphrases would have said are answers of further streams whose tails end with the same tokens.
 
-Legend: ``N`` paraphrases, ``T`` steps, ``L`` layers, ``H`` query heads, ``P`` tokens of the prefix,
-``V`` vocabulary.
+Legend: ``N`` paraphrases, ``T`` steps, ``L`` layers, ``H`` query heads, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -17,21 +16,10 @@ import torch
 
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
-from self_ensemble.diagnostics.certificate import (
-    Forward,
-    follow_each,
-    fused_difference,
-    fused_tolerance,
-    packed_differences,
-    rounding,
-    size,
-    step_logits,
-    watched,
-    without_a_mask,
-    without_stops,
-)
+from self_ensemble.data.dataset import PromptTemplate
 from self_ensemble.generation.engine import (
     Answer,
+    Combine,
     Engine,
     Stream,
     attention_streams,
@@ -39,8 +27,6 @@ from self_ensemble.generation.engine import (
     logit_streams,
     only_stream,
 )
-
-ANSWER_TOKENS = 2  # of the answer, in the mask
 
 
 @dataclass(frozen=True)
@@ -52,7 +38,7 @@ class Settings:
     tau: float = 0.0
     weights: tuple[float, ...] | None = None
 
-    def fusion_of(self, paraphrases: Sequence[int], device) -> Fusion | None:
+    def fusion_of(self, paraphrases: Sequence[int], device: torch.device) -> Fusion | None:
         """The fusion of only these paraphrases; None where their weights are all 0."""
         if self.weights is None:
             return Fusion(self.fusion, self.tau)
@@ -108,109 +94,10 @@ class Trace:
         return sorted({i for step in self.steps for i in step.decisive})
 
 
-@dataclass(frozen=True)
-class Isolation:
-    """What the engine did with a question, held against stock forwards of its prompts.
-
-    mask: which token attends to which, as measured in the layers, any of them and any head:
-        prefix, packed segments, tail and `ANSWER_TOKENS` of the answer, [S, S] bool.
-    differences: of each paraphrase's packed keys, values and hidden states, the largest, relative
-        to their norm. tolerance: what passes.
-    unmasked: the same if all paraphrases stood in one causal sequence; None for one paraphrase.
-    fused: of the logits with all the weight on one paraphrase, the largest, relative to their
-        spread. fused_tolerance: what passes.
-    """
-
-    mask: torch.Tensor
-    differences: tuple[float, ...]
-    tolerance: float
-    unmasked: float | None
-    fused: float
-    fused_tolerance: float
-
-    @property
-    def apart(self) -> bool:
-        # A value that is no number passes no comparison.
-        return all(difference <= self.tolerance for difference in self.differences)
-
-    @property
-    def decodes(self) -> bool:
-        return self.fused <= self.fused_tolerance
-
-    @property
-    def passed(self) -> bool:
-        return self.apart and self.decodes
-
-
-# ---- isolation ----------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def check_isolation(engine: Engine, question: SplitQuestion, positions: str) -> Isolation:
-    """Encode and fuse a question as a run does, and compare as a certificate does.
-
-    Raises:
-        UserError: the model cannot have these positions, or not so many.
-    """
-    trial = without_stops(engine)
-    with watched(trial) as forwards:
-        trial.set_prefix(engine.prefix_ids)
-    P, lengths = len(trial.prefix_ids), question.lengths
-    # Under other positions segments stand elsewhere than alone.
-    comparable = positions if positions == "exact" else "left"
-    asked = [attention_streams(question, P, each) for each in {comparable, positions}]
-    check_turns(trial, asked, ANSWER_TOKENS + 1)
-
-    def forwards_of(positions):
-        stream = attention_streams(question, P, positions)
-        with watched(trial) as found:
-            step_logits(trial, [stream], steps=ANSWER_TOKENS + 1)
-        return found
-
-    ran = forwards_of(positions)
-    packed = ran[0] if positions == comparable else forwards_of(comparable)[0]
-    [followed] = follow_each(trial, [question], positions)
-    alone = [stock for _, stock in followed]
-    found = packed_differences(packed, lengths, alone)
-    return Isolation(
-        measured_mask([*forwards, *ran], P, lengths),
-        tuple(max((off for off, _ in each.values()), key=size) for each in found),
-        rounding(engine.model.dtype, engine.config.num_hidden_layers),
-        without_a_mask(trial, question, alone) if len(lengths) > 1 else None,
-        fused_difference(followed),
-        fused_tolerance(trial, positions),
-    )
-
-
-def measured_mask(forwards: Sequence[Forward], P: int, lengths: Sequence[int]) -> torch.Tensor:
-    """Of one question's forwards: of the prefix where there is one, the segments, and the fused.
-
-    Returns [S, S] bool, see `Isolation`.
-    """
-
-    def visible(forward):
-        return torch.stack([highest > 0 for _, highest in forward.shares.values()]).any(0)
-
-    *encoded, tail, first, second = forwards
-    T, fused = sum(lengths), [tail, first, second]
-    S = P + T + sum(len(forward.slots) for forward in fused)
-    mask = torch.zeros(S, S, dtype=torch.bool)
-    if P:
-        mask[:P, :P] = visible(encoded[0])[:P, :P]  # without a bucket's padding
-    mask[P : P + T, : P + T] = visible(encoded[-1])[:T, : P + T]
-    K, M = tail.plan.segment_mask.shape[1:]
-    cells = [P + k * M + at for k in range(K) for at in range(lengths[k])]
-    own = [P + K * M + slot for slot in range(S - P - T)]
-    rows = torch.cat([visible(forward)[0] for forward in fused])
-    mask[P + T :] = rows[:, [*range(P), *cells, *own]]
-    return mask
-
-
-# ---- decoding -----------------------------------------------------------------------------------
-
-
-def cut(engine: Engine, template, paraphrases: Sequence[str]) -> SplitQuestion:
-    """Cut a question's prompts, and encode what every prompt begins with."""
+def split_question(
+    engine: Engine, template: PromptTemplate, paraphrases: Sequence[str]
+) -> SplitQuestion:
+    """Split a question's prompts, and encode what every prompt begins with."""
     prefix, [question] = split_prompts(engine.tokenizer, template, [paraphrases])
     if prefix != engine.prefix_ids:
         engine.set_prefix(prefix)
@@ -219,7 +106,7 @@ def cut(engine: Engine, template, paraphrases: Sequence[str]) -> SplitQuestion:
 
 def trace_question(
     engine: Engine,
-    template,
+    template: PromptTemplate,
     paraphrases: Sequence[str],
     *,
     settings: Settings,
@@ -237,50 +124,66 @@ def trace_question(
         return _trace(engine, template, paraphrases, settings, max_new_tokens)
 
 
-def _trace(engine, template, paraphrases, settings, max_new_tokens) -> Trace:
-    question, P = cut(engine, template, paraphrases), len(engine.prefix_ids)
+def _trace(engine, template, paraphrases, settings: Settings, max_new_tokens: int) -> Trace:
+    question, P = split_question(engine, template, paraphrases), len(engine.prefix_ids)
     everything = range(len(paraphrases))
     [stream] = attention_streams(question, P, settings.positions)
-    alone = logit_streams(question, P)
+    single = logit_streams(question, P)
     without = _left_out_streams(engine, template, paraphrases, settings.positions)
-    check_turns(engine, [[stream], alone, without], max_new_tokens)
+    check_turns(engine, [[stream], single, without], max_new_tokens)
     fusion = settings.fusion_of(everything, engine.device)
-    answer, tokens, logits, attention = watch(engine, stream, fusion, max_new_tokens)
+    assert fusion is not None, settings
+    decode = watch(engine, stream, fusion, max_new_tokens)
 
-    fusions = [
-        settings.fusion_of([j for j in everything if j != i], engine.device) if without else None
-        for i in everything
-    ]
-    own_logits = logits_on_the_way(engine, alone, Fusion(), tokens)  # [N, T, V]
-    left_out_logits = [
-        None if kind is None else logits_on_the_way(engine, [without[i]], kind, tokens)[0]
-        for i, kind in enumerate(fusions)
+    left_out = [_LeftOut.of(settings, i, without, engine.device) for i in everything]
+    single_logits = logits_on_the_way(engine, single, Fusion(), decode.tokens)  # [N, T, V]
+    without_logits = [
+        None if one is None else one.logits_on_the_way(engine, decode.tokens) for one in left_out
     ]
     steps = [
         Step(
             token,
-            logits[t],
-            attention[t],
-            own_logits[:, t],
-            tuple(None if found is None else found[t] for found in left_out_logits),
+            decode.logits[t],
+            decode.attention[t],
+            single_logits[:, t],
+            tuple(None if found is None else found[t] for found in without_logits),
         )
-        for t, token in enumerate(tokens)
+        for t, token in enumerate(decode.tokens)
     ]
     return Trace(
         tuple(steps),
-        answer,
-        tuple(_answers(engine, alone, Fusion(), max_new_tokens)),
-        tuple(
-            None if kind is None else _answers(engine, [without[i]], kind, max_new_tokens)[0]
-            for i, kind in enumerate(fusions)
-        ),
+        decode.answer,
+        tuple(_answers(engine, single, Fusion(), max_new_tokens)),
+        tuple(None if one is None else one.answer(engine, max_new_tokens) for one in left_out),
     )
 
 
-def _left_out_streams(engine, template, paraphrases, positions) -> list[Stream]:
+@dataclass(frozen=True)
+class _LeftOut:
+    """The question without one of its paraphrases."""
+
+    stream: Stream
+    fusion: Fusion
+
+    @classmethod
+    def of(cls, settings, i: int, without: Sequence[Stream], device) -> _LeftOut | None:
+        """None where nothing is left without paraphrase i. without: the streams by paraphrase."""
+        rest = [j for j in range(len(without)) if j != i]
+        fusion = settings.fusion_of(rest, device) if rest else None
+        return None if fusion is None else cls(without[i], fusion)
+
+    def logits_on_the_way(self, engine: Engine, tokens: Sequence[int]) -> torch.Tensor:
+        return logits_on_the_way(engine, [self.stream], self.fusion, tokens)[0]
+
+    def answer(self, engine: Engine, max_new_tokens: int) -> Answer:
+        [answer] = _answers(engine, [self.stream], self.fusion, max_new_tokens)
+        return answer
+
+
+def _left_out_streams(engine, template, paraphrases, positions: str) -> list[Stream]:
     """The question without paraphrase i, for each i; none where nothing is left.
 
-    Cut anew: fewer paraphrases may share a longer tail.
+    Split anew: fewer paraphrases may share a longer tail.
     """
     if len(paraphrases) == 1:
         return []
@@ -294,18 +197,30 @@ def _left_out_streams(engine, template, paraphrases, positions) -> list[Stream]:
     ]
 
 
-def watch(engine, stream, fusion, max_new_tokens):
-    """One question's decode: its answer, its tokens with the stop, and at each of T steps the
-    logits [V] and the attention [L, H, N + 2]."""
-    layers, logits, attention = {}, [], []
+@dataclass(frozen=True)
+class Decode:
+    """One question's decode: its tokens with the stop, and at each of T steps the logits [V] and
+    the attention [L, H, N + 2]; see `Step`."""
 
-    def see_attention(layer, prefix, segments, fused):
+    answer: Answer
+    tokens: list[int]
+    logits: list[torch.Tensor]
+    attention: list[torch.Tensor]
+
+
+def watch(engine: Engine, stream: Stream, fusion: Fusion, max_new_tokens: int) -> Decode:
+    """Answer one question, and keep every step's logits and attention."""
+    layers: dict[int, torch.Tensor] = {}
+    logits: list[torch.Tensor] = []
+    attention: list[torch.Tensor] = []
+
+    def see_attention(layer, prefix, segments, fused) -> None:
         newest = (part[..., -1, :].sum(-1).flatten(0, 1) for part in (prefix, fused))
         to_prefix, to_own = (part.flatten() for part in newest)  # [H], of the only row
         to_segments = segments[..., -1, :].sum(-1)[:, 0].transpose(1, 2).flatten(0, 1)  # [H, N]
         layers[layer] = torch.cat([to_prefix[:, None], to_segments, to_own[:, None]], dim=1).cpu()
 
-    def see_logits(given, weights):
+    def see_logits(given, weights) -> torch.Tensor:
         fused = only_stream(given, weights)
         logits.append(fused[0].cpu())
         attention.append(torch.stack([layers[layer] for layer in sorted(layers)]))
@@ -313,10 +228,16 @@ def watch(engine, stream, fusion, max_new_tokens):
 
     with engine.observed(see_attention):
         [answer] = _answers(engine, [stream], fusion, max_new_tokens, see_logits)
-    return answer, [int(each.argmax()) for each in logits], logits, attention
+    return Decode(answer, [int(each.argmax()) for each in logits], logits, attention)
 
 
-def _answers(engine, streams, fusion, max_new_tokens, combine=only_stream) -> list[Answer]:
+def _answers(
+    engine: Engine,
+    streams: Sequence[Stream],
+    fusion: Fusion,
+    max_new_tokens: int,
+    combine: Combine = only_stream,
+) -> list[Answer]:
     """Each stream a question of its own; all have as many segments."""
     batches = engine.generate(
         [[stream] for stream in streams],
@@ -329,7 +250,9 @@ def _answers(engine, streams, fusion, max_new_tokens, combine=only_stream) -> li
     return [found[index] for index in range(len(streams))]
 
 
-def logits_on_the_way(engine, streams, fusion, tokens) -> torch.Tensor:
+def logits_on_the_way(
+    engine: Engine, streams: Sequence[Stream], fusion: Fusion, tokens: Sequence[int]
+) -> torch.Tensor:
     """What each stream says after the tail and after each of the tokens but the last,
     [streams, T, V].
 
@@ -340,9 +263,9 @@ def logits_on_the_way(engine, streams, fusion, tokens) -> torch.Tensor:
         for stream in streams
         for t in range(len(tokens))
     ]
-    seen = []
+    seen: list[torch.Tensor] = []
 
-    def keep(logits, weights):
+    def keep(logits, weights) -> torch.Tensor:
         fused = only_stream(logits, weights)
         seen.append(fused.cpu())
         return fused

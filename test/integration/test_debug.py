@@ -27,9 +27,12 @@ from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.diagnostics import debug_page
-from self_ensemble.diagnostics.trace import Settings, check_isolation, trace_question, watch
-from self_ensemble.diagnostics.view import Inspection, isolation_lines, mask_cells, seen
+from self_ensemble.diagnostics import debug_page, pictures
+from self_ensemble.diagnostics.inspection import Inspection
+from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
+from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
+from self_ensemble.diagnostics.tables import isolation_lines
+from self_ensemble.diagnostics.trace import Settings, trace_question, watch
 from self_ensemble.generation.engine import Engine, attention_streams
 from self_ensemble.models.loading import find_model, loaded_engine
 from self_ensemble.system.console import visible
@@ -188,7 +191,7 @@ def test_left_out_is_the_engines_own_without_it(small, engine, asked, settings):
 
 def test_cuts(small, engine, asked):
     found = look_into(engine, asked, 0, verbose=True)
-    rows = [re.match(r"(prefix|segment \d|tail) +(\d+) +(.*)", line) for line in found.show_cuts()]
+    rows = [re.match(r"(prefix|segment \d|tail) +(\d+) +(.*)", line) for line in found.show_split()]
     parts = {row[1]: (int(row[2]), row[3].split("|")) for row in rows if row}
     assert all(count == len(texts) for count, texts in parts.values())
     for i, text in enumerate(found.record.paraphrases, start=1):
@@ -199,10 +202,10 @@ def test_cuts(small, engine, asked):
         assert [piece.strip() for piece in shown] == [piece.strip() for piece in pieces]
     total = sum(count for count, _ in parts.values())
     whole = total + 3 * (parts["prefix"][0] + parts["tail"][0])
-    assert f"{total} tokens, where 4 whole prompts have {whole}." in found.show_cuts()
+    assert f"{total} tokens, where 4 whole prompts have {whole}." in found.show_split()
     why = "<bos>: the tokenizer's post-processor puts it before every text"
-    assert f"BOS: 1 in a prompt ({why})." in found.show_cuts()
-    short = look_into(engine, asked, 0).show_cuts()
+    assert f"BOS: 1 in a prompt ({why})." in found.show_split()
+    short = look_into(engine, asked, 0).show_split()
     [prefix] = [line for line in short if line.startswith("prefix")]
     assert f"... {parts['prefix'][0] - 12} more ..." in prefix
 
@@ -259,11 +262,11 @@ def watched(model, positions, fusion, question=QUESTION, prefix=PREFIX):
         tiny.set_prefix(prefix)
         [stream] = attention_streams(question, len(prefix), positions)
         assert tiny.can_turn([[stream]], STEPS)
-        _, tokens, logits, shares = watch(tiny, stream, fusion, STEPS)
+        decode = watch(tiny, stream, fusion, STEPS)
         unobserved = unobserved_logits(tiny, stream, fusion)
-    logits = torch.stack(logits)
+    logits = torch.stack(decode.logits)
     assert torch.equal(logits, unobserved)  # looking changes nothing
-    return tokens, logits, torch.stack(shares)
+    return decode.tokens, logits, torch.stack(decode.attention)
 
 
 def unobserved_logits(engine, stream, fusion):
@@ -408,10 +411,15 @@ def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
     assert not broken.apart
 
 
+def cells_of(found, mask, most):
+    parts = question_parts(found.words, found.prefix, found.question, ANSWER_TOKENS, most)
+    return mask_cells(mask, parts)
+
+
 @pytest.mark.parametrize("most", [12, 30, 500])
 def test_cells_hold_every_token_once_and_are_labelled_by_it(engine, asked, most):
     found = look_into(engine, asked, 0)
-    cells = mask_cells(found.words, found.prefix, found.question, most)
+    cells = cells_of(found, wanted_mask(found), most).cells
     tokens = [token for cell in cells for token in cell.tokens]
     assert tokens == list(range(wanted_mask(found).shape[0]))
     ids = [*found.prefix, *(t for s in found.question.segments for t in s), *found.question.tail]
@@ -428,13 +436,13 @@ def test_cells_hold_every_token_once_and_are_labelled_by_it(engine, asked, most)
 
 def test_a_leak_is_drawn(engine, asked):
     found = look_into(engine, asked, 0)
-    cells = mask_cells(found.words, found.prefix, found.question, 30)
     mask = wanted_mask(found)
-    before = seen(mask, cells)
+    drawing = cells_of(found, mask, 30)
+    cells, before = drawing.cells, drawing.seen
     first = next(i for i, cell in enumerate(cells) if cell.mark == "1" and len(cell.tokens) == 1)
     last = next(i for i, cell in enumerate(cells) if cell.mark == "4" and len(cell.tokens) > 1)
     mask[cells[last].tokens[1], cells[first].tokens[0]] = True
-    after = seen(mask, cells)
+    after = cells_of(found, mask, 30).seen
     assert (before[last][first], after[last][first]) == (0.0, 0.5)
     after[last][first] = 0.0
     assert after == before
@@ -501,7 +509,7 @@ def test_isolation_on_windows_and_learned_positions(name):
 
 
 def no_pictures(inspection):
-    return dict.fromkeys(debug_page.PICTURES, b"")
+    return dict.fromkeys(pictures.PICTURES, b"")
 
 
 def test_broken_isolation_is_loud(small, capsys, monkeypatch, tmp_path):
@@ -626,7 +634,7 @@ def hostile(small, tmp_path):
 
 
 def test_the_page_loads_nothing_and_shows_texts_as_text(hostile, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(debug_page, "VERBOSE_CELLS", 30)  # labels take long to draw
+    monkeypatch.setattr(pictures, "VERBOSE_CELLS", 30)  # labels take long to draw
     for made_of_tokens in ("step_title", "choice_line", "attention_title"):
         monkeypatch.setattr(debug_page, made_of_tokens, lambda *given: HOSTILE)
     folder = tmp_path / "new" / "page"
@@ -634,7 +642,7 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(hostile, capsys, tmp_pat
     assert status == 0
     assert err == f"saved {folder / 'index.html'} and its pictures\n"
     assert "\x1b" not in "".join(lines)
-    names = [f"question{n}-{picture}.png" for n in (1, 2) for picture in debug_page.PICTURES]
+    names = [f"question{n}-{picture}.png" for n in (1, 2) for picture in pictures.PICTURES]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["index.html", *names])
 
     reader = Reader((folder / "index.html").read_text(encoding="utf-8"))

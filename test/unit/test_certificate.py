@@ -19,7 +19,8 @@ from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data.dataset import PromptTemplate, chat_prompt_template
 from self_ensemble.diagnostics import certificate
-from self_ensemble.diagnostics.certificate import FAILED, ITEMS, MASK_ITEMS, NOT_RUN, certify
+from self_ensemble.diagnostics.certificate import certify
+from self_ensemble.diagnostics.items import FAILED, ITEMS, MASK_ITEMS, NOT_RUN
 from self_ensemble.generation import engine as engine_module
 from self_ensemble.generation.engine import Engine, plan_batches
 
@@ -99,20 +100,20 @@ def test_tokenizers_that_differ(name):
     assert failed(found) == set()
     assert found.passed
     assert found.bos == (0 if name == "byte-level" else 1)
-    for cut, paraphrases in zip(found.cuts, QUESTIONS, strict=True):
-        for segment, paraphrase in zip(cut.segments, paraphrases, strict=True):
+    for split, paraphrases in zip(found.splits, QUESTIONS, strict=True):
+        for segment, paraphrase in zip(split.segments, paraphrases, strict=True):
             whole = tokens_of(tokenizer, PLAIN.render(paraphrase), True)
-            assert [*cut.prefix, *segment, *cut.tail] == whole
+            assert [*split.prefix, *segment, *split.tail] == whole
     why = "its post-processor puts none" if name == "byte-level" else "post-processor puts it"
     assert why in reason(found, "bos")
 
 
 def test_a_token_over_the_border_is_shown():
     found = certificate_of("question mark and newline")
-    assert "?\n" in found.cuts[0].straddling
-    assert all(segment[-1] == "?\n" for segment in found.cuts[0].segments)
-    assert "\n" not in "".join(found.cuts[0].tail)
-    assert "\n" in "".join(certificate_of("byte-level, BOS").cuts[0].tail)
+    assert "?\n" in found.splits[0].straddling
+    assert all(segment[-1] == "?\n" for segment in found.splits[0].segments)
+    assert "\n" not in "".join(found.splits[0].tail)
+    assert "\n" in "".join(certificate_of("byte-level, BOS").splits[0].tail)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_chat_templates(name, own_bos, why):
     assert failed(found) == set()
     assert (found.template, found.bos) == ("chat", int(own_bos))
     assert why in reason(found, "bos")
-    assert found.cuts[0].tail[-2:] == ("<|assistant|>", "\n")
+    assert found.splits[0].tail[-2:] == ("<|assistant|>", "\n")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -520,7 +521,7 @@ def test_padding_of_a_shorter_tail_that_attends_to_nothing(monkeypatch):
             monkeypatch.setattr(DecodeState, "_build_masks", empty)
         with engine_of(tokenizer) as engine:
             found = certify(engine, template, questions, positions="exact")
-        assert len({len(cut.tail) for cut in found.cuts}) == 2
+        assert len({len(split.tail) for split in found.splits}) == 2
         assert (statuses(found)["no_empty_row"] == FAILED) == broken
     assert "a padding token among the fused tokens attends" in reason(found, "no_empty_row")
 
