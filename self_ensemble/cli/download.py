@@ -164,9 +164,8 @@ def refusal(resource: Resource, error: BaseException, problem: Problem | None) -
 
 
 def problem_with(resource: Resource, error: BaseException) -> Problem | None:
-    return explain(
-        error, resource.repository, revision=resource.revision, is_dataset=resource.is_dataset
-    )
+    dataset = resource.name if resource.is_dataset else None
+    return explain(error, resource.repository, revision=resource.revision, dataset=dataset)
 
 
 def plan_fetch(resource: Resource) -> Plan | None:

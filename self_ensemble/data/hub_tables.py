@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from self_ensemble.data.dataset import READERS, Row, first_line, read_rows
+from self_ensemble.data.names import hub_dataset_name
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.hub_errors import explain
@@ -139,7 +140,8 @@ def hub_table(
 
 def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
     """What went wrong with a dataset of the hub, and what to do, as one sentence."""
-    problem = explain(error, repository, revision=revision, is_dataset=True)
+    dataset = hub_dataset_name(repository)
+    problem = explain(error, repository, revision=revision, dataset=dataset)
     if problem is None:
         return f"cannot read {repository} from the hub: {first_line(error)}"
     if problem.kind == "revision":  # --revision is the model's

@@ -22,6 +22,12 @@ MYRIADLAMA_REPOSITORY = "iszhaoxin/MyriadLAMA"
 HUB_DATASETS = {"webqa": WEBQA_REPOSITORY, "myriadlama": MYRIADLAMA_REPOSITORY}
 DATASET_NAMES = ("demo", *HUB_DATASETS)
 
+
+def hub_dataset_name(repository: str) -> str:
+    """What --dataset calls a repository of the hub."""
+    return next((name for name, known in HUB_DATASETS.items() if known == repository), repository)
+
+
 WEBQA_INSTRUCTION = "Answer the question with a short fact and nothing else."
 # The very text that MyriadLAMA's published predictions were made with: to be comparable.
 MYRIADLAMA_INSTRUCTION = "Based on the context, predict the [MASK] in the sentence in one word."

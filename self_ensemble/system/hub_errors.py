@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from self_ensemble.data.names import HUB_DATASETS
-
 # By errno: what is wrong with the disk. EFBIG is what a limit on a file's size (`ulimit -f`) gives.
 DISK_ERRORS = {
     errno.ENOSPC: "it is full",
@@ -60,7 +58,11 @@ class Problem:
 
 
 def explain(
-    error: BaseException, repository: str, *, revision: str | None = None, is_dataset: bool = False
+    error: BaseException,
+    repository: str,
+    *,
+    revision: str | None = None,
+    dataset: str | None = None,
 ) -> Problem | None:
     """The hub's, the network's or the disk's part in an error; None where they have none.
 
@@ -68,23 +70,24 @@ def explain(
         error: whatever a library raised.
         repository: the hub id that was to be read.
         revision: the branch, tag or commit that was asked for.
+        dataset: what `--dataset` calls the repository; None if it holds a model.
     """
     from huggingface_hub import HfApi
 
-    problem = _told(error, repository, revision, is_dataset=is_dataset)
-    if problem is not None or is_dataset or is_here(repository, revision):
+    problem = _told(error, repository, revision, dataset)
+    if problem is not None or dataset or is_here(repository, revision):
         return problem
     # To libraries a file that could not be fetched is simply not there, and they say anything.
     if _is_offline():
-        return _offline(repository, revision, is_dataset=False)
+        return _offline(repository, revision, None)
     try:
         HfApi().repo_info(repository, revision=revision, timeout=SECONDS_TO_ANSWER)
     except Exception as answer:  # from a HTTP library, which is not the same in all versions
-        return _told(answer, repository, revision, is_dataset=is_dataset)
+        return _told(answer, repository, revision, dataset)
     return None
 
 
-def _told(error, repository: str, revision: str | None, *, is_dataset: bool) -> Problem | None:
+def _told(error, repository: str, revision: str | None, dataset: str | None) -> Problem | None:
     """From what the error, or one that it was raised from, tells."""
     from huggingface_hub import errors
 
@@ -93,6 +96,7 @@ def _told(error, repository: str, revision: str | None, *, is_dataset: bool) -> 
     def first(*kinds):
         return next((link for link in chain if isinstance(link, kinds)), None)
 
+    is_dataset = dataset is not None
     what = "dataset" if is_dataset else "model"
     # A gate's error is also one about a missing repository: the narrower comes first.
     if gate := first(errors.GatedRepoError):
@@ -107,7 +111,7 @@ def _told(error, repository: str, revision: str | None, *, is_dataset: bool) -> 
             return problem
     unseen = (errors.LocalEntryNotFoundError, ConnectionError)
     if first(errors.OfflineModeIsEnabled) or (_is_offline() and first(*unseen)):
-        return _offline(repository, revision, is_dataset=is_dataset)
+        return _offline(repository, revision, dataset)
     if any(_kinds(link) & TRANSPORT_ERRORS for link in chain):
         return Problem("network", _unreachable(chain))
     for link in chain:
@@ -240,13 +244,10 @@ def _unreachable(chain) -> str:
     )
 
 
-def _offline(repository: str, revision: str | None, *, is_dataset: bool) -> Problem:
-    flags = ["--model", repository]
-    if is_dataset:
-        names = {known: name for name, known in HUB_DATASETS.items()}
-        flags = ["--dataset", names.get(repository, repository)]
+def _offline(repository: str, revision: str | None, dataset: str | None) -> Problem:
+    flags = ["--dataset", dataset] if dataset else ["--model", repository]
     if revision is not None:
-        flags += ["--dataset_revision" if is_dataset else "--revision", revision]
+        flags += ["--dataset_revision" if dataset else "--revision", revision]
     text = (
         f"{repository} is not, or not wholly, on this machine, and HF_HUB_OFFLINE=1 forbids to "
         f"fetch it; with a network: HF_HUB_OFFLINE=0 ./download_resources.sh {shlex.join(flags)}"

@@ -599,7 +599,7 @@ def drive() -> None:
         try:
             loaded = datasets.load_dataset(argv[0], revision=revision)
         except Exception as error:
-            problem = hub_errors.explain(error, argv[0], revision=revision, is_dataset=True)
+            problem = hub_errors.explain(error, argv[0], revision=revision, dataset=argv[0])
             print(f"{problem.kind}: {problem.text}", end="")
             return 2
         print({split: len(rows) for split, rows in loaded.items()}, end="")
