@@ -2,13 +2,14 @@
 
 Legend: ``R`` rows (decode streams), ``K`` partitions of a row, ``S`` queries of a row, ``H`` query
 heads, ``J`` key/value heads, ``G = H / J``, ``D`` head size, ``P`` prefix tokens, ``M`` tokens of
-the longest segment, ``F`` fused tokens so far.
+the longest segment, ``F`` fused tokens so far, ``Q = G * S``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -21,73 +22,205 @@ from self_ensemble.attention.scoring import (
     masked,
     read_values,
 )
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.registry import Registry
 
-FUSIONS = ("mean", "joint")
+Probabilities = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class FuseProbabilities(Protocol):
+    """A plain function from masked scores to probabilities."""
+
+    def __call__(
+        self, prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
+    ) -> Probabilities:
+        """See `fuse_probabilities`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FusionKind:
+    """What is registered under a fusion's name; see `register_fusion`."""
+
+    fuse: FuseProbabilities
+    tau: bool
+    rope_offsets: bool
+    in_kernel: bool
+
+
+FUSIONS: Registry[FusionKind] = Registry("unknown fusion {name!r}: there are {names}")
+
+Function = TypeVar("Function", bound=FuseProbabilities)
+
+
+def register_fusion(
+    name: str, *, tau: bool = False, rope_offsets: bool = True, in_kernel: bool = False
+) -> Callable[[Function], Function]:
+    """A decorator that registers a function as the fusion ``Fusion(name)``.
+
+    The function gets a layer's masked scores and returns probabilities; see `fuse_probabilities`
+    for both. `partition_scores` and `weighted_partitions` are the halves of a fusion that weights
+    partitions, each of them the softmax of one prompt:
+
+    >>> @register_fusion("surest")
+    ... def surest(prefix, segments, fused, fusion):
+    ...     scores = partition_scores(prefix, segments, fused)
+    ...     mass = scores.logsumexp(-1, keepdim=True)  # [J, R, K, Q, 1]
+    ...     weights = (mass * 4).softmax(2)
+    ...     return weighted_partitions(scores, weights, prefix, segments)
+
+    Args:
+        name: what `Fusion` is asked for.
+        tau: whether the function reads ``fusion.tau``.
+        rope_offsets: whether it can do with scores of the prefix that differ from partition to
+            partition, which the positions ``exact`` give.
+        in_kernel: whether the Triton kernels compute it too. What they do not know runs in plain
+            torch, on a GPU too, and is captured in no CUDA graph.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def decorate(fuse: Function) -> Function:
+        FUSIONS.add(name, FusionKind(fuse, tau, rope_offsets, in_kernel))
+        return fuse
+
+    return decorate
 
 
 @dataclass(frozen=True)
 class Fusion:
     """How a fused token's partitions are combined.
 
-    kind: ``mean`` of the partitions' attentions, or ``joint``: one softmax over all of them.
-    tau: the weight of partition i is ``u_i * exp(tau * lse_i)``, normalised (``mean`` only).
-    weights: ``u`` [K], non-negative, summing to one; None for equal ones.
+    Args:
+        kind: ``mean`` of the partitions' attentions, ``joint``, one softmax over all of them, or a
+            name that `register_fusion` was given.
+        tau: the weight of partition i is ``u_i * exp(tau * lse_i)``, normalised (``mean``).
+        weights: ``u`` [K], non-negative, summing to one; None for equal ones.
+
+    Raises:
+        UserError: there is no such fusion, or it has no tau.
     """
 
     kind: str = "mean"
     tau: float = 0.0
     weights: torch.Tensor | None = None
 
-    def __post_init__(self):
-        assert self.kind in FUSIONS, self.kind
-        assert self.kind == "mean" or self.tau == 0, "tau is a dial of the fusion 'mean'"
+    def __post_init__(self) -> None:
+        if not FUSIONS.get(self.kind).tau and self.tau != 0:
+            raise UserError(f"the fusion {self.kind!r} has no tau: leave it at 0")
 
     @classmethod
-    def of(cls, kind: str, tau: float, weights, device) -> Fusion:
+    def of(
+        cls,
+        kind: str,
+        tau: float,
+        weights: Sequence[float] | None,
+        device: torch.device | str,
+    ) -> Fusion:
         """With weights as they are typed: any non-negative numbers, not all zero."""
         if weights is None:
             return cls(kind, tau)
         u = torch.tensor(weights, dtype=torch.float64) / max(weights)  # a sum could overflow
         return cls(kind, tau, (u / u.sum()).float().to(device))
 
+    @property
+    def rope_offsets(self) -> bool:
+        """Whether the positions ``exact`` are possible, under which partitions' queries differ."""
+        return FUSIONS.get(self.kind).rope_offsets
+
+    @property
+    def in_kernel(self) -> bool:
+        """Whether the Triton kernels compute it; if not, nothing may be captured."""
+        return FUSIONS.get(self.kind).in_kernel
+
 
 def fuse_probabilities(
     prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Probabilities:
     """From scores towards the three kinds of keys to the probabilities their values are read with.
 
     A value is a sum over its probabilities, so weighting the partitions' probabilities and adding
     them up is the weighted mean of the partitions' attentions, with every value read once.
 
     Args:
-        prefix: [J, R, K or 1, Q, P]; segments: [J, R, K, Q, M]; fused: [J, R, 1, Q, F]; masked.
+        prefix: [J, R, K or 1, Q, P]; segments: [J, R, K, Q, M]; fused: [J, R, 1, Q, F]; minus
+            infinity where a key is not seen. Q are the queries of a kv head's group, G * S; the
+            prefix has K where queries have RoPE offsets.
         fusion: how to combine.
 
     Returns:
-        Probabilities [J, R, Q, P], [J, R, K, Q, M] and [J, R, Q, F]; over all keys they sum to 1.
+        Probabilities [J, R, Q, P], [J, R, K, Q, M] and [J, R, Q, F], float32; over all keys they
+        sum to 1.
+    """
+    kind = FUSIONS.get(fusion.kind)
+    assert kind.rope_offsets or prefix.shape[2] == 1, (
+        f"the fusion {fusion.kind!r} cannot have RoPE offsets"
+    )
+    return kind.fuse(prefix, segments, fused, fusion)
+
+
+@register_fusion("mean", tau=True, in_kernel=True)
+def mean_of_partitions(
+    prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
+) -> Probabilities:
+    """Each partition's softmax by itself, weighted: sum_i w_i softmax_i, w_i from u, tau and lse_i.
+
+    At tau = 0 and equal u it is a mean of attentions, as if each prompt were alone.
+    """
+    scores = partition_scores(prefix, segments, fused)
+    return weighted_partitions(scores, _partition_weights(scores, fusion), prefix, segments)
+
+
+@register_fusion("joint", rope_offsets=False, in_kernel=True)
+def joint_softmax(
+    prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
+) -> Probabilities:
+    """One softmax over prefix, all segments and fused tokens.
+
+    As in Parallel Context Windows (Ratner et al., 2023), where windows are attended to side by
+    side. A weight u_i adds log(K u_i) to segment i's scores.
     """
     K, M = segments.shape[2], segments.shape[4]
     P, F = prefix.shape[-1], fused.shape[-1]
-    if fusion.kind == "joint":
-        assert prefix.shape[2] == 1, "the fusion 'joint' has one softmax: no RoPE offsets"
-        if fusion.weights is not None:
-            segments = segments + (K * fusion.weights).log()[:, None, None]
-        flat = segments.transpose(2, 3).flatten(3)  # [J, R, Q, K * M]
-        scores = torch.cat([prefix[:, :, 0], flat, fused[:, :, 0]], dim=-1)
-        probabilities = scores.softmax(-1, dtype=torch.float32)
-        p_prefix, p_flat, p_fused = probabilities.split([P, K * M, F], dim=-1)
-        return p_prefix, p_flat.unflatten(3, (K, M)).transpose(2, 3), p_fused
+    if fusion.weights is not None:
+        segments = segments + (K * fusion.weights).log()[:, None, None]
+    flat = segments.transpose(2, 3).flatten(3)  # [J, R, Q, K * M]
+    scores = torch.cat([prefix[:, :, 0], flat, fused[:, :, 0]], dim=-1)
+    probabilities = scores.softmax(-1, dtype=torch.float32)
+    p_prefix, p_flat, p_fused = probabilities.split([P, K * M, F], dim=-1)
+    return p_prefix, p_flat.unflatten(3, (K, M)).transpose(2, 3), p_fused
 
-    scores = torch.cat(
-        [
-            prefix.expand(-1, -1, K, -1, -1),
-            segments,
-            fused.expand(-1, -1, K, -1, -1),
-        ],
-        dim=-1,
-    ).float()  # [J, R, K, Q, P + M + F]
-    probabilities = scores.softmax(-1) * _partition_weights(scores, fusion)
-    p_prefix, p_segments, p_fused = probabilities.split([P, M, F], dim=-1)
+
+def partition_scores(
+    prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor
+) -> torch.Tensor:
+    """All scores of each partition beside each other, [J, R, K, Q, P + M + F] float32."""
+    K = segments.shape[2]
+    return torch.cat(
+        [prefix.expand(-1, -1, K, -1, -1), segments, fused.expand(-1, -1, K, -1, -1)], dim=-1
+    ).float()
+
+
+def weighted_partitions(
+    scores: torch.Tensor,
+    weights: torch.Tensor | float,
+    prefix: torch.Tensor,
+    segments: torch.Tensor,
+) -> Probabilities:
+    """Each partition's softmax times its weight, with what partitions share added up.
+
+    Args:
+        scores: see `partition_scores`.
+        weights: [J, R, K, Q, 1], or what broadcasts to it; over K they sum to 1.
+        prefix, segments: what the scores were made of: their last sizes are P and M.
+
+    Returns:
+        See `fuse_probabilities`.
+    """
+    P, M = prefix.shape[-1], segments.shape[-1]
+    probabilities = scores.softmax(-1) * weights
+    p_prefix, p_segments, p_fused = probabilities.split([P, M, scores.shape[-1] - P - M], dim=-1)
     return p_prefix.sum(2), p_segments, p_fused.sum(2)
 
 
@@ -98,8 +231,8 @@ def _partition_weights(scores: torch.Tensor, fusion: Fusion) -> torch.Tensor | f
     if fusion.tau == 0:
         return 1.0 / K if log_u is None else log_u.exp()
     mass = scores.logsumexp(-1, keepdim=True)
-    dial = fusion.tau * (mass - mass.amax(2, keepdim=True))  # no overflow, whatever tau
-    return (dial if log_u is None else dial + log_u).softmax(2)
+    exponent = fusion.tau * (mass - mass.amax(2, keepdim=True))  # no overflow, whatever tau
+    return (exponent if log_u is None else exponent + log_u).softmax(2)
 
 
 def split_attention(
