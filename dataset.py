@@ -1,6 +1,6 @@
 """The datasets, under the name that scripts and notebooks have always imported them from."""
 
-from self_ensemble.data.dataset import (
+from self_ensemble.data import (
     Dataset,
     FewShot,
     PromptTemplate,
@@ -9,7 +9,8 @@ from self_ensemble.data.dataset import (
     load_dataset,
     prompt_template,
 )
-from self_ensemble.data.hub_datasets import MyriadLamaDataset, WebQADataset
+from self_ensemble.data.datasets.myriadlama import MyriadLamaDataset
+from self_ensemble.data.datasets.webqa import WebQADataset
 
 __all__ = [
     "Dataset",

@@ -98,7 +98,7 @@ def main(args) -> None:
     check_weights(args, questions)
 
     set_up_logging(args.verbose)
-    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.data import chat_prompt_template
     from self_ensemble.diagnostics.inspection import Inspection
     from self_ensemble.diagnostics.trace import Settings
     from self_ensemble.models.loading import find_model, loaded_engine

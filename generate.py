@@ -21,7 +21,7 @@ from self_ensemble.cli.parser import (
     positive_int,
     run,
 )
-from self_ensemble.data.names import DATASET_NAMES
+from self_ensemble.data.registry import dataset_names
 from self_ensemble.methods.logit_fusion import REDUCTIONS, WEIGHTED, confidence, majority
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.system.errors import UserError
@@ -66,7 +66,7 @@ def read_confidences(args, records) -> tuple[list[list[float]], str]:
     """
     from self_ensemble.data.result_files import fingerprint, read_results
 
-    if args.dataset in DATASET_NAMES:
+    if args.dataset in dataset_names():
         raise UserError(
             f"--confidence: {args.dataset} has no such column; give a file with --dataset"
         )

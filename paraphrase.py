@@ -9,9 +9,8 @@ are reported, and with --drop taken out and drawn again.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from self_ensemble.cli.parser import (
     Parser,
@@ -24,8 +23,9 @@ from self_ensemble.cli.parser import (
     positive_int,
     run,
 )
-from self_ensemble.data.dataset import Dataset, load_dataset
-from self_ensemble.data.names import DATA_ROOT, DATASET_NAMES, HUB_DATASETS
+from self_ensemble.data import Dataset, DatasetOptions, load_dataset, open_dataset
+from self_ensemble.data.names import DATA_ROOT
+from self_ensemble.data.registry import dataset_names
 from self_ensemble.data.result_files import read_manifest, replace_files, result_file, safe_name
 from self_ensemble.paraphrasing.drawing import (
     Making,
@@ -76,41 +76,10 @@ def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:
         raise SystemExit(SHORT_STATUS)
 
 
-def flags_of(identity: Mapping[str, Any], revision: str | None) -> list[str] | None:
-    """The flags that a file was made with, by its manifest, where they are not the default.
-
-    identity, revision: of the file's manifest, and of the model there. None where the file was not
-    drawn by `make`.
-    """
-    if "sampling" not in identity:
-        return None
-    given = {"revision": revision, "dtype": identity["dtype"], **identity["sampling"]}
-    for name in ("num_paraphrases", "max_new_tokens", "chat_template", "drop"):
-        given[name] = identity[name]
-    if identity["drop"]:
-        given["max_attempts"] = identity["max_attempts"]
-    usual = vars(parse_args([]))
-    flags = []
-    for name, value in given.items():
-        if value is True:
-            flags.append(f"--{name}")
-        elif value is not False and value != usual[name]:
-            flags += [f"--{name}", str(value)]
-    return flags
-
-
 def read_questions(args) -> Dataset:
     """The questions to be put in other words; of a hub's dataset without its paraphrases."""
-    if args.dataset not in HUB_DATASETS:
-        return load_dataset(args.dataset, max_samples=None)
-    from self_ensemble.data.hub_datasets import MyriadLamaDataset, WebQADataset
-
-    where = {"data_dir": args.data_dir, "revision": args.dataset_revision}
-    if args.dataset == "webqa":
-        source = WebQADataset(**where, paraphrase_model=None)
-    else:
-        source = MyriadLamaDataset(**where, draw=None)
-    return source.load(needs_few_shot=False)
+    where = {"data_dir": args.data_dir, "dataset_revision": args.dataset_revision}
+    return open_dataset(args.dataset, DatasetOptions(original=True, needs_few_shot=False, **where))
 
 
 def make(args) -> Path:
@@ -183,7 +152,7 @@ def parse_args(argv: Sequence[str] | None = None):
         for name in DRAWING:
             if getattr(args, name) is not None:
                 parser.error(f"--{name}: --check draws nothing and does not use it")
-        if args.check in DATASET_NAMES:
+        if args.check in dataset_names():
             parser.error(f"--check: {args.check} names a dataset; give the path of a file")
         if args.drop and args.output is None:
             parser.error("--drop: --check needs --output FILE.jsonl for what is left")
@@ -216,7 +185,7 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset",
         default="demo",
         metavar="NAME|FILE",
-        help=f"{', '.join(DATASET_NAMES)}, or a .parquet, .feather, .jsonl or .csv file: of each "
+        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file: of each "
         "row the column question, else paraphrase 0, is put in other words (default: demo)",
     )
     add_source_arguments(data)

@@ -34,9 +34,9 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from self_ensemble.cli.parser import Parser, run
-from self_ensemble.data.names import DEMO_MODEL, DEMO_QUESTIONS
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.memory import GIB, available_memory
+from self_ensemble.system.bundled import DEMO_MODEL, DEMO_QUESTIONS
 from self_ensemble.system.console import quoted, say
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import nearest_existing
@@ -437,7 +437,7 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
 
 def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     """Load a model as the main job does; its certificates, plain and with its chat template."""
-    from self_ensemble.data.dataset import chat_prompt_template, choose_template, load_dataset
+    from self_ensemble.data import chat_prompt_template, choose_template, load_dataset
     from self_ensemble.diagnostics.certificate import certify
     from self_ensemble.models.loading import find_model, loaded_engine
 

@@ -88,7 +88,7 @@ def main(args) -> None:
     from flex_attention_generate import split_and_place
     from generate import split_and_set_prefix
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.data import chat_prompt_template
     from self_ensemble.experiment.run import read_questions, set_up_logging
     from self_ensemble.generation.engine import only_stream
     from self_ensemble.methods.logit_fusion import average_logits

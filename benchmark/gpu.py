@@ -400,7 +400,7 @@ class Bench(Table):
         from transformers import AutoTokenizer
 
         from self_ensemble.attention.segments import split_prompts
-        from self_ensemble.data.dataset import prompt_template
+        from self_ensemble.data import prompt_template
         from self_ensemble.generation.engine import attention_streams
 
         tokenizer = AutoTokenizer.from_pretrained(self.args.model)

@@ -79,7 +79,7 @@ def main(args) -> None:
     from flex_attention_generate import flex_attention_generation
     from generate import split_and_set_prefix
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.data.dataset import chat_prompt_template
+    from self_ensemble.data import chat_prompt_template
     from self_ensemble.experiment.run import read_questions, say, set_up_logging
     from self_ensemble.methods.logit_fusion import average_logits
     from self_ensemble.models.loading import find_model, loaded_engine

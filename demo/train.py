@@ -27,8 +27,8 @@ HERE = Path(__file__).resolve().parent
 # As a script, Python looks for modules in this folder and not in the project's.
 sys.path.insert(0, str(HERE.parent))
 
-from self_ensemble.data.dataset import FewShot, prompt_template
-from self_ensemble.data.names import DEMO_INSTRUCTION
+from self_ensemble.data import FewShot, prompt_template
+from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
 
 NUM_PARAPHRASES = 10
 NUM_FEW_SHOT = 5

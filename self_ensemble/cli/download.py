@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from self_ensemble.cli.parser import Parser, run
-from self_ensemble.data.names import DATASET_NAMES, HUB_DATASETS
+from self_ensemble.data.registry import dataset_names, hub_datasets
 from self_ensemble.evaluation.lemmatizer import PREFERRED_MODEL
 from self_ensemble.models.aliases import MODEL_PATHs, resolve_model
 from self_ensemble.system.console import say
@@ -107,15 +107,16 @@ def main(args: argparse.Namespace) -> None:
 
 def asked_for(args: argparse.Namespace) -> list[Resource]:
     """What is to be looked for on the hub; what needs no hub is told of and left out."""
-    names = args.dataset or (DATASET_NAMES if args.dataset_only else ())
+    names = args.dataset or (dataset_names() if args.dataset_only else ())
     resources = []
     for name in dict.fromkeys(names):
         if name == "demo":
             print("demo: its questions come with the project, nothing to fetch")
-        elif name in HUB_DATASETS:
-            resources.append(Resource("--dataset", name, HUB_DATASETS[name], args.dataset_revision))
+        elif name in hub_datasets():
+            repository = hub_datasets()[name]
+            resources.append(Resource("--dataset", name, repository, args.dataset_revision))
         else:
-            known = ", ".join(DATASET_NAMES)
+            known = ", ".join(dataset_names())
             raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
     for name in dict.fromkeys(args.model):
         path = resolve_model(name)
@@ -346,7 +347,7 @@ def fetch_spacy() -> None:
 def show_list() -> None:
     """Every name that can be given, where it comes from, and whether it is here."""
     rows = [("--dataset", "demo", "comes with the project")]
-    for name, repository in HUB_DATASETS.items():
+    for name, repository in hub_datasets().items():
         rows.append(("--dataset", name, described(Resource("--dataset", name, repository))))
     for name, path in MODEL_PATHs.items():
         is_bundled = os.path.isdir(path)
@@ -379,7 +380,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"fetch a dataset: {', '.join(HUB_DATASETS)}; can be given several times",
+        help=f"fetch a dataset: {', '.join(hub_datasets())}; can be given several times",
     )
     parser.add_argument(
         "--model",
@@ -410,8 +411,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{flag}: --list only shows, and fetches nothing: leave one out")
     if parsed.revision is not None and len(parsed.model) != 1:
         parser.error("--revision: it is one model's; give one --model")
-    if parsed.dataset_revision is not None and len(set(parsed.dataset) & set(HUB_DATASETS)) != 1:
-        parser.error(f"--dataset_revision: give one --dataset of {', '.join(HUB_DATASETS)}")
+    from_hub = set(parsed.dataset) & hub_datasets().keys()
+    if parsed.dataset_revision is not None and len(from_hub) != 1:
+        parser.error(f"--dataset_revision: give one --dataset of {', '.join(hub_datasets())}")
     if not (parsed.dataset or parsed.model or parsed.dataset_only or parsed.spacy or parsed.list):
         parser.error("nothing to do: give --dataset, --model, --spacy or --list")
     return parsed

@@ -17,25 +17,23 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from self_ensemble.cli.remedies import told
 from self_ensemble.data.names import (
-    DATASET_NAMES,
     DEFAULT_NUM_AUTO,
     DEFAULT_NUM_FEW_SHOT,
     DEFAULT_NUM_MANUAL,
     DEFAULT_NUM_PARAPHRASES,
     DEFAULT_SEED,
-    HUB_DATASETS,
+)
+from self_ensemble.data.registry import (
+    DATASET_OPTIONS,
+    SOURCE_OPTIONS,
+    check_options,
+    dataset_names,
+    users_of,
 )
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.interrupts import ctrl_c_ends_soon, leave
-
-# Flags of --dataset, and which datasets use them; the first say where a dataset is from.
-SOURCE_FLAGS = ("data_dir", "dataset_revision")
-DATASET_FLAGS = {
-    **dict.fromkeys(SOURCE_FLAGS, HUB_DATASETS),
-    "paraphrase_model": ("webqa",),
-    **dict.fromkeys(("num_manual", "num_auto", "seed"), ("myriadlama",)),
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,34 +95,35 @@ def add_question_arguments(
         "--dataset",
         default="demo",
         metavar="NAME|FILE",
-        help=f"{', '.join(DATASET_NAMES)}, or a .parquet, .feather, .jsonl or .csv file with "
+        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file with "
         "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... (default: demo)",
     )
     add_source_arguments(data)
     data.add_argument(
         "--paraphrase_model",
         metavar="NAME",
-        help="webqa: the model whose paraphrases are taken, as paraphrase.py --model had it "
+        help=f"{_users('paraphrase_model')}: the model whose paraphrases are taken, as "
+        "paraphrase.py --model had it "
         "(default: that of --model)",
     )
     data.add_argument(
         "--num_manual",
         type=non_negative_int,
         metavar="M",
-        help="myriadlama: how many manual paraphrases of each question are drawn "
+        help=f"{_users('num_manual')}: how many manual paraphrases of each question are drawn "
         f"(default: {DEFAULT_NUM_MANUAL})",
     )
     data.add_argument(
         "--num_auto",
         type=non_negative_int,
         metavar="A",
-        help="myriadlama: and how many automatic ones; they are mixed, and --num_paraphrases or "
-        f"--indexs takes from the mixture (default: {DEFAULT_NUM_AUTO})",
+        help=f"{_users('num_auto')}: and how many automatic ones; they are mixed, and "
+        f"--num_paraphrases or --indexs takes from the mixture (default: {DEFAULT_NUM_AUTO})",
     )
     data.add_argument(
         "--seed",
         type=non_negative_int,
-        help="myriadlama: what the draw depends on, with the question's uuid "
+        help=f"{_users('seed')}: what the draw depends on, with the question's uuid "
         f"(default: {DEFAULT_SEED})",
     )
     data.add_argument(
@@ -162,13 +161,17 @@ def add_source_arguments(data) -> None:
         "--data_dir",
         type=Path,
         metavar="FOLDER",
-        help="webqa, myriadlama: a folder with the tables as files, instead of the hub",
+        help=f"{_users('data_dir')}: a folder with the tables as files, instead of the hub",
     )
     data.add_argument(
         "--dataset_revision",
         metavar="REVISION",
-        help="webqa, myriadlama: branch, tag or commit of the dataset on the hub",
+        help=f"{_users('dataset_revision')}: branch, tag or commit of the dataset on the hub",
     )
+
+
+def _users(option: str) -> str:
+    return ", ".join(users_of(option))
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -330,9 +333,9 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
 
     Sets the number of paraphrases where nothing is said of it.
     """
-    check_dataset_arguments(parser, args, DATASET_FLAGS)
+    check_dataset_arguments(parser, args, DATASET_OPTIONS)
     if getattr(args, "method", None) == "origin":
-        of_paraphrases = [flag for flag in DATASET_FLAGS if flag not in SOURCE_FLAGS]
+        of_paraphrases = [flag for flag in DATASET_OPTIONS if flag not in SOURCE_OPTIONS]
         for flag in (*of_paraphrases, "num_paraphrases", "indexs"):
             if getattr(args, flag) is not None:
                 parser.error(f"--{flag}: --method origin asks the original wording only")
@@ -345,15 +348,13 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
 
 
 def check_dataset_arguments(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Iterable[str] = SOURCE_FLAGS
+    parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Iterable[str] = SOURCE_OPTIONS
 ) -> None:
     """Ends the program where one of these flags is given with a dataset that does not use it."""
-    for flag in flags:
-        if getattr(args, flag) is not None and args.dataset not in DATASET_FLAGS[flag]:
-            users = " and ".join(DATASET_FLAGS[flag])
-            parser.error(f"--{flag} belongs to --dataset {users}; {args.dataset} does not use it")
-    if args.data_dir is not None and args.dataset_revision is not None:
-        parser.error("--dataset_revision: a folder (--data_dir) has one state only")
+    try:
+        check_options(args.dataset, {flag: getattr(args, flag) for flag in flags})
+    except UserError as error:
+        parser.error(str(error))
 
 
 def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -454,7 +455,7 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             main(args)
             print(end="", flush=True)
     except UserError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        print(f"error: {_one_line(told(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         leave()

@@ -6,14 +6,15 @@
 A `place` is a name for messages.
 """
 
+import random
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from self_ensemble.data.dataset import READERS, Row, first_line, read_rows
-from self_ensemble.data.names import hub_dataset_name
+from self_ensemble.data.question_files import read_question_rows
+from self_ensemble.data.tables import TABLE_SUFFIXES, Row, first_line
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.hub_errors import explain
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 # `train-00001-of-00003.parquet`, as the hub's own files are named.
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 OR_FILES = "or give the tables as files with --data_dir"
+NO_EXAMPLES = "solved examples (give --few_shot FILE, or --num_few_shot 0)"
+
+# More demonstrations than anyone shows. The first five are the same as if five were drawn, with the
+# seed that the authors of the published predictions drew theirs with.
+NUM_FEW_SHOT, FEW_SHOT_SEED = 64, 42
+
+
+def draw_examples(count: int) -> list[int]:
+    """Which of `count` training questions are demonstrations, in the order they are shown."""
+    return random.Random(FEW_SHOT_SEED).sample(range(count), min(count, NUM_FEW_SHOT))
 
 
 # A folder
@@ -41,7 +52,7 @@ def needed_files(folder: Path, names: Sequence[str], what: str) -> list[Path]:
     if not files:
         raise UserError(
             f"--data_dir: {folder} holds no {what}: no file is named {' or '.join(names)} "
-            f"({', '.join(READERS)})"
+            f"({', '.join(TABLE_SUFFIXES)})"
         )
     return files
 
@@ -54,9 +65,10 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
     """
     found = []
     for name in names:
-        found += [[path] for path in (folder / f"{name}{s}" for s in READERS) if path.is_file()]
+        whole = (folder / f"{name}{suffix}" for suffix in TABLE_SUFFIXES)
+        found += [[path] for path in whole if path.is_file()]
         for place in (folder, folder / "data"):
-            parts = sorted(p for p in place.glob(f"{name}-*-of-*") if p.suffix in READERS)
+            parts = sorted(p for p in place.glob(f"{name}-*-of-*") if p.suffix in TABLE_SUFFIXES)
             if parts:
                 found.append(parts)
     if len(found) > 1:
@@ -75,11 +87,11 @@ def find_files(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def read_files(files: Sequence[Path]) -> tuple[str, list[str], list[Row]]:
-    """The parts of a table: a name for messages, all columns, all rows."""
+    """The parts of a table of questions: a name for messages, all columns, all rows."""
     columns: dict[str, None] = {}
     rows: list[Row] = []
     for path in files:
-        of_part, more = read_rows(path)
+        of_part, more = read_question_rows(path)
         columns.update(dict.fromkeys(of_part))
         rows += more
     return str(files[0]), list(columns), rows
@@ -88,8 +100,13 @@ def read_files(files: Sequence[Path]) -> tuple[str, list[str], list[Row]]:
 # The hub
 
 
-def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
+def fetch(
+    repository: str, revision: str | None, *, asked_as: str | None = None
+) -> "datasets.DatasetDict":
     """A dataset of the hub with all its splits, from the cache where it is there already.
+
+    Args:
+        asked_as: its name for --dataset, where errors say what to do.
 
     Raises:
         UserError: it cannot be had.
@@ -109,7 +126,7 @@ def fetch(repository: str, revision: str | None) -> "datasets.DatasetDict":
             splits = datasets.load_dataset(repository, revision=revision)
             wanted = commit_of(repository, revision)
     except Exception as error:
-        raise UserError(hub_problem(error, repository, revision)) from error
+        raise UserError(hub_problem(error, repository, revision, asked_as)) from error
     # Where the hub cannot be reached the library takes what it fetched last, of any revision.
     files = [file["filename"] for split in splits.values() for file in split.cache_files]
     loaded = {Path(file).parent.name for file in files}
@@ -138,10 +155,11 @@ def hub_table(
     return f"{repository} ({split})", splits[split].with_format("arrow")[:]
 
 
-def hub_problem(error: Exception, repository: str, revision: str | None) -> str:
+def hub_problem(
+    error: Exception, repository: str, revision: str | None, asked_as: str | None
+) -> str:
     """What went wrong with a dataset of the hub, and what to do, as one sentence."""
-    dataset = hub_dataset_name(repository)
-    problem = explain(error, repository, revision=revision, dataset=dataset)
+    problem = explain(error, repository, revision=revision, dataset=asked_as or repository)
     if problem is None:
         return f"cannot read {repository} from the hub: {first_line(error)}"
     if problem.kind == "revision":  # --revision is the model's

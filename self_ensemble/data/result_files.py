@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from self_ensemble.data.tables import read_rows
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import (
     make_folder,
@@ -341,63 +342,30 @@ def read_results(path: str | Path) -> "DataFrame":
         column's cell that is no list but one text is that text.
 
     Raises:
-        UserError: no such file, another suffix, or not what the suffix says.
+        UserError: no such file, another suffix, not what the suffix says, or no rows.
     """
     path = Path(path)
-    readers = {
-        ".feather": _read_arrow,
-        ".parquet": _read_arrow,
-        ".csv": _read_csv,
-        ".jsonl": _read_jsonl,
-    }
-    if path.suffix.lower() not in readers:
-        known = ", ".join(readers)
-        raise UserError(f"cannot read {path}: its suffix is none of {known}")
-    import pyarrow as pa
-
-    # OverflowError: times beyond the year 9999, and the like.
-    unreadable = (OSError, ValueError, OverflowError, RecursionError, csv.Error, pa.ArrowException)
-    try:
-        columns = readers[path.suffix.lower()](path)
-    except unreadable as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
-    if not columns:
-        raise UserError(f"cannot read {path}: it is empty")
+    names, rows = read_rows(path)
+    columns = {name: [row.get(name) for _, row in rows] for name in names}
+    if path.suffix.lower() == ".csv":
+        try:
+            columns = _typed_cells(columns)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"cannot read {path}: {_reason(error)}") from None
     return _frame_of_objects(columns)
 
 
-def _read_arrow(path: Path) -> dict[str, list]:
-    from pyarrow import feather, parquet
-
-    # A path and one thread: given a Python file, Arrow's threads outlive the call and now and then
-    # abort the whole process at its exit (apache/arrow issues 34314 and 50482).
-    if path.suffix.lower() == ".parquet":
-        with parquet.ParquetFile(str(path)) as file:
-            table = file.read(use_threads=False)
-    else:
-        table = feather.read_table(str(path), use_threads=False)
-    # Reading a damaged column without this could end the interpreter instead of raising.
-    table.validate(full=True)
-    return table.to_pydict()
-
-
-def _read_csv(path: Path) -> dict[str, list]:
-    # Not by pandas: it takes surplus fields for an index, and the answer "NA" for a missing value.
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        header, *rows = [row for row in csv.reader(handle, strict=True) if row] or [[]]
-    for i, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise ValueError(f"row {i} has {len(row)} fields, the header has {len(header)}")
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    for name in columns:
-        if name in LIST_DEPTHS:
-            columns[name] = [_parse_list(name, i, cell) for i, cell in enumerate(columns[name], 1)]
+def _typed_cells(columns: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    """What a CSV's texts stand for in the columns whose types are known by name."""
+    typed: dict[str, list[Any]] = dict(columns)
+    for name in LIST_DEPTHS.keys() & columns.keys():
+        typed[name] = [_parse_list(name, i, cell) for i, cell in enumerate(columns[name], 1)]
     if "logprob" in columns:
-        columns["logprob"] = [float(cell) if cell else None for cell in columns["logprob"]]
+        typed["logprob"] = [float(cell) if cell else None for cell in columns["logprob"]]
     if "truncated" in columns:
         truth = {"True": True, "False": False}
-        columns["truncated"] = [truth.get(cell, cell) for cell in columns["truncated"]]
-    return columns
+        typed["truncated"] = [truth.get(cell, cell) for cell in columns["truncated"]]
+    return typed
 
 
 def _parse_list(name: str, row: int, cell: str) -> list | str | None:
@@ -411,23 +379,6 @@ def _parse_list(name: str, row: int, cell: str) -> list | str | None:
     except ValueError:
         shown = cell[:SHOWN_CHARACTERS]
         raise ValueError(f"{name} of row {row} is not a JSON list: {shown!r}") from None
-
-
-def _read_jsonl(path: Path) -> dict[str, list]:
-    with open(path, encoding="utf-8-sig") as handle:
-        rows = [_parse_object(i, line) for i, line in enumerate(handle, 1) if line.strip()]
-    names = dict.fromkeys(name for row in rows for name in row)  # in order of appearance
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _parse_object(number: int, line: str) -> dict:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"line {number} is not a JSON object: {line.strip()[:SHOWN_CHARACTERS]!r}")
-    return value
 
 
 def _frame_of_objects(columns: Mapping[str, list]) -> "DataFrame":

@@ -17,7 +17,7 @@ import torch
 
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
-from self_ensemble.data.dataset import PromptTemplate
+from self_ensemble.data import PromptTemplate
 from self_ensemble.diagnostics.items import PASSED, Item, in_order, judged
 from self_ensemble.diagnostics.mask_checks import Probed, check_masks
 from self_ensemble.diagnostics.measured_masks import watched

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.data.dataset import PromptTemplate, Record, construct_prompts
+from self_ensemble.data import PromptTemplate, Record, construct_prompts
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, Isolation, check_isolation
 from self_ensemble.diagnostics.mask_drawing import (
     CELLS,

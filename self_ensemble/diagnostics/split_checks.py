@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.data.dataset import PromptTemplate
+from self_ensemble.data import PromptTemplate
 from self_ensemble.diagnostics.items import Item, judged
 from self_ensemble.diagnostics.measured_masks import Forward
 

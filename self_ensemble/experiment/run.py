@@ -7,21 +7,22 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self_ensemble.data.dataset import (
+from self_ensemble.data import (
     Dataset,
+    DatasetOptions,
     PromptTemplate,
     Record,
     chat_prompt_template,
     choose_template,
+    open_dataset,
     select_paraphrases,
 )
-from self_ensemble.data.hub_datasets import open_dataset
 from self_ensemble.data.result_files import (
     REQUIRED_COLUMNS,
     count_finished,
@@ -65,7 +66,7 @@ def read_questions(args, *, original: bool = False) -> Questions:
 
     ``original`` takes one wording each: the column `question`, else paraphrase 0.
     """
-    dataset = open_dataset(args, original=original)
+    dataset = open_dataset(args.dataset, dataset_options(args, original=original))
     template = choose_template(
         dataset,
         instruction=args.instruction,
@@ -88,6 +89,14 @@ def read_questions(args, *, original: bool = False) -> Questions:
             "their answers are in the prompt"
         )
     return questions
+
+
+def dataset_options(args, *, original: bool) -> DatasetOptions:
+    """What a command line asks of its dataset."""
+    names = (field.name for field in fields(DatasetOptions))
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    needs_few_shot = args.few_shot is None and args.num_few_shot != 0
+    return DatasetOptions(**given | {"original": original, "needs_few_shot": needs_few_shot})
 
 
 def check_weights(args, questions: Questions) -> None:

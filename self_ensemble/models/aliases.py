@@ -3,7 +3,7 @@
 import os
 import re
 
-from self_ensemble.data.names import DEMO_MODEL
+from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.errors import UserError
 
 # Alias -> what is loaded: a hub id, or the folder of the bundled model. `_it` marks the

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from self_ensemble.data.dataset import Dataset, PromptTemplate, Record, prompt_template
+from self_ensemble.data import Dataset, PromptTemplate, Record, prompt_template
 from self_ensemble.data.names import PARAPHRASE_FILE
 from self_ensemble.data.result_files import (
     fingerprint,
@@ -103,7 +103,7 @@ class Making:
         self.stem = output_stem(args, dataset, source.name)
         self.templates = plain_templates()
         if args.chat_template:
-            from self_ensemble.data.dataset import chat_prompt_template
+            from self_ensemble.data import chat_prompt_template
             from self_ensemble.models.loading import load_tokenizer
 
             tokenizer = load_tokenizer(source)

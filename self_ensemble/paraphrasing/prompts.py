@@ -5,7 +5,7 @@ keeps every name of its question and says the rest in other words; where the que
 without capitals, so is its paraphrase.
 """
 
-from self_ensemble.data.dataset import FewShot
+from self_ensemble.data import FewShot
 
 QUESTION_INSTRUCTION = (
     "Ask the same question in other words. Keep its meaning and every name and number in it, "

@@ -18,7 +18,7 @@ import flex_attention_generate
 import generate
 import paraphrase
 import score
-from self_ensemble.data.dataset import load_dataset
+from self_ensemble.data import load_dataset
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.paraphrasing.quality_filter import load_casing, verdicts
 

@@ -10,14 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo import train
-from self_ensemble.data.dataset import FewShot, load_dataset, prompt_template
-from self_ensemble.data.names import (
-    DEMO_DIR,
-    DEMO_FEW_SHOT,
-    DEMO_INSTRUCTION,
-    DEMO_MODEL,
-    DEMO_QUESTIONS,
-)
+from self_ensemble.data import FewShot, load_dataset, prompt_template
+from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
+from self_ensemble.system.bundled import DEMO_DIR, DEMO_FEW_SHOT, DEMO_MODEL, DEMO_QUESTIONS
 
 
 @pytest.fixture(scope="module")

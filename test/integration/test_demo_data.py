@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from self_ensemble.data.names import DEMO_DIR
+from self_ensemble.system.bundled import DEMO_DIR
 
 # Relations whose answers are short codes: the letters of "in" or "no" occur in any sentence, and a
 # code is made from the letters of what it stands for.

@@ -11,8 +11,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import example_flexattention as example
 from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
-from self_ensemble.data.dataset import load_dataset, load_few_shot, prompt_template
-from self_ensemble.data.names import DEMO_FEW_SHOT, DEMO_INSTRUCTION
+from self_ensemble.data import load_dataset, load_few_shot, prompt_template
+from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
+from self_ensemble.system.bundled import DEMO_FEW_SHOT
 
 ROOT = Path(__file__).parents[2]
 OWN = ("What is the capital of Peru?", "Peru's capital?", "[MASK] is the capital of Peru, a land.")

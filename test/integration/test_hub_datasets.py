@@ -16,17 +16,13 @@ from writing import error_of, write
 import flex_attention_generate
 import generate
 import paraphrase
-from self_ensemble.data import hub_datasets, hub_tables
-from self_ensemble.data.dataset import FewShot, load_dataset, prompt_template
-from self_ensemble.data.hub_datasets import (
-    Draw,
-    Fact,
-    MyriadLamaDataset,
-    WebQADataset,
-    draw_examples,
-    fill,
-)
-from self_ensemble.data.names import MYRIADLAMA_INSTRUCTION, WEBQA_INSTRUCTION
+from self_ensemble.data import FewShot, hub_tables, load_dataset, prompt_template
+from self_ensemble.data.datasets import myriadlama as myriadlama_module
+from self_ensemble.data.datasets.myriadlama import INSTRUCTION as MYRIADLAMA_INSTRUCTION
+from self_ensemble.data.datasets.myriadlama import Draw, Fact, MyriadLamaDataset, fill
+from self_ensemble.data.datasets.webqa import INSTRUCTION as WEBQA_INSTRUCTION
+from self_ensemble.data.datasets.webqa import WebQADataset
+from self_ensemble.data.hub_tables import draw_examples
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.paraphrasing import drawing
 
@@ -98,7 +94,7 @@ def myriadlama(tmp_path):
 
 @pytest.fixture
 def few_test_facts(monkeypatch):
-    monkeypatch.setattr(hub_datasets, "NUM_TEST_FACTS", NUM_TEST)
+    monkeypatch.setattr(myriadlama_module, "NUM_TEST_FACTS", NUM_TEST)
 
 
 @pytest.fixture

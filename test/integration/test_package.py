@@ -70,8 +70,8 @@ def test_installed_it_finds_its_demo_from_anywhere(installed, tmp_path):
     script = """
 from pathlib import Path
 import self_ensemble
-from self_ensemble.data.dataset import load_dataset
-from self_ensemble.data.names import DEMO_MODEL
+from self_ensemble.data import load_dataset
+from self_ensemble.system.bundled import DEMO_MODEL
 questions = load_dataset("demo", max_samples=None).records
 print(Path(self_ensemble.__file__).parent, DEMO_MODEL.parent, len(questions), sep="\\n")
 """

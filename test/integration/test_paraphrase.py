@@ -20,8 +20,7 @@ import paraphrase
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.data.dataset import Record, load_dataset, prompt_template
-from self_ensemble.data.names import DEMO_MODEL
+from self_ensemble.data import Record, load_dataset, prompt_template
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.generation import sampling
@@ -29,6 +28,7 @@ from self_ensemble.generation.engine import Engine, logit_streams
 from self_ensemble.models import loading
 from self_ensemble.paraphrasing import drawing
 from self_ensemble.paraphrasing import quality_filter as gate
+from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.lock import held
 

@@ -33,7 +33,7 @@ from hub import (
 from huggingface_hub import constants, errors
 
 from self_ensemble.cli import download as resources
-from self_ensemble.data.names import HUB_DATASETS as DATASETS
+from self_ensemble.data.registry import hub_datasets
 from self_ensemble.models.aliases import MODEL_PATHs
 from self_ensemble.system import hub_errors
 
@@ -101,9 +101,9 @@ def hub(tmp_path_factory):
     ]
     write_standard_content(folder, models=[ALIAS, *others], num_facts=30)
     write_shards(folder / "models" / "org" / "shards")
-    write_myriad_lama(folder / "datasets" / f"{DATASETS['myriadlama']}@v1", 3)
+    write_myriad_lama(folder / "datasets" / f"{hub_datasets()['myriadlama']}@v1", 3)
     (folder / "models" / "org" / "pickled" / "model.safetensors").unlink()
-    access = {"org/gated": "gated", "org/private": "private", DATASETS["myriadlama"]: "gated"}
+    access = {"org/gated": "gated", "org/private": "private", hub_datasets()["myriadlama"]: "gated"}
     with Hub(folder, access=access, broken={"org/busy": 503}) as hub:
         yield hub
 
@@ -313,10 +313,10 @@ def test_a_disk_that_is_full_after_all(online, home):
     [(None, ("licence gate", "hf auth login")), (STRANGERS_TOKEN, ("licence gate", "ask for"))],
 )
 def test_a_gated_dataset(online, token, named):
-    page = f"https://huggingface.co/datasets/{DATASETS['myriadlama']}"
+    page = f"https://huggingface.co/datasets/{hub_datasets()['myriadlama']}"
     done = online("fetch", "--dataset", "myriadlama", token=token)
     assert_refused(done, "--dataset myriadlama", page, *named)
-    loaded = online("dataset", DATASETS["myriadlama"], token=token)
+    loaded = online("dataset", hub_datasets()["myriadlama"], token=token)
     assert page in loaded["out"] and all(part in loaded["out"] for part in named), loaded
 
 
@@ -324,7 +324,7 @@ def test_datasets_that_are_not_there(online):
     for token in (None, GOOD_TOKEN):
         done = online("dataset", "org/none", token=token)
         assert "not found" in done["out"] and "no dataset org/none" in done["out"], done
-    done = online("dataset", DATASETS["webqa"], "v9")
+    done = online("dataset", hub_datasets()["webqa"], "v9")
     assert done["out"].startswith("revision: ") and "'v9'" in done["out"]
 
 
@@ -332,7 +332,7 @@ def test_datasets_that_are_not_there(online):
 
 
 def test_what_was_fetched_is_used_offline(offline):
-    done = offline("dataset", DATASETS["webqa"])
+    done = offline("dataset", hub_datasets()["webqa"])
     assert done["out"] == "{'train': 20, 'test': 40}"
     done = offline("generate", "--model", ALIAS)
     assert done["code"] == 0, done
@@ -361,7 +361,7 @@ def test_a_revision_of_a_dataset(online, offline):
     for told, is_sent in (("fetched", True), ("already here", False)):
         done = online("fetch", *argv, token=GOOD_TOKEN)
         assert done["code"] == 0 and told in done["out"] and bool(done["sent"]) == is_sent, done
-    assert offline("dataset", DATASETS["myriadlama"], "v1")["out"] == "{'train': 33}"
+    assert offline("dataset", hub_datasets()["myriadlama"], "v1")["out"] == "{'train': 33}"
     assert "here; not compared" in offline("fetch", *argv)["out"]
     assert_refused(offline("fetch", *argv[:-1], "v2"), "not wholly", "--dataset_revision v2")
 
@@ -509,7 +509,7 @@ def test_the_list_has_every_name(online):
     lines = [line.split() for line in online("fetch", "--list")["out"].splitlines()]
     named = {(line[0], line[1]) for line in lines}
     assert {("--model", name) for name in MODEL_PATHs} < named
-    assert {("--dataset", name) for name in ("demo", *DATASETS)} < named
+    assert {("--dataset", name) for name in ("demo", *hub_datasets())} < named
     assert ["--model", ALIAS, f"{MODEL}:", "here"] in lines
     assert ["--model", "llama3.2_1b", "meta-llama/Llama-3.2-1B:", "not", "here"] in lines
     assert ["--dataset", "webqa", "stanfordnlp/web_questions:", "here"] in lines
@@ -527,7 +527,7 @@ def test_all_datasets_and_no_model(online):
     )
     assert [line.split(":")[0].split()[0] for line in done["out"].splitlines()] == [
         "demo",
-        *DATASETS,
+        *hub_datasets(),
     ]
 
 

@@ -32,7 +32,7 @@ import flex_attention_generate
 import generate
 from self_ensemble.attention import masks, patching, segments
 from self_ensemble.attention.segments import split_prompts
-from self_ensemble.data.dataset import Record, prompt_template
+from self_ensemble.data import Record, prompt_template
 from self_ensemble.data.result_files import (
     LIST_DEPTHS,
     REQUIRED_COLUMNS,

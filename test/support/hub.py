@@ -446,7 +446,7 @@ def write_standard_content(
         num_facts: uuids of MyriadLAMA, 5 manual and 6 automatic templates each. More than 2,000:
             so many are the test split that its authors use.
     """
-    from self_ensemble.data.names import MYRIADLAMA_REPOSITORY, WEBQA_REPOSITORY
+    from self_ensemble.data.registry import hub_datasets
     from self_ensemble.models.aliases import MODEL_PATHs
 
     for index, alias in enumerate(models):
@@ -454,8 +454,8 @@ def write_standard_content(
         if index == 0:
             branch = write_model(folder / "models" / f"{MODEL_PATHs.get(alias, alias)}@v1")
             (branch / "README.md").write_text("An earlier state.\n")
-    write_web_questions(folder / "datasets" / WEBQA_REPOSITORY, num_questions)
-    write_myriad_lama(folder / "datasets" / MYRIADLAMA_REPOSITORY, num_facts)
+    write_web_questions(folder / "datasets" / hub_datasets()["webqa"], num_questions)
+    write_myriad_lama(folder / "datasets" / hub_datasets()["myriadlama"], num_facts)
     return folder
 
 

@@ -14,7 +14,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from self_ensemble.data.dataset import FewShot, prompt_template
+from self_ensemble.data import FewShot, prompt_template
 
 SENTENCES = [
     "Answer the question with a name.",

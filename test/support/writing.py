@@ -9,6 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from self_ensemble.cli.remedies import told
 from self_ensemble.system.errors import UserError
 
 
@@ -33,9 +34,10 @@ def write(path, rows):
 
 
 def error_of(function, *args, **settings):
+    """The sentence of a mistake, as the scripts print it."""
     with pytest.raises(UserError) as caught:
         function(*args, **settings)
-    sentence = str(caught.value)
+    sentence = told(caught.value)
     assert "\n" not in sentence and len(sentence) < 400, sentence
     return sentence
 

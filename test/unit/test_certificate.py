@@ -17,7 +17,7 @@ from self_ensemble.attention import checks, fusion, kv_state
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.data.dataset import PromptTemplate, chat_prompt_template
+from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.diagnostics import certificate
 from self_ensemble.diagnostics.certificate import certify
 from self_ensemble.diagnostics.items import FAILED, ITEMS, MASK_ITEMS, NOT_RUN

@@ -14,8 +14,7 @@ import pyarrow.parquet
 import pytest
 from writing import error_of, write
 
-from self_ensemble.data import dataset
-from self_ensemble.data.dataset import (
+from self_ensemble.data import (
     FewShot,
     PromptTemplate,
     Record,
@@ -27,8 +26,11 @@ from self_ensemble.data.dataset import (
     prompt_template,
     select_paraphrases,
 )
-from self_ensemble.data.names import DATASET_NAMES, DEFAULT_INSTRUCTION
+from self_ensemble.data.names import DEFAULT_INSTRUCTION
+from self_ensemble.data.registry import dataset_names
+from self_ensemble.data.tables import TABLE_SUFFIXES
 from self_ensemble.models.aliases import MODEL_PATHs, resolve_model
+from self_ensemble.system.bundled import DEMO_FEW_SHOT, DEMO_QUESTIONS
 from self_ensemble.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +82,7 @@ def load_rows(tmp_path, *rows):
 # Good files
 
 
-@pytest.mark.parametrize("suffix", dataset.READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 @pytest.mark.parametrize("rows", [FACTS, MYRIAD, WEBQ], ids=["facts", "myriadlama", "webquestions"])
 def test_every_format_gives_the_same_plain_records(tmp_path, rows, suffix):
     loaded = load(write(tmp_path / f"own{suffix}", rows))
@@ -234,14 +236,12 @@ def test_fingerprint_sees_every_field(tmp_path, change):
     assert load(write(tmp_path / "a.jsonl", FACTS[::-1])).fingerprint != before
 
 
-def test_demo(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "DEMO_QUESTIONS", write(tmp_path / "questions.parquet", FACTS))
-    shots = [{"question": "q", "answer": "a"}]
-    monkeypatch.setattr(dataset, "DEMO_FEW_SHOT", write(tmp_path / "few_shot.jsonl", shots))
-    demo = load("demo", 1)
-    assert (demo.name, len(demo.records)) == ("demo", 1)
-    assert demo.few_shot == (FewShot("q", "a"),)
-    assert demo.instruction == dataset.DEMO_INSTRUCTION
+def test_demo():
+    demo, questions = load("demo", 1), load(DEMO_QUESTIONS)
+    assert (demo.name, demo.records) == ("demo", questions.records[:1])
+    assert demo.fingerprint == questions.fingerprint
+    assert demo.few_shot == load_few_shot(DEMO_FEW_SHOT) and demo.few_shot
+    assert demo.instruction != questions.instruction
 
 
 # Bad files: what the sentence must name
@@ -289,7 +289,7 @@ def test_bad_row(tmp_path, row, named):
         assert part in sentence, sentence
 
 
-@pytest.mark.parametrize("suffix", dataset.READERS)
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 def test_bad_row_is_named_with_its_place_and_uuid(tmp_path, suffix):
     rows = [*FACTS[:2], FACTS[2] | {"answers": []}]
     sentence = error_of(load, write(tmp_path / f"own{suffix}", rows))
@@ -350,7 +350,7 @@ def test_missing_files_and_folders(tmp_path):
 )
 def test_unknown_name_lists_what_there_is(name, shown):
     sentence = error_of(load, name)
-    assert sentence.startswith(f"unknown dataset {shown}: there is {', '.join(DATASET_NAMES)}, ")
+    assert sentence.startswith(f"unknown dataset {shown}: there is {', '.join(dataset_names())}, ")
     assert ".parquet" in sentence
 
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 
-from self_ensemble.data.dataset import load_dataset, load_few_shot
+from self_ensemble.data import load_dataset, load_few_shot
 from self_ensemble.data.result_files import read_results
 from self_ensemble.system.errors import UserError
 

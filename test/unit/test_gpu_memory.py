@@ -10,7 +10,7 @@ import torch
 
 from flex_attention_generate import split_and_place
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.data.dataset import load_dataset, prompt_template, select_paraphrases
+from self_ensemble.data import load_dataset, prompt_template, select_paraphrases
 from self_ensemble.generation.engine import only_stream
 from self_ensemble.models.loading import find_model, loaded_engine
 

@@ -31,7 +31,7 @@ from self_ensemble.attention.segments import (
     concatenate_prompts,
     split_prompts,
 )
-from self_ensemble.data.dataset import PromptTemplate, chat_prompt_template
+from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.system.errors import UserError
 

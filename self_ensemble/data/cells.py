@@ -1,0 +1,88 @@
+"""Values of a table's cells: checked, and shown in error sentences.
+
+`where` is a cell's place in words, such as `line 3 of questions.jsonl`; sentences begin with it.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from self_ensemble.system.errors import UserError
+
+
+def checked_text(value: Any, what: str, where: str) -> str:
+    """The value, which must be a text that says something and can be written as UTF-8.
+
+    Raises:
+        UserError: it is not.
+    """
+    if is_missing(value):
+        raise UserError(f"{where}: {what} is empty")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {what} must be a text, found {show(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {what} holds half a character: {show(value)}") from None
+    return value
+
+
+def checked_texts(value: Any, column: str, where: str) -> tuple[str, ...]:
+    """A list of texts, as it is or written as JSON.
+
+    Raises:
+        UserError: it is none, it is empty, or one of its texts is.
+    """
+    if isinstance(value, str) and looks_like_list(value):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UserError(
+                f"{where}: {column} looks like a list but is not JSON: {show(value)}"
+            ) from None
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {column} must be a list of texts, found {show(value)}")
+    if not value:
+        raise UserError(f"{where}: {column} is an empty list")
+    return tuple(checked_text(text, f"{column}[{i}]", where) for i, text in enumerate(value))
+
+
+def checked_label(value: Any, what: str, where: str) -> str | None:
+    """A name: a text, or a whole number, which is as good a name. None where it is missing."""
+    if is_missing(value):
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return checked_text(value, what, where)
+
+
+def is_missing(value: Any) -> bool:
+    """Null, NaN, or nothing but white space."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def looks_like_list(text: str) -> bool:
+    text = text.strip()
+    return text.startswith("[") and text.endswith("]")
+
+
+def show(value: Any) -> str:
+    """A value from a file as it can stand in a sentence."""
+    try:
+        shown = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} in which many others are nested"
+    return shortened(shown if shown.isprintable() else ascii(value), 60)
+
+
+def show_name(text: str) -> str:
+    """A text that names something, without quotes where it can be read without."""
+    return text if text.isprintable() and len(text) <= 60 else show(text)
+
+
+def show_names(texts: Sequence[str]) -> str:
+    return shortened(", ".join(show_name(text) for text in texts), 150) or "none"
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

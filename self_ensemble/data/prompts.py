@@ -1,0 +1,123 @@
+"""Prompts: an instruction, few-shot demonstrations, and a gap for the paraphrase."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from self_ensemble.data.names import DEFAULT_NUM_FEW_SHOT
+from self_ensemble.data.question_files import load_few_shot
+from self_ensemble.data.records import Dataset, FewShot
+from self_ensemble.system.errors import UserError
+
+# Stands for the paraphrase while a chat template is rendered. Private-use characters: a template
+# neither trims nor escapes them, and no text holds them.
+SENTINEL = "\ue000\uf0f0\uf8ff"
+# What a template that escapes its input would change. Rendered to see that it does not.
+ESCAPE_PROBE = "“Who” said \"no\" & 'yes' to <b> \\ {{x}}?"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt with a gap for the paraphrase.
+
+    `add_special_tokens` is what the tokenizer is to be called with: a chat template's rendering
+    carries its own BOS.
+    """
+
+    head: str
+    tail: str
+    add_special_tokens: bool = True
+
+    def render(self, paraphrase: str) -> str:
+        return self.head + paraphrase + self.tail
+
+
+def construct_prompts(paraphrases: Iterable[str], template: PromptTemplate) -> list[str]:
+    """One prompt a paraphrase, in the order given."""
+    return [template.render(paraphrase) for paraphrase in paraphrases]
+
+
+def prompt_template(instruction: str, few_shot: Sequence[FewShot]) -> PromptTemplate:
+    """The plain few-shot prompt.
+
+    `prompt_template("Name it.", [FewShot("Capital of Peru?", "Lima")])` renders "Capital of Mali?"
+    as `Name it.\\n\\nQ: Capital of Peru?\\nA: Lima\\n\\nQ: Capital of Mali?\\nA:`. An empty
+    instruction leaves no blank line behind.
+    """
+    opening = f"{instruction}\n\n" if instruction else ""
+    examples = "".join(f"Q: {shot.question}\nA: {shot.answer}\n\n" for shot in few_shot)
+    return PromptTemplate(head=f"{opening}{examples}Q: ", tail="\nA:")
+
+
+def chat_prompt_template(tokenizer: Any, template: PromptTemplate) -> PromptTemplate:
+    """`template` as one user message in the chat format of `tokenizer`'s model.
+
+    A reasoning mode is switched off and the date that some templates print is fixed (Llama 3's own
+    default), where the template has such switches: answers are a few tokens long, and a prompt must
+    be the same tomorrow. Templates without them ignore both.
+
+    Raises UserError where there is no chat template, where it does not put a message's text through
+    unchanged and exactly once, or where it leaves a thought open, of which an answer of a few
+    tokens would be the beginning.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("--chat_template: the tokenizer of this model has no chat template")
+
+    def render(paraphrase: str) -> str:
+        try:
+            return tokenizer.apply_chat_template(
+                [{"role": "user", "content": template.render(paraphrase)}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
+                date_string="26 Jul 2024",
+            )
+        except Exception as error:  # a template is a program of the model's authors
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                "--chat_template: the model's chat template refuses a single user message: "
+                f"{reason}"
+            ) from error
+
+    pieces = render(SENTINEL).split(SENTINEL)
+    if len(pieces) != 2:
+        raise UserError(
+            "--chat_template: the model's chat template shows the text of a message "
+            f"{len(pieces) - 1} times where it must show it once"
+        )
+    rendered = PromptTemplate(head=pieces[0], tail=pieces[1], add_special_tokens=False)
+    if rendered.render(ESCAPE_PROBE) != render(ESCAPE_PROBE):
+        raise UserError("--chat_template: the model's chat template alters the text of a message")
+    if "</think>" not in rendered.tail.rpartition("<think>")[2] and "<think>" in rendered.tail:
+        raise UserError(
+            "--chat_template: the model's chat template begins the answer with a thought (<think>) "
+            "that nothing closes; leave --chat_template out"
+        )
+    return rendered
+
+
+def choose_template(
+    dataset: Dataset,
+    *,
+    instruction: str | None,
+    few_shot_file: Path | None,
+    num_few_shot: int | None,
+) -> PromptTemplate:
+    """The plain prompt of a run: what the command line gives, else what the dataset brings.
+
+    The first `num_few_shot` solved examples are shown (None: some), or as many as there are.
+
+    Raises:
+        UserError: some were asked for, and there are none.
+    """
+    if instruction is None:
+        instruction = dataset.instruction
+    few_shot = dataset.few_shot if few_shot_file is None else load_few_shot(few_shot_file)
+    if num_few_shot and not few_shot:
+        raise UserError(
+            f"--num_few_shot {num_few_shot}: the dataset {dataset.name} brings no solved examples; "
+            "give --few_shot FILE"
+        )
+    shown = DEFAULT_NUM_FEW_SHOT if num_few_shot is None else num_few_shot
+    return prompt_template(instruction, few_shot[:shown])

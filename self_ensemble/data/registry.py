@@ -1,0 +1,186 @@
+"""The datasets that --dataset knows by name, and how one is added.
+
+    @register_dataset("capitals")
+    def capitals(options):
+        records = [Record("fr", ("Capital of France?", "France's capital?"), ("Paris",)), ...]
+        return Dataset("capitals", records, instruction="Answer with a name.")
+
+The modules of data/datasets/ are found by themselves: a file put there is known to all scripts.
+Elsewhere, in a notebook or a script, a dataset is known as soon as its function is registered.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from self_ensemble.data.cells import show
+from self_ensemble.data.names import DEFAULT_NUM_PARAPHRASES
+from self_ensemble.data.question_files import load_question_file
+from self_ensemble.data.records import Dataset
+from self_ensemble.data.tables import TABLE_SUFFIXES
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """What is asked of a dataset. The command line's flags of the same names fill it.
+
+    Args:
+        max_samples: how many records are wanted, the first ones. `open_dataset` cuts them off; a
+            dataset may use it to check no more than that. None: all.
+        original: one wording each is enough, the column `question`.
+        needs_few_shot: whether its demonstrations will be shown.
+        num_paraphrases, indexs: which paraphrases will be taken of each record.
+        model: the model that will be asked, as --model has it.
+
+    The rest are options that a dataset says it uses, see `register_dataset`; None: not given.
+        data_dir: a folder with the tables as files, instead of the hub.
+        dataset_revision: branch, tag or commit of the dataset on the hub.
+        paraphrase_model: the model whose paraphrases are taken.
+        num_manual, num_auto, seed: how many paraphrases of each kind are drawn, and from what seed.
+    """
+
+    max_samples: int | None = None
+    original: bool = False
+    needs_few_shot: bool = True
+    num_paraphrases: int = DEFAULT_NUM_PARAPHRASES
+    indexs: Sequence[int] | None = None
+    model: str | None = None
+    data_dir: Path | None = None
+    dataset_revision: str | None = None
+    paraphrase_model: str | None = None
+    num_manual: int | None = None
+    num_auto: int | None = None
+    seed: int | None = None
+
+
+# Options that belong to some datasets only; the first say where a dataset is from.
+SOURCE_OPTIONS = ("data_dir", "dataset_revision")
+DATASET_OPTIONS = (*SOURCE_OPTIONS, "paraphrase_model", "num_manual", "num_auto", "seed")
+
+OpenDataset = Callable[[DatasetOptions], Dataset]
+
+
+@dataclass(frozen=True)
+class RegisteredDataset:
+    """How a dataset is opened, which of DATASET_OPTIONS it uses, and its repository on the hub."""
+
+    name: str
+    open: OpenDataset
+    options: tuple[str, ...] = ()
+    repository: str | None = None
+
+
+DATASETS: Registry[RegisteredDataset] = Registry("unknown dataset {name!r}: there is {names}")
+
+
+def register_dataset(
+    name: str, *, options: Sequence[str] = (), repository: str | None = None
+) -> Callable[[OpenDataset], OpenDataset]:
+    """Makes `--dataset name` mean what the decorated function returns.
+
+    Args:
+        name: not the name of another dataset.
+        options: those of DATASET_OPTIONS that the function uses. Given with a dataset that does
+            not use it, an option is an error.
+        repository: on the hub, where download_resources.sh fetches it from.
+
+    Returns:
+        A decorator of a function that takes `DatasetOptions` and returns a `Dataset` with all
+        records. It comes to be called when the dataset is asked for.
+    """
+    unknown = set(options) - set(DATASET_OPTIONS)
+    assert not unknown, f"{name}: {sorted(unknown)} are none of {DATASET_OPTIONS}"
+
+    def register(function: OpenDataset) -> OpenDataset:
+        entry = RegisteredDataset(name, function, tuple(options), repository)
+        DATASETS.add(name, entry)
+        return function
+
+    return register
+
+
+def dataset_names() -> tuple[str, ...]:
+    """What --dataset takes besides the path of a file."""
+    return DATASETS.names()
+
+
+def hub_datasets() -> dict[str, str]:
+    """The datasets that are fetched from the hub, with their repositories."""
+    entries = map(DATASETS.get, DATASETS)
+    return {entry.name: entry.repository for entry in entries if entry.repository is not None}
+
+
+def users_of(option: str) -> tuple[str, ...]:
+    """The datasets that use one of DATASET_OPTIONS."""
+    assert option in DATASET_OPTIONS, option
+    return tuple(name for name in DATASETS if option in DATASETS.get(name).options)
+
+
+def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
+    """A registered dataset, or a user's own file, with its first `max_samples` records.
+
+    Raises:
+        UserError: the name is unknown, an option is given that the dataset does not use, or what
+            the dataset itself raises.
+    """
+    check_options(name_or_path, {name: getattr(options, name) for name in DATASET_OPTIONS})
+    if name_or_path in DATASETS:
+        dataset = DATASETS.get(name_or_path).open(options).first(options.max_samples)
+        _check_records(dataset)
+        return dataset
+    return _open_file(name_or_path).first(options.max_samples)
+
+
+def load_dataset(name_or_path: str, *, max_samples: int | None = None) -> Dataset:
+    """`open_dataset` where nothing but the number of records is to be said."""
+    return open_dataset(name_or_path, DatasetOptions(max_samples=max_samples))
+
+
+def check_options(name_or_path: str, given: dict[str, Any]) -> None:
+    """Raises UserError where one of these options is given with a dataset that does not use it.
+
+    Args:
+        given: some of DATASET_OPTIONS; None is not given.
+    """
+    for option, value in given.items():
+        users = users_of(option)
+        if value is not None and name_or_path not in users:
+            raise UserError(
+                f"--{option} belongs to --dataset {' and '.join(users)}; "
+                f"{name_or_path} does not use it"
+            )
+    if given.get("data_dir") is not None and given.get("dataset_revision") is not None:
+        raise UserError("--dataset_revision: a folder (--data_dir) has one state only")
+
+
+def _open_file(name_or_path: str) -> Dataset:
+    path = Path(name_or_path)
+    # os.path, since exists() of Path raises on too long a name.
+    if not path.suffix and not os.path.exists(path):
+        raise UserError(
+            f"unknown dataset {show(name_or_path)}: there is {', '.join(dataset_names())}, "
+            f"or give the path of a file ({', '.join(TABLE_SUFFIXES)})"
+        )
+    return load_question_file(path)
+
+
+def _check_records(dataset: Dataset) -> None:
+    """What files are checked for row by row must hold for records that a function made, too."""
+    if not dataset.records:
+        raise UserError(f"the dataset {dataset.name} has no records")
+    seen: set[str] = set()
+    for record in dataset.records:
+        where = f"the dataset {dataset.name}, question {show(record.uuid)}"
+        for what in ("paraphrases", "answers"):
+            texts = getattr(record, what)
+            if not texts:
+                raise UserError(f"{where} has no {what}")
+            if not all(isinstance(text, str) and text.strip() for text in texts):
+                raise UserError(f"{where}: {what} must be texts, none of them empty: {show(texts)}")
+        if record.uuid in seen:
+            raise UserError(f"{where}: another question has the same uuid")
+        seen.add(record.uuid)
