@@ -1,9 +1,16 @@
 """Whether a model fits: the bytes its weights take, and those that are free."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from self_ensemble.system.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
 
 GIB = 2**30
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -13,9 +20,12 @@ def available_memory() -> int | None:
     """Bytes: of the machine or, if that is less, of the control group (v2) this process is in."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free = int(re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)[1]) * 1024
-    except (OSError, TypeError):  # no Linux
+    except OSError:  # no Linux
         return None
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)
+    if available is None:
+        return None
+    free = int(available[1]) * 1024
     try:
         limit = int((CONTROL_GROUP / "memory.max").read_text())
         used = int((CONTROL_GROUP / "memory.current").read_text())
@@ -27,7 +37,7 @@ def available_memory() -> int | None:
     return min(free, max(0, limit - used + sum(map(int, read))))
 
 
-def weight_bytes(config, dtype) -> int:
+def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """What the weights of a model of this configuration take. None is loaded or even made."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -38,7 +48,9 @@ def weight_bytes(config, dtype) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def check_fits(name: str, config, dtype, device) -> None:
+def check_fits(
+    name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> None:
     """Refuses a model that its device, or the memory it is read into first, cannot hold.
 
     Raises:

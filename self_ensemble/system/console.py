@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Timer
@@ -45,7 +45,9 @@ def say_if_slow(text: str, *, once: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def progress(total: int, what: str, unit: str, *, begin: int = 0):
+def progress(
+    total: int, what: str, unit: str, *, begin: int = 0
+) -> Iterator[Callable[[int], object]]:
     """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick.
 
     begin: how many of `total` were done before.

@@ -15,9 +15,10 @@ Of others' packages nothing is imported at the top; huggingface_hub when it has 
 import errno
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # By errno: what is wrong with the disk. EFBIG is what a limit on a file's size (`ulimit -f`) gives.
 DISK_ERRORS = {
@@ -40,6 +41,9 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 WEIGHTS = "model.safetensors"
 
 SECONDS_TO_ANSWER = 30
+
+# An error, what it was raised from, and so on.
+Chain = Sequence[BaseException]
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -87,13 +91,15 @@ def explain(
     return None
 
 
-def _told(error, repository: str, revision: str | None, dataset: str | None) -> Problem | None:
+def _told(
+    error: BaseException, repository: str, revision: str | None, dataset: str | None
+) -> Problem | None:
     """From what the error, or one that it was raised from, tells."""
     from huggingface_hub import errors
 
     chain = list(_chain(error))
 
-    def first(*kinds):
+    def first(*kinds: type[BaseException]) -> Any:
         return next((link for link in chain if isinstance(link, kinds)), None)
 
     is_dataset = dataset is not None
@@ -172,7 +178,7 @@ def _no_revision(repository: str, revision: str | None, *, is_dataset: bool) -> 
     )
 
 
-def _refusal(answer, repository: str) -> Problem | None:
+def _refusal(answer: Any, repository: str) -> Problem | None:
     """From the status of an answer that is about no repository, revision or file."""
     status = _status(answer)
     if status == 401:
@@ -199,7 +205,9 @@ def _disk(number: int) -> Problem:
     return Problem("disk", text)
 
 
-def _hidden(chain, repository: str, revision: str | None, *, is_dataset: bool) -> Problem | None:
+def _hidden(
+    chain: Chain, repository: str, revision: str | None, *, is_dataset: bool
+) -> Problem | None:
     """Where only a text is left of the hub's error: `datasets` drops the error itself."""
     for link in chain:
         if type(link).__name__ != "DatasetNotFoundError":
@@ -214,7 +222,7 @@ def _hidden(chain, repository: str, revision: str | None, *, is_dataset: bool) -
     return None
 
 
-def _odd_answer(chain) -> Problem | None:
+def _odd_answer(chain: Chain) -> Problem | None:
     """What a text tells: something else than a hub answered, the disk is full, a file broke off
     for good, or nothing came back."""
     for link in chain:
@@ -235,7 +243,7 @@ def _odd_answer(chain) -> Problem | None:
     return None
 
 
-def _unreachable(chain) -> str:
+def _unreachable(chain: Chain) -> str:
     said = next((str(link) for link in chain if _kinds(link) & TRANSPORT_ERRORS), "")
     why = f" ({' '.join(said.split())[:120]})" if said else ""
     return (
@@ -272,17 +280,18 @@ def token_file() -> str:
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on; also where `from None` hides that."""
     seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _kinds(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _status(error) -> int | None:
+def _status(error: BaseException) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
