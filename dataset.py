@@ -8,6 +8,7 @@ from self_ensemble.data import (
     construct_prompts,
     load_dataset,
     prompt_template,
+    register_dataset,
 )
 from self_ensemble.data.datasets.myriadlama import MyriadLamaDataset
 from self_ensemble.data.datasets.webqa import WebQADataset
@@ -22,4 +23,5 @@ __all__ = [
     "construct_prompts",
     "load_dataset",
     "prompt_template",
+    "register_dataset",
 ]

@@ -1,14 +1,19 @@
-"""Short names for models, and what a name given to --model means."""
+"""Short names for models, and what a name given to --model means.
+
+register_alias("mine", "my-organisation/my-model-3b")      # then: --model mine
+"""
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 
 from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.errors import UserError
+from self_ensemble.system.registry import Registry
 
-# Alias -> what is loaded: a hub id, or the folder of the bundled model. `_it` marks the
+# What is loaded: a hub id, or the folder of the bundled model. `_it` marks the
 # instruction-tuned model of a size, its absence the base model.
-MODEL_PATHs = {
+BUNDLED = {
     "demo": str(DEMO_MODEL),
     "llama3.1_8b": "meta-llama/Llama-3.1-8B",
     "llama3.1_8b_it": "meta-llama/Llama-3.1-8B-Instruct",
@@ -73,21 +78,63 @@ MODEL_PATHs = {
 }
 
 
+ALIASES: Registry[str] = Registry(
+    "--model: {name!r} is no folder, no hub id (organisation/name) and no alias; "
+    "the aliases are {names}"
+)
+
+
+def register_alias(name: str, target: str) -> None:
+    """Makes `--model name` load `target`, a hub id or a folder.
+
+    Raises:
+        ValueError: the name is taken, or has a slash, as hub ids and folders have.
+    """
+    if not name or "/" in name or "\\" in name:
+        raise ValueError(f"an alias is a word without slashes, not {name!r}")
+    ALIASES.add(name, target)
+
+
+for _name, _target in BUNDLED.items():
+    register_alias(_name, _target)
+
+
+class _Paths(Mapping[str, str]):
+    """All aliases, those that are registered later too."""
+
+    def __getitem__(self, name: str) -> str:
+        if name not in ALIASES:
+            raise KeyError(name)
+        return ALIASES.get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ALIASES)
+
+    def __len__(self) -> int:
+        return len(ALIASES.names())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+# Alias -> what is loaded; the name that notebooks have always imported.
+MODEL_PATHs: Mapping[str, str] = _Paths()
+
+
 def resolve_model(name: str) -> str:
     """What to load for --model: an alias's hub id or folder, else the folder or hub id as it is.
 
-    Whether the hub has a model of that id is found out by loading it. Raises UserError for a name
-    that is none of the three.
+    Whether the hub has a model of that id is found out by loading it.
+
+    Raises:
+        UserError: the name is none of the three.
     """
-    if name in MODEL_PATHs:
-        return MODEL_PATHs[name]
+    if name in ALIASES:
+        return ALIASES.get(name)
     if os.path.isdir(name):
         return name
     if os.path.exists(name):
         raise UserError(f"--model: {name} is a file; give the folder that holds config.json")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
-    raise UserError(
-        f"--model: {name!r} is no folder, no hub id (organisation/name) and no alias; "
-        f"the aliases are {', '.join(MODEL_PATHs)}"
-    )
+    return ALIASES.get(name)

@@ -3,7 +3,7 @@
 A file that Arrow's C++ cannot stand would end the interpreter, so the files are made and read in a
 child process with a limit of memory and time; it tells which file was the last.
 
-    PYTHONPATH=. python test/test_fuzz_dataset.py 417          one file
+    PYTHONPATH=. python test/unit/data/test_damaged_files.py 417          one file
 """
 
 import csv
@@ -31,7 +31,7 @@ from self_ensemble.data import load_dataset, load_few_shot
 from self_ensemble.data.result_files import read_results
 from self_ensemble.system.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NUM_FILES = 2_000
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".feather")
 MEMORY = 6 * 2**30  # address space, of which Arrow's allocator reserves a part at once

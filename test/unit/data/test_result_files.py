@@ -31,7 +31,7 @@ from self_ensemble.data.result_files import (
 from self_ensemble.system import files
 from self_ensemble.system.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEFAULTS = {"layout": "shared", "positions": "exact", "fusion": "mean"}
 # What breaks tables: quotes, separators, line ends of every kind, other scripts, JSON look-alikes.
 TEXTS = [
