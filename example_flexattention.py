@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from self_ensemble.cli.parser import Parser, run
 from self_ensemble.data import load_few_shot, prompt_template
+from self_ensemble.data.answers import first_line
 from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
-from self_ensemble.evaluation.matchers import first_line, is_right
+from self_ensemble.evaluation.matchers import is_right
 from self_ensemble.system.bundled import DEMO_FEW_SHOT
 
 # A question of the demo, in its first five wordings, and what counts as right. The model learned

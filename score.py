@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.cli.parser import Parser, run
-from self_ensemble.evaluation.matchers import normalize_answer
+from self_ensemble.data.answers import normalize_answer
 from self_ensemble.evaluation.page import render_page
 from self_ensemble.evaluation.plots import draw, picture_format
 from self_ensemble.evaluation.scored import MATCHERS, Scored, load_scored

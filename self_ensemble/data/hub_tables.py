@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from self_ensemble.data.question_files import read_question_rows
-from self_ensemble.data.tables import TABLE_SUFFIXES, Row, first_line
+from self_ensemble.data.tables import TABLE_SUFFIXES, Row, error_line
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.hub_errors import explain
@@ -161,7 +161,7 @@ def hub_problem(
     """What went wrong with a dataset of the hub, and what to do, as one sentence."""
     problem = explain(error, repository, revision=revision, dataset=asked_as or repository)
     if problem is None:
-        return f"cannot read {repository} from the hub: {first_line(error)}"
+        return f"cannot read {repository} from the hub: {error_line(error)}"
     if problem.kind == "revision":  # --revision is the model's
         return f"{repository} has no revision {revision!r} (--dataset_revision)"
     return f"{problem.text}; {OR_FILES}"

@@ -51,7 +51,7 @@ def read_rows(
     try:
         columns, rows = _read(path, is_used)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error_line(error)}") from error
     doubled = sorted({column for column in columns if columns.count(column) > 1})
     if doubled:
         raise UserError(f"{path} has two columns named {show(doubled[0])}")
@@ -76,7 +76,7 @@ def check_file(path: Path) -> None:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error_line(error)}") from error
 
 
 def require_columns(source: Path | str, columns: Sequence[str], any_of: Sequence[str]) -> None:
@@ -176,7 +176,7 @@ def read_arrow(
             table = table.select([i for i, column in enumerate(columns) if is_used(column)])
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "parquet" if is_parquet else "feather"
-        raise UserError(f"{path} is not a whole {kind} file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a whole {kind} file: {error_line(error)}") from error
     for name, column in zip(table.column_names, table.columns, strict=True):
         # Reading a damaged column without this could end the interpreter instead of raising.
         try:
@@ -184,7 +184,7 @@ def read_arrow(
         except pa.ArrowInvalid as error:
             row = _undecodable_row(column) if "UTF8" in str(error) else None
             if row is None:
-                raise UserError(f"{path}: {name} is damaged: {first_line(error)}") from error
+                raise UserError(f"{path}: {name} is damaged: {error_line(error)}") from error
             raise UserError(f"row {row} of {path}: {name} is not valid UTF-8") from error
     return columns, table
 
@@ -195,7 +195,7 @@ def rows_of(source: Path | str, table: "pyarrow.Table") -> list[Row]:
         rows = table.to_pylist()
     except (OverflowError, ValueError) as error:  # times beyond the year 9999, and the like
         raise UserError(
-            f"{source} holds a value that cannot be read: {first_line(error)}"
+            f"{source} holds a value that cannot be read: {error_line(error)}"
         ) from error
     return [(f"row {i} of {source}", row) for i, row in enumerate(rows, 1)]
 
@@ -209,7 +209,7 @@ def _undecodable_row(column: "pyarrow.ChunkedArray") -> int | None:
     return None
 
 
-def first_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What a library says, of which a damaged file's bytes may be a part."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return shortened(line if line.isprintable() else ascii(line)[1:-1], 120)

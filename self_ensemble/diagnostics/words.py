@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from self_ensemble.evaluation.matchers import first_line
+from self_ensemble.data.answers import first_line
 from self_ensemble.generation.engine import Answer
 from self_ensemble.system.console import quoted, visible
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from self_ensemble.evaluation.matchers import normalize_answer
+from self_ensemble.data.answers import normalize_answer
 from self_ensemble.evaluation.plots import draw
 from self_ensemble.evaluation.scored import Scored
 from self_ensemble.evaluation.tables import labels, legend, report_tables

@@ -23,6 +23,7 @@ from self_ensemble.data import (
     open_dataset,
     select_paraphrases,
 )
+from self_ensemble.data.answers import first_line
 from self_ensemble.data.result_files import (
     REQUIRED_COLUMNS,
     count_finished,
@@ -33,7 +34,6 @@ from self_ensemble.data.result_files import (
     run_name,
     write_results,
 )
-from self_ensemble.evaluation.matchers import first_line
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.system.console import progress, say
 from self_ensemble.system.errors import UserError

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from self_ensemble.evaluation.matchers import normalize_answer
+from self_ensemble.data.answers import normalize_answer
 
 
 def average_logits(logits, weights):

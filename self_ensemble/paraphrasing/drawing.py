@@ -227,7 +227,7 @@ class Making:
     def _draw(self, name: str, draws: list[tuple[str, int]], groups) -> list[tuple[str, bool]]:
         """One pass: the first line of each draw, and whether it ran into the token limit."""
         from self_ensemble.attention.fusion import Fusion
-        from self_ensemble.evaluation.matchers import first_line
+        from self_ensemble.data.answers import first_line
         from self_ensemble.generation.engine import Counts
         from self_ensemble.generation.sampling import fresh_state, sampler
 

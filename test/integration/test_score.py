@@ -16,13 +16,13 @@ import pytest
 from writing import write_per_prompt, write_plain, write_table
 
 from score import compare, main, make_report, pair_agreement, parse_args, summarize
+from self_ensemble.data.answers import normalize_answer
 from self_ensemble.evaluation.matchers import (
     contains_run,
     f1,
     first_token_is_right,
     is_right,
     lemmas_match,
-    normalize_answer,
 )
 from self_ensemble.evaluation.scored import load_scored
 from self_ensemble.evaluation.statistics import Z, holm, mcnemar_p, tango_interval, wilson_interval

@@ -35,7 +35,7 @@ from self_ensemble.data.registry import DatasetOptions, register_dataset
 from self_ensemble.data.tables import (
     ARROW_SUFFIXES,
     Row,
-    first_line,
+    error_line,
     read_arrow,
     read_rows,
     require_columns,
@@ -280,7 +280,7 @@ def _table_of_rows(path: Path, columns: list[str], rows: list[Row]) -> "pyarrow.
     try:
         return pa.table({name: cells[name] for name in used})
     except pa.ArrowException as error:
-        raise UserError(f"{path}: cells of a column differ in type: {first_line(error)}") from None
+        raise UserError(f"{path}: cells of a column differ in type: {error_line(error)}") from None
 
 
 def typed_facts(place: Path | str, table: "pyarrow.Table") -> "pyarrow.Table":
@@ -294,7 +294,7 @@ def typed_facts(place: Path | str, table: "pyarrow.Table") -> "pyarrow.Table":
     try:
         return table.select(FACT_COLUMNS).cast(pa.schema(types))
     except (pa.ArrowException, KeyError) as error:  # KeyError: a column twice
-        raise UserError(f"{place} is not MyriadLAMA's table: {first_line(error)}") from None
+        raise UserError(f"{place} is not MyriadLAMA's table: {error_line(error)}") from None
 
 
 def sample_facts(files: Sequence[Path]) -> list[Fact]:

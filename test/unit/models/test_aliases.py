@@ -41,7 +41,7 @@ def mine():
 def test_an_alias_of_the_users_own_is_one_like_the_others(mine):
     assert resolve_model(mine) == MODEL_PATHs[mine] == "my-organisation/my-model"
     assert constants.MODEL_PATHs is MODEL_PATHs and list(MODEL_PATHs)[-1] == mine
-    with pytest.raises(UserError, match=", mine$"):
+    with pytest.raises(UserError, match=r", mine$"):
         resolve_model("your")
 
 
