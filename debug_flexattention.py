@@ -101,7 +101,8 @@ def main(args) -> None:
     from self_ensemble.data import chat_prompt_template
     from self_ensemble.diagnostics.inspection import Inspection
     from self_ensemble.diagnostics.trace import Settings
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     positions = args.positions or source.positions_for(args.fusion)

@@ -147,7 +147,7 @@ def hidden_states(engine, ids: Sequence[int], positions: Sequence[int], mask_mod
 
 def states_together(engine, question, mask_mod) -> list:
     """The states of each segment, [n_i, hidden], all in one forward under a mask."""
-    from self_ensemble.generation.engine import attention_streams
+    from self_ensemble.generation.legacy import attention_streams
 
     P = len(engine.prefix_ids)
     # Every segment stands where it would stand alone: right behind the prefix.
@@ -180,7 +180,7 @@ def relative_difference(states: list, others: list) -> float:
 def answer_alone(engine, question) -> list:
     """What each paraphrase gets without the others: an `engine.Answer` each."""
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.generation.engine import logit_streams, only_stream
+    from self_ensemble.generation.legacy import logit_streams, only_stream
 
     streams = logit_streams(question, len(engine.prefix_ids))
     batches = engine.generate(
@@ -197,7 +197,7 @@ def answer_alone(engine, question) -> list:
 def answer_by_logit_average(engine, question):
     """One `engine.Answer`: a stream a paraphrase, their logits averaged at every token."""
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.generation.engine import logit_streams
+    from self_ensemble.generation.legacy import logit_streams
     from self_ensemble.methods.logit_fusion import average_logits
 
     [[(_, answer)]] = engine.generate(
@@ -297,7 +297,8 @@ def show_answers(
 def main(args: argparse.Namespace) -> None:
     from self_ensemble.attention.segments import split_prompts
     from self_ensemble.experiment.run import set_up_logging
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     set_up_logging(verbose=False)
     paraphrases = tuple(args.paraphrase or PARAPHRASES)

@@ -47,7 +47,7 @@ def split_and_place(engine, template, questions, *, layout, positions, max_new_t
     Args, errors: as of `flex_attention_generation`.
     """
     from self_ensemble.attention.segments import concatenate_prompts, split_prompts
-    from self_ensemble.generation.engine import attention_streams, check_turns
+    from self_ensemble.generation.legacy import attention_streams, check_turns
 
     if layout == "shared":
         prefix, split = split_prompts(engine.tokenizer, template, questions)
@@ -92,7 +92,7 @@ def flex_attention_generation(
     Raises:
         UserError: the tokenizer, the model or the lengths do not allow it.
     """
-    from self_ensemble.generation.engine import only_stream
+    from self_ensemble.generation.legacy import only_stream
 
     streams = split_and_place(
         engine,
@@ -147,7 +147,8 @@ def main(args) -> Path:
         return lemmatize_finished(args, questions, *names_without_a_model(args))
 
     set_up_logging(args.verbose)
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     default_positions = source.positions_for(args.fusion)
@@ -170,7 +171,7 @@ def answer_all(args, this, engine, chosen: dict[str, str]) -> None:
     """Answer the questions of `this` run and write the result."""
     from self_ensemble.attention.fusion import Fusion
     from self_ensemble.experiment.run import result_row
-    from self_ensemble.generation.engine import only_stream
+    from self_ensemble.generation.legacy import only_stream
 
     this.begin(engine)
     streams = split_and_place(

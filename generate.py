@@ -22,17 +22,20 @@ from self_ensemble.cli.parser import (
     run,
 )
 from self_ensemble.data.registry import dataset_names
-from self_ensemble.methods.logit_fusion import REDUCTIONS, WEIGHTED, confidence, majority
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS, confidence
+from self_ensemble.methods.votes import majority
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.system.errors import UserError
 
+REDUCTIONS = {name: LOGIT_METHODS.get(name).reduce for name in LOGIT_METHODS}
+WEIGHTED = tuple(name for name in LOGIT_METHODS if LOGIT_METHODS.get(name).weighted)
 METHODS = ("origin", "per_prompt", *REDUCTIONS, "vote")
 
 
 def split_and_set_prefix(engine, template, records):
     """The questions as streams, one a paraphrase; the prompts' common prefix is encoded."""
     from self_ensemble.attention.segments import split_prompts
-    from self_ensemble.generation.engine import logit_streams
+    from self_ensemble.generation.legacy import logit_streams
 
     prefix, split = split_prompts(
         engine.tokenizer, template, [record.paraphrases for record in records]
@@ -43,7 +46,7 @@ def split_and_set_prefix(engine, template, records):
 
 def answer_each(this, streams, *, batch_size, **settings) -> list[list]:
     """Every paraphrase's own greedy answer: [questions][N] of `engine.Answer`."""
-    from self_ensemble.generation.engine import only_stream
+    from self_ensemble.generation.legacy import only_stream
 
     count = len(streams[0])
     alone = [[stream] for group in streams for stream in group]
@@ -174,7 +177,8 @@ def main(args) -> Path:
         return lemmatize_finished(args, questions, [args.method], settings)
 
     set_up_logging(args.verbose)
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     this = Run(args, questions, source, args.method, settings)

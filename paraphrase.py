@@ -88,7 +88,8 @@ def make(args) -> Path:
     from self_ensemble.experiment.run import set_up_logging
 
     set_up_logging(args.verbose)
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     this = Making(args, dataset, source)

@@ -375,7 +375,7 @@ def try_flex(device, *, compiled: bool = True) -> dict[str, float | str]:
 
     from self_ensemble.attention.kv_state import EncodeState
     from self_ensemble.attention.scoring import KeyValues, Scoring
-    from self_ensemble.generation.engine import pad_to_bucket
+    from self_ensemble.generation.legacy import pad_to_bucket
     from self_ensemble.models.loading import choose_dtype
 
     dtype = choose_dtype("auto", device)
@@ -439,7 +439,8 @@ def check_model(name: str, revision: str | None) -> tuple[list[Check], list]:
     """Load a model as the main job does; its certificates, plain and with its chat template."""
     from self_ensemble.data import chat_prompt_template, choose_template, load_dataset
     from self_ensemble.diagnostics.certificate import certify
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.models.loading import find_model
 
     checks, certificates = [], []
     try:

@@ -90,9 +90,9 @@ def main(args) -> None:
     from self_ensemble.attention.fusion import Fusion
     from self_ensemble.data import chat_prompt_template
     from self_ensemble.experiment.run import read_questions, set_up_logging
-    from self_ensemble.generation.engine import only_stream
+    from self_ensemble.generation.legacy import loaded_engine, only_stream
     from self_ensemble.methods.logit_fusion import average_logits
-    from self_ensemble.models.loading import find_model, loaded_engine
+    from self_ensemble.models.loading import find_model
 
     set_up_logging(verbose=False)
     data = read_questions(args)

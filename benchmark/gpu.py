@@ -82,7 +82,7 @@ class Bench(Table):
 
         from self_ensemble.attention.checks import check_architecture
         from self_ensemble.attention.patching import FlexAttentionWrapper
-        from self_ensemble.generation.engine import Engine
+        from self_ensemble.generation.legacy import Engine
 
         super().__init__(args, args.shape)
         begun = time.perf_counter()
@@ -108,7 +108,7 @@ class Bench(Table):
         self.add("start: weights made, kernels compiled", time.perf_counter() - begun, "s")
 
     def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX, lengths=(SEGMENT,)):
-        from self_ensemble.generation.engine import attention_streams
+        from self_ensemble.generation.legacy import attention_streams
 
         questions = self.questions(count, paraphrases, lengths)
         streams = [attention_streams(question, prefix, "exact") for question in questions]
@@ -127,7 +127,7 @@ class Bench(Table):
 
     def generate(self, streams, combine=None, *, batch_size, new_tokens=NEW_TOKENS):
         from self_ensemble.attention.fusion import Fusion
-        from self_ensemble.generation.engine import only_stream
+        from self_ensemble.generation.legacy import only_stream
 
         for _ in self.engine.generate(
             streams,
@@ -175,7 +175,7 @@ class Bench(Table):
         self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS, sizes)
 
     def avg(self):
-        from self_ensemble.generation.engine import logit_streams
+        from self_ensemble.generation.legacy import logit_streams
         from self_ensemble.methods.logit_fusion import average_logits
 
         questions = self.questions(3 * max(self.args.batch_sizes))
@@ -250,7 +250,7 @@ class Bench(Table):
 
         At most: as if every decoded row were of use and cost what it costs in a full batch.
         """
-        from self_ensemble.generation.engine import Counts
+        from self_ensemble.generation.legacy import Counts
 
         torch, size, batches = self.torch, max(self.args.batch_sizes), 3
         streams = self.attention_streams(batches * size)
@@ -401,7 +401,7 @@ class Bench(Table):
 
         from self_ensemble.attention.segments import split_prompts
         from self_ensemble.data import prompt_template
-        from self_ensemble.generation.engine import attention_streams
+        from self_ensemble.generation.legacy import attention_streams
 
         tokenizer = AutoTokenizer.from_pretrained(self.args.model)
         table = pd.read_parquet(self.args.questions)

@@ -27,7 +27,7 @@ class OwnCase(Table):
         """Token ids by question, through attention fusion with its default positions."""
         from self_ensemble.attention.fusion import Fusion
         from self_ensemble.attention.segments import split_prompts
-        from self_ensemble.generation.engine import attention_streams, only_stream
+        from self_ensemble.generation.legacy import attention_streams, only_stream
 
         texts = texts or self.texts
         prefix, split = split_prompts(engine.tokenizer, self.questions.template, texts)
@@ -48,8 +48,7 @@ class OwnCase(Table):
     def own(self):
         """Questions a second, and the times that arithmetic and memory alone would take."""
         from self_ensemble.attention.checks import head_shape
-        from self_ensemble.generation.engine import Counts
-        from self_ensemble.models.loading import loaded_engine
+        from self_ensemble.generation.legacy import Counts, loaded_engine
 
         source = self.source("auto")
         with loaded_engine(
@@ -89,7 +88,7 @@ class OwnCase(Table):
         """How many answers differ between our paths, our batch sizes, and stock's batch sizes."""
         from throughput import stock_answers
 
-        from self_ensemble.models.loading import loaded_engine
+        from self_ensemble.generation.legacy import loaded_engine
 
         for dtype in ("float32", "bfloat16"):
             source, found = self.source(dtype), {}

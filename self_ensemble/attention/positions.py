@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from self_ensemble.attention.segments import SplitQuestion
 
@@ -29,6 +30,14 @@ class PositionIds:
     fused_start: int
     rope_offsets: tuple[int, ...]
     separators: tuple[int, ...] = ()
+
+
+def default_positions(config: Any, *, rope_offsets: bool) -> str:
+    """``exact`` where a text model's positions are rotary and the fusion allows it, else ``left``.
+
+    rope_offsets: whether the fusion can do with queries that differ from partition to partition.
+    """
+    return "exact" if getattr(config, "rope_parameters", None) and rope_offsets else "left"
 
 
 def assign_positions(lengths: Sequence[int], prefix_length: int, positions: str) -> PositionIds:

@@ -98,6 +98,47 @@ def split_prompts(
     return prefix, split
 
 
+def split_whole_prompts(
+    tokenizer, questions: Sequence[Sequence[str]], *, add_special_tokens: bool = True
+) -> tuple[tuple[int, ...], list[SplitQuestion]]:
+    """Cut prompts of which no template is known.
+
+    The prefix is what the tokenizer puts in front of every text (a BOS), so that it does not depend
+    on the data. The tail is the longest token suffix that all prompts of a question share; each
+    segment keeps one token at least. Of one prompt alone it is the last token.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        questions: the prompts of each question.
+        add_special_tokens: what the tokenizer is called with.
+
+    Returns:
+        The prefix's token ids and one `SplitQuestion` per question, in the order given.
+
+    Raises:
+        UserError: the tokenizer gives no offsets, or puts a token behind every text, or the prompts
+            of a question do not end alike.
+    """
+    texts = [prompt for prompts in questions for prompt in prompts]
+    encoded = [found.ids for found in _encode(tokenizer, texts, add_special_tokens)]
+    openings = [found.ids for found in _encode(tokenizer, _OPENINGS, add_special_tokens)]
+    prefix = _common_prefix(openings)
+    split, at = [], 0
+    for prompts in questions:
+        bodies = [ids[len(prefix) :] for ids in encoded[at : at + len(prompts)]]
+        at += len(prompts)
+        longest = min(map(len, bodies)) - 1 if len(bodies) > 1 else min(1, len(bodies[0]) - 1)
+        tail = _common_suffix(bodies)
+        tail = tail[len(tail) - min(len(tail), longest) :]
+        if not tail:
+            raise UserError(
+                f"the prompts {prompts[0][-40:]!r} … share no last token: let all prompts of a "
+                "question end alike, such as with an answer cue (A:)"
+            )
+        split.append(SplitQuestion(tuple(tuple(ids[: -len(tail)]) for ids in bodies), tail))
+    return prefix, split
+
+
 def concatenate_paraphrases_with_positions(
     prompts: Sequence[str],
     tokenizer,

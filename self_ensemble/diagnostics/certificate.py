@@ -47,7 +47,7 @@ from self_ensemble.diagnostics.tolerances import (
     where_largest,
     within,
 )
-from self_ensemble.generation.engine import Engine, attention_streams, logit_streams, plan_batches
+from self_ensemble.generation.legacy import Engine, attention_streams, logit_streams, plan_batches
 from self_ensemble.methods.logit_fusion import average_logits
 from self_ensemble.system.errors import UserError
 

@@ -41,7 +41,7 @@ from self_ensemble.diagnostics.trace import (
     trace_question,
 )
 from self_ensemble.diagnostics.words import Words, align
-from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.legacy import Engine
 from self_ensemble.system.console import say_if_slow, visible
 
 

@@ -18,7 +18,7 @@ from self_ensemble.diagnostics.references import (
     unmasked_difference,
 )
 from self_ensemble.diagnostics.tolerances import fused_rounding, largest, rounding, within
-from self_ensemble.generation.engine import Engine, attention_streams, check_turns
+from self_ensemble.generation.legacy import Engine, attention_streams, check_turns
 
 ANSWER_TOKENS = 2  # of the answer, in the mask
 

@@ -17,7 +17,7 @@ from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics.items import MASK_ITEMS, Item, judged
 from self_ensemble.diagnostics.measured_masks import Forward
 from self_ensemble.diagnostics.probes import STEPS
-from self_ensemble.generation.engine import Stream
+from self_ensemble.generation.legacy import Stream
 from self_ensemble.system.console import quoted
 
 # How far a share of the attention may be off, as a part of it: rounding of the kernels.

@@ -21,7 +21,7 @@ import torch
 from self_ensemble.attention.checks import head_shape
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.scoring import KeyValues, Scoring
-from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.legacy import Engine
 
 # The lowest and the highest share, over the heads, of each query's attention that each key gets
 # under equal scores: [queries, keys] both (of fused tokens [R, S, keys]).

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.generation.engine import Combine, Counts, Engine, Stream, only_stream
+from self_ensemble.generation.legacy import Combine, Counts, Engine, Stream, only_stream
 from self_ensemble.system.errors import UserError
 
 # What a probe decodes: the first token of the answer, and one after it.

@@ -21,7 +21,7 @@ from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics.measured_masks import Forward
 from self_ensemble.diagnostics.probes import STEPS, step_logits
 from self_ensemble.diagnostics.tolerances import largest, logit_difference, state_difference
-from self_ensemble.generation.engine import Engine, attention_streams
+from self_ensemble.generation.legacy import Engine, attention_streams
 
 
 @dataclass(frozen=True)

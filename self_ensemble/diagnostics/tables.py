@@ -18,7 +18,7 @@ from self_ensemble.diagnostics.tolerances import largest
 from self_ensemble.diagnostics.trace import Settings, Step, Trace
 from self_ensemble.diagnostics.words import NOTHING, Table, Words, percent
 from self_ensemble.evaluation.matchers import is_right
-from self_ensemble.generation.engine import Answer
+from self_ensemble.generation.legacy import Answer
 from self_ensemble.system.console import visible
 
 # Tokens of a prefix that are listed.

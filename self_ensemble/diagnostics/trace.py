@@ -17,7 +17,7 @@ import torch
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.data import PromptTemplate
-from self_ensemble.generation.engine import (
+from self_ensemble.generation.legacy import (
     Answer,
     Combine,
     Engine,

@@ -42,7 +42,7 @@ from self_ensemble.system.interrupts import advise
 from self_ensemble.system.lock import held, sweep
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
-    from self_ensemble.generation.engine import Answer, Engine
+    from self_ensemble.generation.legacy import Answer, Engine
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class Run:
         Returns:
             Answers in the order of `groups`.
         """
-        from self_ensemble.generation.engine import Answer, Counts
+        from self_ensemble.generation.legacy import Answer, Counts
 
         engine = self.engine
         if self.journal.state is not None:  # the prefix, encoded again, is counted once

@@ -1,7 +1,7 @@
-"""Sample through the engine's greedy loop: its `combine` gives scores whose best token is a draw.
+"""How the decode loop takes a token from the fused distribution: the likeliest, or a draw.
 
-A draw's chance comes from one number a token, and that from the seed, the question, the attempt and
-the token's place alone: neither the order of the questions nor their batch changes it.
+A draw's chance comes from one number a token, and that from the seed, the question's key and the
+token's place alone: neither the order of the questions nor their batch changes it.
 
 Legend: ``B`` rows, ``V`` vocabulary.
 """
@@ -10,50 +10,96 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from self_ensemble.system.errors import UserError
-
 # Rows whose distributions are sorted at a time: in float64 those of a batch would not fit.
 ROWS_AT_ONCE = 32
+# The numbers of so many steps are made at once on the host, so that no step waits for it.
+STEPS_AT_ONCE = 64
 
 
-def fresh_state(count: int) -> torch.Tensor:
-    """What `sampler` is handed as the engine's ``weights``: (which draw, its next step), [B, 2].
+@dataclass(frozen=True)
+class Sampling:
+    """Draws instead of the likeliest token.
 
-    It travels with the rows: the engine copies it for each batch, also for one that is run again
-    because memory ran out, and drops the rows of finished draws.
+    temperature: above 0; the logits are divided by it.
+    top_p: above 0, at most 1; drawn from the likeliest tokens that together have this probability
+        (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+    seed: whatever is drawn with another seed is drawn independently.
+    keys: of each question, what its draws depend on beside the seed: its uuid, and which of its
+        draws this is.
     """
-    return torch.stack([torch.arange(count), torch.zeros(count, dtype=torch.long)], dim=1)
+
+    temperature: float
+    top_p: float
+    seed: int
+    keys: Sequence[tuple[str, int]]
+
+    def __post_init__(self) -> None:
+        assert self.temperature > 0, self.temperature
+        assert 0 < self.top_p <= 1, self.top_p
 
 
-def sampler(
-    draws: Sequence[tuple[str, int]], *, seed: int, temperature: float, top_p: float
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The `combine` of `Engine.generate` that draws tokens.
+class Chooser(Protocol):
+    """Takes the tokens of a batch's questions, step by step."""
+
+    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
+        """scores [B, V] → token ids [B]."""
+        ...
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Go on with the questions in these places of the batch, in this order."""
+        ...
+
+
+class Greedy:
+    """The likeliest token; ties go to the lowest id."""
+
+    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
+        return scores.argmax(-1)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        pass
+
+
+class Sampler:
+    """Draws, reproducibly, for the questions of one batch.
 
     Args:
-        draws: uuid and attempt of each of the run's streams.
-        seed: whatever is drawn with another seed is drawn independently.
-        temperature: above 0; the logits are divided by it.
-        top_p: above 0; sampled from the likeliest tokens that together have this probability.
-
-    Returns:
-        (logits [B, 1, V], state [B, 2] of `fresh_state`) → scores [B, V]; one step further in
-        ``state``.
+        sampling: of the request.
+        questions: which of the request's questions is in each place of the batch.
+        device: of the scores.
     """
 
-    def combine(logits: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        assert logits.shape[1] == 1 and state.shape == (len(logits), 2), (logits.shape, state.shape)
-        numbers = [uniform(seed, *draws[draw], step) for draw, step in state.tolist()]
-        state[:, 1] += 1
-        chosen = pick(logits[:, 0], torch.tensor(numbers, dtype=torch.float64), temperature, top_p)
-        scores = torch.full_like(logits[:, 0], -torch.inf)  # [B, V]
-        return scores.scatter_(1, chosen[:, None], 0.0)
+    def __init__(self, sampling: Sampling, questions: Sequence[int], device: torch.device):
+        self.sampling = sampling
+        self.questions = list(questions)
+        self.device = device
+        self._first = 0  # the step that the first column of the numbers is for
+        self._numbers = torch.empty(len(self.questions), 0, dtype=torch.float64)
 
-    return combine
+    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
+        if step >= self._first + self._numbers.shape[1]:
+            self._make_numbers(step)
+        numbers = self._numbers[:, step - self._first]
+        return pick(scores, numbers, self.sampling.temperature, self.sampling.top_p)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        self.questions = [self.questions[slot] for slot in slots]
+        self._numbers = self._numbers[torch.tensor(slots, device=self._numbers.device)]
+
+    def _make_numbers(self, step: int) -> None:
+        seed, keys = self.sampling.seed, self.sampling.keys
+        rows = [
+            [uniform(seed, *keys[question], step + k) for k in range(STEPS_AT_ONCE)]
+            for question in self.questions
+        ]
+        self._first = step
+        self._numbers = torch.tensor(rows, dtype=torch.float64).to(self.device)
 
 
 def uniform(seed: int, uuid: str, attempt: int, step: int) -> float:
@@ -71,32 +117,28 @@ def pick(
     rounding of their batch, and with them what is drawn.
 
     Args:
-        logits: [B, V].
+        logits: [B, V]. Where a row holds NaN, some token is taken: whoever reads the token's
+            log-probability sees that it is no number.
         numbers: [B] float64 in [0, 1).
 
     Returns:
         Token ids [B].
-
-    Raises:
-        UserError: a logit is not a number.
     """
     parts = zip(logits.split(ROWS_AT_ONCE), numbers.split(ROWS_AT_ONCE), strict=True)
     return torch.cat([_pick(*part, temperature, top_p) for part in parts])
 
 
-def _pick(logits, numbers, temperature, top_p) -> torch.Tensor:
+def _pick(
+    logits: torch.Tensor, numbers: torch.Tensor, temperature: float, top_p: float
+) -> torch.Tensor:
     probabilities = (logits.double() / temperature).softmax(-1)  # [B, V]
-    if probabilities.isnan().any():
-        raise UserError(
-            "the model's logits are not numbers in this number format; use --dtype float32"
-        )
     if top_p < 1:
         ordered = probabilities.sort(-1, descending=True).values
         before = ordered.cumsum(-1) - ordered  # what the likelier ones have
-        last = (before < top_p).sum(-1, keepdim=True) - 1
+        last = (before < top_p).sum(-1, keepdim=True).clamp(min=1) - 1
         least = ordered.gather(-1, last)  # [B, 1]
         probabilities = probabilities.where(probabilities >= least, 0.0)
     edges = probabilities.cumsum(-1)
     at = numbers.to(edges.device)[:, None] * edges[:, -1:]
     # The first edge above: never a token without probability.
-    return torch.searchsorted(edges, at, right=True)[:, 0]
+    return torch.searchsorted(edges, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

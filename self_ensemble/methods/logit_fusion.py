@@ -1,66 +1,88 @@
-"""How N paraphrases' logits, or their answers, become one.
+"""Fusion at the logits: N paraphrases, one decoded row each, one token taken for all of them.
 
-The reductions take logits [B, N, V] float32 and weights [B, N] and return scores [B, V], whose
-log-softmax is the fused distribution (`B` questions, `N` paraphrases, `V` vocabulary).
+A logit method is a function of logits [B, N, V] float32 and weights [B, N] (or None) that returns
+scores [B, V], whose log-softmax is the fused distribution (`B` questions, `N` paraphrases, `V`
+vocabulary). `register_logit_method` gives it a name; docs/extending.md shows one of a user's own.
+Nothing here imports torch, so that a command line knows the names at once.
 """
 
+from __future__ import annotations
+
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from self_ensemble.data.answers import normalize_answer
+from self_ensemble.system.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from self_ensemble.generation.decode import Answer
+    from self_ensemble.generation.streams import Reduce
 
 
-def average_logits(logits, weights):
+@dataclass(frozen=True)
+class LogitMethod:
+    """A way to combine the logits of a question's paraphrases.
+
+    weighted: it is given a weight for each paraphrase, by default the confidence of the
+        paraphrase's own answer, which costs a pass over every paraphrase alone.
+    """
+
+    reduce: Reduce
+    weighted: bool = False
+
+
+LOGIT_METHODS: Registry[LogitMethod] = Registry("unknown logit method {name!r}: there is {names}")
+
+
+def register_logit_method(name: str, *, weighted: bool = False) -> Callable[[Reduce], Reduce]:
+    """Register a function of (logits, weights) as the method ``name``."""
+
+    def register(reduce: Reduce) -> Reduce:
+        LOGIT_METHODS.add(name, LogitMethod(reduce, weighted))
+        return reduce
+
+    return register
+
+
+@register_logit_method("avg")
+def average_logits(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Mean of the logits: up to a constant the mean log-probability, a product of experts."""
     return logits.mean(1)
 
 
-def highest_probability(logits, weights):
+@register_logit_method("max")
+def highest_probability(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """The probability of each token where it is highest."""
     return logits.log_softmax(-1).amax(1)
 
 
-def average_probabilities(logits, weights):
+@register_logit_method("prob_avg")
+def average_probabilities(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Mean of the probabilities: a mixture of experts."""
     return logits.log_softmax(-1).logsumexp(1)
 
 
-def weighted_average_logits(logits, weights):
+@register_logit_method("weighted_avg", weighted=True)
+def weighted_average_logits(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """Logits weighted by each paraphrase's confidence."""
-    share = weights / weights.sum(-1, keepdim=True)
-    return (logits * share[:, :, None]).sum(1)
+    assert weights is not None
+    fractions = weights / weights.sum(-1, keepdim=True)
+    return (logits * fractions[:, :, None]).sum(1)
 
 
-def most_confident(logits, weights):
+@register_logit_method("weighted_max", weighted=True)
+def most_confident(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """The most confident paraphrase's logits; ties to the earlier paraphrase."""
+    assert weights is not None
     best = weights.argmax(-1)
     return logits[best.new_tensor(range(len(best))), best]
 
 
-REDUCTIONS = {
-    "avg": average_logits,
-    "max": highest_probability,
-    "prob_avg": average_probabilities,
-    "weighted_avg": weighted_average_logits,
-    "weighted_max": most_confident,
-}
-WEIGHTED = ("weighted_avg", "weighted_max")
-
-
-def confidence(answer) -> float:
+def confidence(answer: Answer) -> float:
     """exp of the mean log-probability of an answer's tokens; 0 for an empty answer."""
     if not answer.logprobs:
         return 0.0
     return math.exp(sum(answer.logprobs) / len(answer.logprobs))
-
-
-def majority(predictions: Sequence[str]) -> int:
-    """Which paraphrase answered what most of them did; ties to the earlier one.
-
-    Answers are compared normalised; an empty one has no vote unless all are empty.
-    """
-    answers = [normalize_answer(prediction) for prediction in predictions]
-    votes = Counter(answer for answer in answers if answer) or Counter(answers)
-    most = max(votes.values())
-    return next(i for i, answer in enumerate(answers) if votes[answer] == most)

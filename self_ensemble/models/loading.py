@@ -1,4 +1,4 @@
-"""Find a model, say which one it is, load it, and put our attention into it."""
+"""Find a model, say which one it is, and load it; choose what computes its attention."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from self_ensemble.attention.checks import check_architecture, check_config, flex_problem
+from self_ensemble.attention.checks import check_config, flex_problem
+from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.generation.engine import Engine
+from self_ensemble.attention.positions import default_positions
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.memory import check_fits
 from self_ensemble.system.console import say_if_slow
@@ -49,12 +50,12 @@ class ModelSource:
     @property
     def default_positions(self) -> str:
         """``exact`` where positions are rotary; learned absolute ones cannot do it: ``left``."""
-        text_config = self.config.get_text_config()
-        return "exact" if getattr(text_config, "rope_parameters", None) else "left"
+        return self.positions_for("mean")
 
     def positions_for(self, fusion: str) -> str:
-        """The default of a fusion: one softmax over all cannot have ``exact``."""
-        return "left" if fusion == "joint" else self.default_positions
+        """The default of a fusion, see `attention.positions.default_positions`."""
+        rope_offsets = FUSIONS.get(fusion).rope_offsets
+        return default_positions(self.config.get_text_config(), rope_offsets=rope_offsets)
 
 
 def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> ModelSource:
@@ -94,21 +95,11 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
     )
 
 
-@contextmanager
-def loaded_engine(
-    source: ModelSource, *, attention: str, recorded: bool = True
-) -> Iterator[Engine]:
-    """The model on its device with our attention in its layers; taken out at the end.
-
-    Args:
-        source: from `find_model`.
-        attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
-        recorded: see `Engine`; with FlexAttention on a GPU alone, and where this model cannot have
-            it a warning says so.
+def load_model(source: ModelSource) -> tuple[Any, Any]:
+    """The model on its device in eval mode, and its tokenizer.
 
     Raises:
-        UserError: damaged files, an architecture that cannot work, or a backend asked for and
-            not to be had.
+        UserError: damaged files, too little memory, or a tokenizer that is not the model's.
     """
     with say_if_slow(f"loading {source.name}"):
         tokenizer, model = load_tokenizer(source), load_weights(source)
@@ -120,20 +111,7 @@ def loaded_engine(
             f"--model: the tokenizer of {source.name} has {tokenizer.vocab_size} tokens and its "
             f"model {rows}: they do not belong together"
         )
-    with FlexAttentionWrapper(model, "eager") as wrapper:
-        check_architecture(wrapper)
-        wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
-        recorded = recorded and wrapper.backend == "flex" and source.device.type == "cuda"
-        engine = Engine(model, tokenizer, wrapper, recorded=recorded)
-        if engine.recording:
-            problem = engine.recording_problem()
-            if problem is not None:
-                logger.warning(
-                    "this model cannot be compiled and recorded here (%s): it runs as it is",
-                    problem,
-                )
-                engine.recording, engine.room = False, None
-        yield engine
+    return model, tokenizer
 
 
 def load_tokenizer(source: ModelSource):

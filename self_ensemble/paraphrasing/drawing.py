@@ -218,7 +218,7 @@ class Making:
 
     def _streams(self, group: list[Asked], template: PromptTemplate):
         from self_ensemble.attention.segments import split_prompts
-        from self_ensemble.generation.engine import logit_streams
+        from self_ensemble.generation.legacy import logit_streams
 
         questions = [[asked.question] for asked in group]
         prefix, split = split_prompts(self.engine.tokenizer, template, questions)
@@ -228,8 +228,7 @@ class Making:
         """One pass: the first line of each draw, and whether it ran into the token limit."""
         from self_ensemble.attention.fusion import Fusion
         from self_ensemble.data.answers import first_line
-        from self_ensemble.generation.engine import Counts
-        from self_ensemble.generation.sampling import fresh_state, sampler
+        from self_ensemble.generation.legacy import Counts, fresh_state, sampler
 
         engine, size = self.engine, self.args.batch_size
         if name in self.journal.answers:  # by an interrupted run

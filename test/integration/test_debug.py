@@ -33,8 +33,8 @@ from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
 from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
 from self_ensemble.diagnostics.tables import isolation_lines
 from self_ensemble.diagnostics.trace import Settings, trace_question, watch
-from self_ensemble.generation.engine import Engine, attention_streams
-from self_ensemble.models.loading import find_model, loaded_engine
+from self_ensemble.generation.legacy import Engine, attention_streams, loaded_engine
+from self_ensemble.models.loading import find_model
 from self_ensemble.system.console import visible
 from self_ensemble.system.errors import UserError
 

@@ -10,7 +10,7 @@ from small import INSTRUCTION, MARK, QUESTIONS, stock_answer, write_jsonl
 import generate
 from self_ensemble.data import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.generation.engine import Answer
+from self_ensemble.generation.legacy import Answer
 from self_ensemble.methods import logit_fusion as reductions
 from self_ensemble.system.errors import UserError
 

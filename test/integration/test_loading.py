@@ -18,7 +18,7 @@ from self_ensemble.attention import backends, checks
 from self_ensemble.attention.checks import check_architecture
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.generation import engine
+from self_ensemble.generation import legacy as engine
 from self_ensemble.models import loading, memory
 from self_ensemble.system.errors import UserError
 

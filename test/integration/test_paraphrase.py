@@ -24,7 +24,7 @@ from self_ensemble.data import Record, load_dataset, prompt_template
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.generation import sampling
-from self_ensemble.generation.engine import Engine, logit_streams
+from self_ensemble.generation.legacy import Engine, logit_streams
 from self_ensemble.models import loading
 from self_ensemble.paraphrasing import drawing
 from self_ensemble.paraphrasing import quality_filter as gate

@@ -19,7 +19,7 @@ import flex_attention_generate
 import generate
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.experiment import journal
-from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.legacy import Engine
 from self_ensemble.system import files, lock
 from self_ensemble.system.errors import UserError
 
@@ -618,7 +618,7 @@ def test_ctrl_c_before_any_answer(command, tmp_path, monkeypatch, capsys, argv):
     def loaded_engine(*args, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("self_ensemble.models.loading.loaded_engine", loaded_engine)
+    monkeypatch.setattr("self_ensemble.generation.legacy.loaded_engine", loaded_engine)
     monkeypatch.setattr(os, "_exit", sys.exit)  # which would end the tests too
     assert run_script(generate, *command(tmp_path, *argv)) == 130
     assert capsys.readouterr().err == (

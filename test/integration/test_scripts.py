@@ -277,7 +277,7 @@ def test_a_finished_file_is_not_made_again(run, tmp_path, monkeypatch, script):
         raise AssertionError("the model is loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr("self_ensemble.models.loading.loaded_engine", loaded_engine)
+        patch.setattr("self_ensemble.generation.legacy.loaded_engine", loaded_engine)
         # None of these is part of what the answers depend on.
         for argv in (
             [],
@@ -606,7 +606,7 @@ def test_a_chat_template_that_prints_the_date_makes_another_prompt(
     }
     with monkeypatch.context() as patch:
         patch.setattr(
-            "self_ensemble.models.loading.loaded_engine", None
+            "self_ensemble.generation.legacy.loaded_engine", None
         )  # the weights are not needed to tell
         assert "is finished already" in run(script, *argv).err
         monkeypatch.setattr(Clock, "today", datetime(2026, 2, 1))

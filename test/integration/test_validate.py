@@ -465,7 +465,7 @@ def test_offline(hub, monkeypatch, tmp_path, value, offline):
 @pytest.fixture
 def eager_flex(monkeypatch):
     """FlexAttention uncompiled, untraced and on fewer tokens."""
-    monkeypatch.setattr("self_ensemble.generation.engine.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)
     eager = backends._eager_flex()

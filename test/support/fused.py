@@ -13,7 +13,7 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.generation.engine import Engine, attention_streams, logit_streams, only_stream
+from self_ensemble.generation.legacy import Engine, attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import average_logits
 
 STEPS = 6

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.masks import create_segment_isolation_mask
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.generation.engine import attention_streams
+from self_ensemble.generation.legacy import attention_streams
 from self_ensemble.system.errors import UserError
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 40}

@@ -21,8 +21,8 @@ from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.diagnostics import certificate
 from self_ensemble.diagnostics.certificate import certify
 from self_ensemble.diagnostics.items import FAILED, ITEMS, MASK_ITEMS, NOT_RUN
-from self_ensemble.generation import engine as engine_module
-from self_ensemble.generation.engine import Engine, plan_batches
+from self_ensemble.generation import legacy as engine_module
+from self_ensemble.generation.legacy import Engine, plan_batches
 
 QUESTIONS = [
     ["Who wrote Emma?", "Which author is the one who wrote Emma?", "The author of Emma?"],
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture(autouse=True)
 def quick_flex(monkeypatch):
     """Packed lengths are rounded up to less, and uncompiled FlexAttention is not traced either."""
-    monkeypatch.setattr("self_ensemble.generation.engine.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)  # an older torch has no such switch
 

@@ -11,8 +11,8 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.positions import assign_positions
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.generation import engine as engine_module
-from self_ensemble.generation.engine import (
+from self_ensemble.generation import legacy as engine_module
+from self_ensemble.generation.legacy import (
     Engine,
     StopRule,
     Stream,

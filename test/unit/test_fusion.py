@@ -32,7 +32,7 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
 from self_ensemble.attention.scoring import KeyValues
-from self_ensemble.generation.engine import attention_streams, logit_streams
+from self_ensemble.generation.legacy import attention_streams, logit_streams
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture(autouse=True)
 def quick_flex(monkeypatch):
     """Packed lengths are rounded up to less, and uncompiled FlexAttention is not traced either."""
-    monkeypatch.setattr("self_ensemble.generation.engine.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)  # an older torch has no such switch
 

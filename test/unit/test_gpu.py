@@ -23,7 +23,7 @@ from tiny import ARCHITECTURES, ROTARY, tiny_model
 from self_ensemble.attention import backends
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.generation.engine import attention_streams
+from self_ensemble.generation.legacy import attention_streams
 
 pytestmark = [
     pytest.mark.gpu,

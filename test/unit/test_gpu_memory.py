@@ -11,8 +11,8 @@ import torch
 from flex_attention_generate import split_and_place
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.data import load_dataset, prompt_template, select_paraphrases
-from self_ensemble.generation.engine import only_stream
-from self_ensemble.models.loading import find_model, loaded_engine
+from self_ensemble.generation.legacy import loaded_engine, only_stream
+from self_ensemble.models.loading import find_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -25,8 +25,8 @@ from self_ensemble.attention.kv_state import DecodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.rotary import RotaryTables
 from self_ensemble.attention.scoring import KeyValues
-from self_ensemble.generation import engine as engine_module
-from self_ensemble.generation.engine import recorded_size
+from self_ensemble.generation import legacy as engine_module
+from self_ensemble.generation.legacy import recorded_size
 from self_ensemble.system.errors import UserError
 
 

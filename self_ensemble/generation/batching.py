@@ -1,0 +1,104 @@
+"""Which questions go together, how long a packed sequence is, and how a batch gets smaller.
+
+Legend: a *slot* is a question's place in a batch. Captured steps have a fixed number of slots, so
+that some may be padding: the last question, repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from self_ensemble.attention.checks import head_shape
+from self_ensemble.generation.streams import Stream
+
+# Tokens encoded in one forward, at most. On a CPU more gains nothing; on a GPU it was not measured.
+CPU_TOKENS_PER_BATCH = 4096
+GPU_TOKENS_PER_BATCH = 65536
+# On a CPU FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of
+# this, and longer ones to eight lengths an octave. On a GPU to what a block of the mask has: with
+# fewer tokens FlexAttention goes over to another kernel.
+FLEX_BUCKET, GPU_FLEX_BUCKET = 1024, 128
+# Finished questions leave the batch once they are this fraction of it. Where steps are captured,
+# once half of it has room for the others: batches of a size then come down by the same sizes.
+COMPACTION_FRACTION = 0.25
+
+
+def schedule_batches(
+    questions: Sequence[Sequence[Stream]],
+    batch_size: int | None,
+    tokens_per_batch: int,
+    among: Iterable[int] | None = None,
+) -> list[list[int]]:
+    """Indices of questions, batch by batch, shortest first: a function of data and settings.
+
+    Args:
+        questions: the streams of each.
+        batch_size: questions a batch; None fills batches up to ``tokens_per_batch``.
+        tokens_per_batch: encoded tokens of a batch where no size is given.
+        among: the indices of those that are to be answered; None for all.
+    """
+    indices = range(len(questions)) if among is None else among
+    cost = {i: sum(stream.encoded_tokens for stream in questions[i]) for i in indices}
+    order = sorted(cost, key=lambda index: (cost[index], index))
+    if batch_size is not None:
+        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    tokens = tokens_per_batch
+    for index in order:
+        if tokens + cost[index] > tokens_per_batch:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(index)
+        tokens += cost[index]
+    return batches
+
+
+def tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) -> int:
+    """How many packed tokens to encode at a time where no batch size is asked for.
+
+    config: the text model's. bytes_per_value: of the model's number format.
+    """
+    if device.type != "cuda":
+        return CPU_TOKENS_PER_BATCH
+    _, heads, size = head_shape(config)
+    # Keys and values of all layers, packed and (uncaptured) by row, and the widest activations.
+    values = 2 * 3 * config.num_hidden_layers * heads * size + 32 * config.hidden_size
+    free, _ = torch.cuda.mem_get_info(device)
+    fitting = free // 2 // (values * bytes_per_value)
+    least = 1024
+    rounded = fitting // least * least  # slightly less free memory gives the same batches
+    return max(least, min(GPU_TOKENS_PER_BATCH, rounded))
+
+
+def padded_length(total: int, device: torch.device) -> int:
+    """The packed length that so many tokens are padded to for FlexAttention."""
+    if device.type == "cuda":
+        return total + -total % GPU_FLEX_BUCKET
+    return total + -total % max(FLEX_BUCKET, (1 << total.bit_length()) // 16)
+
+
+def captured_slots(questions: int, fewest: int) -> int:
+    """Slots of a batch that is to be captured: four sizes to an octave, at least ``fewest``."""
+    step = 1 << max(0, (questions - 1).bit_length() - 3)
+    return max(-(-questions // step) * step, fewest)
+
+
+def fill_slots(running: Sequence[int], size: int) -> list[int]:
+    """So many slots, the last one repeated."""
+    return [*running, *[running[-1]] * (size - len(running))]
+
+
+def compacted(running: Sequence[int], size: int) -> list[int] | None:
+    """Of ``size`` slots those to go on with, if enough questions have finished; else None."""
+    return list(running) if size - len(running) >= COMPACTION_FRACTION * size else None
+
+
+def compacted_captured(running: Sequence[int], size: int, fewest: int) -> list[int] | None:
+    """As `compacted`, by halves, padded: batches of a size all come down by the same sizes."""
+    smaller = size
+    while smaller // 2 >= max(len(running), fewest):
+        smaller //= 2
+    return fill_slots(running, smaller) if smaller < size else None

@@ -1,0 +1,84 @@
+"""Captured decode steps, held against the plain path on the user's own model before use."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from self_ensemble.attention.checks import reason_of
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.positions import assign_positions
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import Stream
+from self_ensemble.system.errors import UserError
+
+if TYPE_CHECKING:
+    from self_ensemble.generation.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+# Segments of these lengths, two a question.
+LENGTHS = ((1, 3), (4, 2), (5, 5))
+NEW_TOKENS = 4
+# Half precision rounds by shape, and whole paths that differ move logits by their own size.
+TOLERANCE_FLOAT32, TOLERANCE_HALF = 1e-3, 0.1
+
+
+def find_capture_problem(engine: Engine, fusion: Fusion) -> str | None:
+    """Why captured steps cannot be had for this model and fusion; None if they can."""
+    if fusion.weights is not None:
+        weights = torch.tensor([0.25, 0.75], device=engine.device)
+        fusion = replace(fusion, weights=weights)
+    try:
+        fast = _logits(engine, fusion, captured=True)
+        plain = _logits(engine, fusion, captured=False)
+    except Exception as error:  # the compiler's own faults come in every kind
+        logger.info("capturing failed", exc_info=True)
+        return reason_of(error.__cause__ or error)
+    difference = ((fast - plain).norm() / plain.norm()).item()
+    tolerance = TOLERANCE_FLOAT32 if engine.model.dtype == torch.float32 else TOLERANCE_HALF
+    if not difference <= tolerance:
+        return f"its logits are off by {difference:.1%}"
+    return None
+
+
+def _logits(engine: Engine, fusion: Fusion, *, captured: bool) -> torch.Tensor:
+    """Logits of all steps of a few questions, [steps * questions, V]."""
+    tokens = [token % engine.config.vocab_size for token in range(1, 9)]
+    # Long enough for the prefix' own kernel, where the model can have it.
+    longest = getattr(engine.config, "max_position_embeddings", None) or 600
+    prefix = tuple((tokens * 65)[: min(520, longest // 2)])
+    seen: list[torch.Tensor] = []
+
+    def watch(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        seen.append(logits[: len(LENGTHS), 0].clone())
+        return torch.zeros_like(logits[:, 0])  # the same tokens, whatever they say
+
+    def ask(positions: str) -> None:
+        questions = [
+            [
+                Stream(
+                    tuple(tuple(tokens[:n]) for n in pair),
+                    tuple(tokens),
+                    (),
+                    assign_positions(pair, len(prefix), positions),
+                )
+            ]
+            for pair in LENGTHS
+        ]
+        request = Request(
+            prefix, questions, fusion, watch, max_new_tokens=NEW_TOKENS, stop=NeverStop()
+        )
+        batches = [list(range(len(questions)))]
+        for _ in engine._begin(request, batches, None, captured=captured):
+            pass
+
+    try:
+        ask("exact" if fusion.rope_offsets else "left")
+    except UserError:  # learned positions
+        ask("left")
+    return torch.cat(seen)

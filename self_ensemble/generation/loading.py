@@ -1,0 +1,51 @@
+"""From a model to an engine: our attention put in, tried, and the best backend chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from self_ensemble.attention.checks import check_architecture
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.generation.engine import Engine
+from self_ensemble.models.loading import ModelSource, choose_backend, load_model
+
+
+def make_engine(
+    model: Any, tokenizer: Any, *, attention: str = "auto", capture: bool = True
+) -> Engine:
+    """An engine around a model, which is given back as it was.
+
+    Args:
+        model: a causal language model on its device.
+        tokenizer: the model's own.
+        attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
+        capture: see `Engine`; taken where FlexAttention runs on a GPU, and no wish elsewhere.
+
+    Raises:
+        UserError: an architecture that cannot work, or a backend asked for and not to be had.
+    """
+    wrapper = FlexAttentionWrapper(model, "eager")
+    with wrapper:
+        check_architecture(wrapper)
+        wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
+    can_capture = wrapper.backend == "flex" and model.device.type == "cuda"
+    return Engine(model, tokenizer, wrapper, capture=capture and can_capture)
+
+
+@contextmanager
+def loaded_engine(source: ModelSource, *, attention: str, capture: bool = True) -> Iterator[Engine]:
+    """The model of a source with our attention in its layers until the end.
+
+    Args:
+        source: from `models.loading.find_model`.
+        attention, capture: see `make_engine`.
+
+    Raises:
+        UserError: damaged files, and what `make_engine` raises.
+    """
+    model, tokenizer = load_model(source)
+    engine = make_engine(model, tokenizer, attention=attention, capture=capture)
+    with engine.wrapper:
+        yield engine

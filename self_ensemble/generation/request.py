@@ -1,0 +1,53 @@
+"""What is asked of the engine: everything an answer depends on, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS
+from self_ensemble.generation.sampling import Sampling
+from self_ensemble.generation.stopping import StopRule
+from self_ensemble.generation.streams import Reduce, Stream, only_stream
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Questions with the prefix, fusion, stop rule and limits that they are answered under.
+
+    Args:
+        prefix: token ids that every stream begins with; may be empty.
+        questions: the streams of each question. Their number n, and the number K of a stream's
+            segments, is the same for all.
+        fusion: how a stream's partitions are combined in the attention.
+        reduce: how a question's streams are combined at the logits. Where steps are captured, the
+            last of the questions may stand there more than once, and the logits hold until the
+            next call.
+        max_new_tokens: the limit of generated tokens.
+        weights: of the streams, [number of questions, n], handed to ``reduce``.
+        stop: when an answer ends; None for the engine's own, `stopping.LineStop`.
+        sampling: how tokens are drawn; None for the likeliest, ties to the lowest id.
+        observe: called in every layer of every fused forward, see `attention.kv_state.DecodeState`.
+            Nothing is captured then.
+        capture: False runs every forward as it is, even on an engine that captures steps.
+    """
+
+    prefix: tuple[int, ...]
+    questions: Sequence[Sequence[Stream]]
+    fusion: Fusion = field(default_factory=Fusion)
+    reduce: Reduce = only_stream
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    weights: torch.Tensor | None = None
+    stop: StopRule | None = None
+    sampling: Sampling | None = None
+    observe: Callable[..., None] | None = None
+    capture: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.max_new_tokens > 0, self.max_new_tokens
+        count = len(self.questions)
+        assert self.weights is None or len(self.weights) == count, (len(self.weights), count)
+        assert self.sampling is None or len(self.sampling.keys) == count, count

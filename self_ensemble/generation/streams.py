@@ -1,0 +1,70 @@
+"""Decode streams: what one decoded row is made of, and how a question becomes one stream or N.
+
+Legend: ``B`` questions of a batch, ``n`` streams of a question, ``R = B * n`` rows, ``K`` segments
+of a row, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from self_ensemble.attention.positions import (
+    PositionIds,
+    assign_positions,
+    assign_question_positions,
+)
+from self_ensemble.attention.segments import SplitQuestion
+
+# (logits [B, n, V] float32, weights [B, n] or None) → scores [B, V], whose log-softmax is the
+# distribution that a question's next token is taken from.
+Reduce = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One decoded row.
+
+    segments: K tuples of token ids. tail: the fused tokens it opens with; empty in the layout
+    ``concat``, where the first token is read off the last segment. separators: token ids that
+    belong to no segment and that every fused token sees.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    tail: tuple[int, ...]
+    separators: tuple[int, ...]
+    positions: PositionIds
+
+    @property
+    def encoded_tokens(self) -> int:
+        return sum(map(len, self.segments)) + len(self.separators)
+
+    @property
+    def answer_start(self) -> int:
+        """The position of the first generated token."""
+        return self.positions.fused_start + len(self.tail)
+
+
+def attention_streams(question: SplitQuestion, prefix_length: int, positions: str) -> list[Stream]:
+    """One stream that sees every segment: the fusion is in the attention."""
+    assigned = assign_question_positions(question, prefix_length, positions)
+    separators = tuple(token for _, token in question.separators)
+    return [Stream(question.segments, question.tail, separators, assigned)]
+
+
+def logit_streams(question: SplitQuestion, prefix_length: int) -> list[Stream]:
+    """A stream a paraphrase, each as if it were alone: the fusion is at the logits."""
+    return [
+        Stream(
+            (segment,), question.tail, (), assign_positions([len(segment)], prefix_length, "left")
+        )
+        for segment in question.segments
+    ]
+
+
+def only_stream(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The reduction of a question that has one stream: [B, 1, V] → [B, V]."""
+    assert logits.shape[1] == 1, logits.shape
+    return logits[:, 0]

@@ -1,0 +1,95 @@
+"""Fusion in the attention: all paraphrases encoded side by side, one decoded row a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from self_ensemble.attention.fusion import FUSIONS, Fusion
+from self_ensemble.attention.positions import default_positions
+from self_ensemble.attention.segments import concatenate_prompts
+from self_ensemble.data.names import SEPARATOR
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.streams import attention_streams
+from self_ensemble.methods.base import Ask, Outcome, Template, split_questions
+from self_ensemble.system.errors import UserError
+
+LAYOUTS = ("shared", "concat")
+PASS_NAME = "attention fusion"
+
+
+@dataclass(frozen=True)
+class AttentionFusion:
+    """The toolkit's own method.
+
+    layout: ``shared`` encodes the common prompt once; ``concat`` joins whole prompts.
+    positions: ``exact``, ``left``, ``right`` or ``sequential``, see `attention.positions`; None for
+        what suits the model and the fusion.
+    fusion: the name of an attention fusion, see `attention.fusion`.
+    tau: the dial of the fusion ``mean``.
+    weights: one for each paraphrase, 0 or more, not all 0; None for equal ones.
+    """
+
+    layout: str = "shared"
+    positions: str | None = None
+    fusion: str = "mean"
+    tau: float = 0.0
+    weights: tuple[float, ...] | None = None
+
+    def positions_on(self, config: Any) -> str:
+        """The positions on a model of this configuration."""
+        rope_offsets = FUSIONS.get(self.fusion).rope_offsets
+        return self.positions or default_positions(
+            config.get_text_config(), rope_offsets=rope_offsets
+        )
+
+    def request(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        config: GenerationConfig,
+    ) -> Request:
+        """Split every prompt into prefix, segments and tail, and assign positions.
+
+        Raises:
+            UserError: the tokenizer does not allow it, or not each paraphrase has a weight.
+        """
+        for paraphrases in questions:
+            if self.weights is not None and len(paraphrases) != len(self.weights):
+                raise UserError(
+                    f"--weights: {len(self.weights)} weights for {len(paraphrases)} paraphrases"
+                )
+        tokenizer = engine.tokenizer
+        prefix: tuple[int, ...] = ()
+        if self.layout == "concat":
+            split = [
+                concatenate_prompts(tokenizer, template, paraphrases, SEPARATOR)
+                for paraphrases in questions
+            ]
+        else:
+            prefix, split = split_questions(tokenizer, template, questions)
+        positions = self.positions_on(engine.model.config)
+        return Request(
+            prefix,
+            [attention_streams(question, len(prefix), positions) for question in split],
+            Fusion.of(self.fusion, self.tau, self.weights, engine.device),
+            max_new_tokens=config.max_new_tokens,
+        )
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """See `methods.base.Method`."""
+        request = self.request(engine, template, questions, config)
+        for batch in ask(PASS_NAME, request, batch_size=config.batch_size):
+            for index, answer in batch:
+                yield Outcome(index, (answer,))

@@ -1,0 +1,101 @@
+"""What every method is: from questions in several wordings to answers, through named passes.
+
+A method makes requests and lets somebody else have them answered: a run keeps every batch in its
+journal, the Python interface nothing. So the same code serves a file of questions and a notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from self_ensemble.attention.segments import (
+    SplitQuestion,
+    split_prompts,
+    split_whole_prompts,
+)
+from self_ensemble.data.prompt import WholePrompts
+from self_ensemble.data.prompts import PromptTemplate
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.engine import Batch, Engine
+from self_ensemble.generation.request import Request
+
+# What a text becomes a prompt by.
+Template = PromptTemplate | WholePrompts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method says of one question.
+
+    question: its index.
+    answers: one; of ``per_prompt`` one a paraphrase, in their order.
+    paraphrase: the index of the paraphrase whose own answer was taken, where one was.
+    """
+
+    question: int
+    answers: tuple[Answer, ...]
+    paraphrase: int | None = None
+
+
+class Ask(Protocol):
+    """Has a request answered."""
+
+    def __call__(
+        self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterable[Batch]:
+        """Batches of (index into the request's questions, answer).
+
+        Args:
+            name: of the pass: a method may need several.
+            request: what is asked.
+            batch_size: of the request's questions; None chooses.
+            unit: what one of them is, for progress.
+        """
+        ...
+
+
+class Method(Protocol):
+    """A way to answer questions that are asked in several wordings."""
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """Answer questions.
+
+        Args:
+            engine: whose tokenizer splits the prompts.
+            template: what a paraphrase becomes a prompt by.
+            questions: the N paraphrases of each; N is the same for all.
+            ask: has the method's requests answered.
+            config: limits of the answers, and how many questions go together.
+
+        Yields:
+            An outcome for each question, as they are finished.
+
+        Raises:
+            UserError: the tokenizer, the model or the lengths do not allow it.
+        """
+        ...
+
+
+def split_questions(
+    tokenizer: Any, template: Template, questions: Sequence[Sequence[str]]
+) -> tuple[tuple[int, ...], list[SplitQuestion]]:
+    """The prefix's token ids, and every question cut into its segments and its tail.
+
+    Raises:
+        UserError: the tokenizer does not allow it, see `attention.segments`.
+    """
+    if isinstance(template, WholePrompts):
+        return split_whole_prompts(
+            tokenizer, questions, add_special_tokens=template.add_special_tokens
+        )
+    return split_prompts(tokenizer, template, questions)

@@ -1,0 +1,54 @@
+"""The methods' names: those of the scripts, and those that a user has registered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS
+from self_ensemble.methods.votes import VOTES
+from self_ensemble.system.errors import UserError
+
+if TYPE_CHECKING:
+    from self_ensemble.methods.base import Method
+
+ATTENTION = "attention"
+ALONE = ("origin", "per_prompt")
+
+
+def prompt_by_prompt_names() -> tuple[str, ...]:
+    """Those of `generate.py --method`."""
+    return (*ALONE, *LOGIT_METHODS.names(), *VOTES.names())
+
+
+def method_names() -> tuple[str, ...]:
+    return (ATTENTION, *prompt_by_prompt_names())
+
+
+def make_method(name: str, **settings: Any) -> Method:
+    """The method of this name, with its own settings.
+
+    Args:
+        name: ``attention``, ``per_prompt``, ``origin``, or what a logit method or a vote is
+            registered under.
+        settings: those of the method's class, such as ``tau`` of `AttentionFusion`.
+
+    Raises:
+        UserError: there is no such method, or it has no such setting.
+    """
+    from self_ensemble.methods.attention_fusion import AttentionFusion
+    from self_ensemble.methods.prompt_by_prompt import LogitFusion, PerPrompt, Vote
+
+    if name not in method_names():
+        raise UserError(f"unknown method {name!r}: there is {', '.join(method_names())}")
+    given = {key: value for key, value in settings.items() if value is not None}
+    if name == ATTENTION:
+        kind, taken = AttentionFusion, {"layout", "positions", "fusion", "tau", "weights"}
+    elif name in ALONE:
+        kind, taken = PerPrompt, set()
+    elif name in VOTES:
+        kind, taken, given = Vote, {"name"}, {"name": name, **given}
+    else:
+        kind, taken, given = LogitFusion, {"name", "weights"}, {"name": name, **given}
+    for setting in given.keys() - taken:
+        raise UserError(f"the method {name} has no setting {setting!r}")
+    return kind(**given)

@@ -1,0 +1,145 @@
+"""Methods that decode every paraphrase in a row of its own: alone, by vote, fused logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from self_ensemble.data.answers import first_line
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.streams import logit_streams
+from self_ensemble.methods.base import Ask, Outcome, Template, split_questions
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS, confidence
+from self_ensemble.methods.votes import VOTES
+from self_ensemble.system.errors import UserError
+
+EACH_PASS = "each paraphrase"
+
+
+@dataclass(frozen=True)
+class LogitFusion:
+    """One token taken for all paraphrases, step by step, from their combined logits.
+
+    name: of a registered logit method.
+    weights: for each question one of each paraphrase, 0 or more, not all 0: instead of the
+        confidence of the paraphrases' own answers, where the method is a weighted one.
+    """
+
+    name: str = "avg"
+    weights: Sequence[Sequence[float]] | None = None
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """See `methods.base.Method`."""
+        method = LOGIT_METHODS.get(self.name)
+        request = logit_request(engine, template, questions, config)
+        weights = None
+        if method.weighted and self.weights is None:
+            weights = _own_confidences(request, ask, config)
+        elif method.weighted:
+            weights = torch.tensor(self.weights, dtype=torch.float32)
+        elif self.weights is not None:
+            raise UserError(f"the method {self.name} uses no weights")
+        request = replace(request, reduce=method.reduce, weights=weights)
+        for batch in ask(self.name, request, batch_size=config.batch_size):
+            for index, answer in batch:
+                yield Outcome(index, (answer,))
+
+
+@dataclass(frozen=True)
+class PerPrompt:
+    """Every paraphrase answers by itself, and every answer is given."""
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """See `methods.base.Method`."""
+        request = logit_request(engine, template, questions, config)
+        for question, answers in _each_alone(request, ask, config):
+            yield Outcome(question, answers)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Every paraphrase answers by itself, and one of the answers is taken.
+
+    name: of a registered vote.
+    """
+
+    name: str = "vote"
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """See `methods.base.Method`."""
+        rule = VOTES.get(self.name)
+        request = logit_request(engine, template, questions, config)
+        for question, answers in _each_alone(request, ask, config):
+            generated = [
+                engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+                for answer in answers
+            ]
+            taken = rule([first_line(text) for text in generated])
+            yield Outcome(question, (answers[taken],), taken)
+
+
+def logit_request(
+    engine: Engine,
+    template: Template,
+    questions: Sequence[Sequence[str]],
+    config: GenerationConfig,
+) -> Request:
+    """Every paraphrase as a stream of its own. Its `reduce` is yet to be chosen."""
+    prefix, split = split_questions(engine.tokenizer, template, questions)
+    streams = [logit_streams(question, len(prefix)) for question in split]
+    return Request(prefix, streams, max_new_tokens=config.max_new_tokens)
+
+
+def _each_alone(
+    request: Request, ask: Ask, config: GenerationConfig
+) -> Iterator[tuple[int, tuple[Answer, ...]]]:
+    """(question, the answers of its paraphrases) as soon as all of a question's are there."""
+    if not request.questions:
+        return
+    count = len(request.questions[0])
+    alone = [[stream] for group in request.questions for stream in group]
+    batch_size = config.batch_size and config.batch_size * count
+    found: dict[int, dict[int, Answer]] = {}
+    for batch in ask(
+        EACH_PASS, replace(request, questions=alone), batch_size=batch_size, unit="prompts"
+    ):
+        for index, answer in batch:
+            question, paraphrase = divmod(index, count)
+            found.setdefault(question, {})[paraphrase] = answer
+            if len(found[question]) == count:
+                answers = found.pop(question)
+                yield question, tuple(answers[k] for k in range(count))
+
+
+def _own_confidences(request: Request, ask: Ask, config: GenerationConfig) -> torch.Tensor:
+    """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
+    each = dict(_each_alone(request, ask, config))
+    rows = [[confidence(answer) for answer in each[index]] for index in range(len(each))]
+    weights = torch.tensor(rows)
+    return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))

@@ -1,0 +1,34 @@
+"""Votes: every paraphrase answers by itself, and one of the answers is taken.
+
+A vote is a function of a question's N predictions (texts) that returns the index of the one to
+take. `register_vote` gives it a name. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from self_ensemble.data.answers import normalize_answer
+from self_ensemble.system.registry import Registry
+
+VoteRule = Callable[[Sequence[str]], int]
+
+VOTES: Registry[VoteRule] = Registry("unknown vote {name!r}: there is {names}")
+
+
+def register_vote(name: str) -> Callable[[VoteRule], VoteRule]:
+    """Register a function of N predictions as the method ``name``."""
+    return VOTES.register(name)
+
+
+@register_vote("vote")
+def majority(predictions: Sequence[str]) -> int:
+    """Which paraphrase answered what most of them did; ties to the earlier one.
+
+    Answers are compared normalised; an empty one has no vote unless all are empty.
+    """
+    answers = [normalize_answer(prediction) for prediction in predictions]
+    votes = Counter(answer for answer in answers if answer) or Counter(answers)
+    most = max(votes.values())
+    return next(i for i, answer in enumerate(answers) if votes[answer] == most)
