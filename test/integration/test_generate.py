@@ -12,6 +12,8 @@ from self_ensemble.data import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation.legacy import Answer
 from self_ensemble.methods import logit_fusion as reductions
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS
+from self_ensemble.methods.votes import majority
 from self_ensemble.system.errors import UserError
 
 LIMIT = 6
@@ -37,6 +39,9 @@ def rows_of(small, folder, *args):
     return read_results(f"{stem}.feather").to_dict("records"), read_manifest(stem)
 
 
+REDUCTIONS = {name: LOGIT_METHODS.get(name).reduce for name in LOGIT_METHODS}
+WEIGHTED = [name for name in LOGIT_METHODS if LOGIT_METHODS.get(name).weighted]
+
 # ---- reductions -----------------------------------------------------------------------------
 
 # Two paraphrases, three tokens: probabilities 1/2 1/4 1/4 and 1/8 3/4 1/8, as logits of any level.
@@ -58,14 +63,14 @@ BY_HAND = {
 
 
 def test_every_method_is_named_once():
-    assert reductions.REDUCTIONS.keys() == BY_HAND.keys()
-    assert set(reductions.WEIGHTED) < set(reductions.REDUCTIONS)
+    assert REDUCTIONS.keys() == BY_HAND.keys()
+    assert set(WEIGHTED) < set(REDUCTIONS)
     assert sorted(generate.METHODS) == sorted(["origin", "per_prompt", "vote", *BY_HAND])
 
 
 @pytest.mark.parametrize("method", BY_HAND)
 def test_reduction_by_hand(method):
-    fused = reductions.REDUCTIONS[method](LOGITS, WEIGHTS).softmax(-1)
+    fused = REDUCTIONS[method](LOGITS, WEIGHTS).softmax(-1)
     expected = torch.tensor([BY_HAND[method]])
     torch.testing.assert_close(fused, expected / expected.sum())
 
@@ -96,7 +101,7 @@ def test_reduction_against_plain_arithmetic(method):
     weights = torch.rand(B, N)
     weights[0, 1:] = 0  # one paraphrase is all
     weights[1] = 0.5  # all alike
-    got = reductions.REDUCTIONS[method](logits, weights)
+    got = REDUCTIONS[method](logits, weights)
     assert got.shape == (B, V)
     for b in range(B):
         logprobs = logits[b].double().log_softmax(-1).tolist()
@@ -111,7 +116,7 @@ def test_reduction_ignores_a_paraphrases_level_and_the_order(method):
     torch.manual_seed(1)
     logits, weights = torch.randn(3, 4, 7), torch.rand(3, 4) + 0.1
     order = torch.tensor([2, 0, 3, 1])
-    reduce = reductions.REDUCTIONS[method]
+    reduce = REDUCTIONS[method]
     distribution = reduce(logits, weights).softmax(-1)
     shifted = reduce(logits + torch.randn(3, 4, 1), weights).softmax(-1)
     permuted = reduce(logits[:, order], weights[:, order]).softmax(-1)
@@ -127,7 +132,7 @@ def test_most_confident_takes_the_earlier_of_two():
 
 def test_fused_distribution_stays_finite_where_a_token_is_impossible():
     logits = torch.tensor([[[0.0, -200.0, 1.0], [0.0, 1.0, -300.0]]])
-    for reduce in reductions.REDUCTIONS.values():
+    for reduce in REDUCTIONS.values():
         assert reduce(logits, torch.tensor([[0.0, 1.0]])).log_softmax(-1).isfinite().all()
 
 
@@ -174,7 +179,7 @@ def test_own_confidences_are_equal_where_no_paraphrase_answers():
     ],
 )
 def test_vote(predictions, winner):
-    assert reductions.majority(predictions) == winner
+    assert majority(predictions) == winner
 
 
 # ---- methods against stock forwards ---------------------------------------------------------
@@ -240,7 +245,7 @@ def test_fused_method_against_stock_forwards(small, alone, tmp_path, method):
     for row, question, own in zip(rows, QUESTIONS, stock_confidences(alone), strict=True):
         prompts = prompts_of(question)
         check_row(row, stock_answer(small, prompts, fuse_by(method, own), limit=LIMIT))
-    weighted = method in reductions.WEIGHTED
+    weighted = method in WEIGHTED
     assert manifest["identity"]["method"].get("confidence") == ("own answer" if weighted else None)
     # The paraphrases' own answers cost a pass over every prompt, which the manifest counts.
     alone_tokens = sum(len(a.token_ids) + (not a.truncated) for group in alone for a in group)
@@ -264,7 +269,7 @@ def test_vote_takes_a_paraphrases_own_row(small, alone, tmp_path):
     rows, _ = rows_of(small, tmp_path, "--method", "vote")
     for row, question, group in zip(rows, QUESTIONS, alone, strict=True):
         assert row["uuid"] == question["uuid"] and "paraphrase" not in row
-        check_row(row, group[reductions.majority([answer.prediction for answer in group])])
+        check_row(row, group[majority([answer.prediction for answer in group])])
 
 
 def test_origin_asks_the_question(small, tmp_path):
@@ -294,7 +299,7 @@ def test_ties_go_to_the_lowest_id(small, tmp_path, monkeypatch):
         scores[:, [low, high]] = 7.0
         return scores
 
-    monkeypatch.setitem(reductions.REDUCTIONS, "avg", tied)
+    monkeypatch.setitem(generate.REDUCTIONS, "avg", tied)
     rows, _ = rows_of(small, tmp_path, "--method", "avg")
     assert {row["generation"] for row in rows} == {"a" * LIMIT}
 
@@ -313,7 +318,7 @@ def test_what_a_question_gets_does_not_depend_on_its_batch(small, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".feather"])
-@pytest.mark.parametrize("method", reductions.WEIGHTED)
+@pytest.mark.parametrize("method", WEIGHTED)
 def test_confidence_column(small, tmp_path, method, suffix):
     from writing import write
 

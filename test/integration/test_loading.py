@@ -19,6 +19,7 @@ from self_ensemble.attention.checks import check_architecture
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation import legacy as engine
+from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.models import loading, memory
 from self_ensemble.system.errors import UserError
 
@@ -506,7 +507,7 @@ def test_fingerprint_sees_one_byte_of_a_large_file(tmp_path):
 
 def test_wrapper_of_loaded_engine_leaves_no_trace(small):
     source = find(small.folder)
-    with loading.loaded_engine(source, attention="eager") as loaded:
+    with loaded_engine(source, attention="eager") as loaded:
         model = loaded.model
         assert model.config._attn_implementation.startswith("self_ensemble")
         assert not model.training and next(model.parameters()).dtype == torch.float32
