@@ -28,7 +28,6 @@ from self_ensemble.generation.legacy import Engine, logit_streams
 from self_ensemble.paraphrasing import drawing
 from self_ensemble.paraphrasing import quality_filter as gate
 from self_ensemble.system.bundled import DEMO_MODEL
-from self_ensemble.system.errors import UserError
 from self_ensemble.system.lock import held
 
 ROOT = Path(__file__).parents[2]
