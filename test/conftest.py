@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread, and a small model in a folder."""
 
 import os
+from importlib.util import find_spec
 
 # Read when huggingface_hub is imported. A test that is to reach a hub is run with it set to 0.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,10 +17,32 @@ from self_ensemble.system import console as progress
 torch.set_num_threads(1)
 
 
+PARTS = """\
+a part:   python -m pytest test/unit | test/integration | test/documents
+a file:   python -m pytest -n 0 test/unit/test_fusion.py
+left out: python -m pytest -n 0 -m slow | interpreter (needs triton) | gpu | browser | network
+"""
+
+
+def pytest_addoption(parser):
+    """Where pytest-xdist is not installed, what pyproject.toml asks of it is no error."""
+    if find_spec("xdist") is None:
+        group = parser.getgroup("xdist")
+        group._addoption("-n")  # as pytest-xdist does: small letters are not for others
+        group.addoption("--dist")
+        group.addoption("--no-loadscope-reorder", action="store_true")
+
+
 def pytest_configure(config):
     """Only the tests marked gpu see a GPU: the others mean the CPU where they say auto."""
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.option.file_or_dir:
+        terminalreporter.section("how to run a part")
+        terminalreporter.write(PARTS)
 
 
 @pytest.fixture(autouse=True)
