@@ -6,21 +6,44 @@ size.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from self_ensemble.attention.masks import dense_mask
-from self_ensemble.attention.scoring import attention_scores, masked, read_values
+from self_ensemble.attention.masks import MaskMod, dense_mask
+from self_ensemble.attention.scoring import Scoring, attention_scores, masked, read_values
+
+if TYPE_CHECKING:  # imports the compiler
+    from torch.nn.attention.flex_attention import BlockMask
+
+Mask = Union["BlockMask", torch.Tensor]  # what `make_mask` gives
 
 BACKENDS = ("flex", "sdpa", "eager")
+# For every window of a model, and every length where lengths are compiled one by one.
+RECOMPILE_LIMIT = 64
 
 
-def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
-    """Attention under a mask. query [B, H, S, D], key and value [B, J, KV, D] → [B, H, S, D]."""
+def attend_under_mask(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Mask,
+    scoring: Scoring,
+    backend: str,
+    compiled: bool = True,
+) -> torch.Tensor:
+    """Attention under a mask that `make_mask` made for this backend.
+
+    query [B, H, S, D], key and value [B, J, KV, D] → [B, H, S, D].
+    """
     if backend == "flex":
+        assert not isinstance(mask, torch.Tensor), "flex takes a block mask"
         return _flex(query, key, value, mask, scoring, compiled)
+    assert isinstance(mask, torch.Tensor), type(mask)
     if backend == "sdpa":
         assert scoring.softcap is None, "sdpa has no soft cap"
         return scaled_dot_product_attention(
@@ -34,11 +57,18 @@ def attend_under_mask(query, key, value, mask, scoring, backend, compiled=True):
     return read_values(probabilities.flatten(2, 3), value).unflatten(2, (H // J, S)).flatten(1, 2)
 
 
-def _flex(query, key, value, block_mask, scoring, compiled):
+def _flex(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_mask: BlockMask,
+    scoring: Scoring,
+    compiled: bool,
+) -> torch.Tensor:
     kernel = compiled_flex_attention(query.device.type) if compiled else _eager_flex()
     lengths = (query.shape[2], key.shape[2])
     assert block_mask.seq_lengths == lengths, (block_mask.seq_lengths, lengths)
-    return kernel(
+    out: torch.Tensor = kernel(
         query,
         key,
         value,
@@ -47,34 +77,49 @@ def _flex(query, key, value, block_mask, scoring, compiled):
         scale=scoring.scaling,
         enable_gqa=True,
     )
+    return out
 
 
-def _eager_flex():
+def _eager_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return flex_attention
 
 
 @lru_cache(maxsize=2)
-def compiled_flex_attention(device_type: str):
+def compiled_flex_attention(device_type: str) -> Callable[..., Any]:
     """FlexAttention, on a GPU compiled once for all packed lengths.
 
     On a CPU once a length: with dynamic shapes its code does not build there. Past the limit of
     recompilations torch would go over to the unfused kernel in silence; ``fullgraph`` makes that
     an error.
     """
-    return compile_with_room(_eager_flex(), dynamic=device_type == "cuda", fullgraph=True)
+    return compile_once(_eager_flex(), dynamic=device_type == "cuda", fullgraph=True)
 
 
 @lru_cache(maxsize=8)
-def soft_cap(cap: float):
-    def score_mod(score, b, h, q_idx, kv_idx):
+def soft_cap(cap: float) -> Callable[..., torch.Tensor]:
+    """A ``score_mod`` that bounds scores, one object a cap: another would be compiled for again."""
+
+    def score_mod(
+        score: torch.Tensor,
+        b: torch.Tensor,
+        h: torch.Tensor,
+        q_idx: torch.Tensor,
+        kv_idx: torch.Tensor,
+    ) -> torch.Tensor:
         return cap * torch.tanh(score / cap)
 
     return score_mod
 
 
-def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
+def make_mask(
+    mask_mod: MaskMod,
+    q_length: int,
+    kv_length: int,
+    device: torch.device | str,
+    backend: str,
+) -> Mask:
     """A `BlockMask` for flex, a dense [1, 1, q, kv] bool mask for the others."""
     if backend != "flex":
         return dense_mask(mask_mod, q_length, kv_length, device)[None, None]
@@ -87,18 +132,36 @@ def make_mask(mask_mod, q_length: int, kv_length: int, device, backend: str):
 
 
 @lru_cache(maxsize=1)
-def compiled_create_block_mask():
+def compiled_create_block_mask() -> Callable[..., Any]:
+    """`create_block_mask`, compiled for all lengths."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return compile_with_room(create_block_mask, dynamic=True)
+    return compile_once(create_block_mask, dynamic=True)
 
 
-def compile_with_room(function, **settings):
-    """`torch.compile`, with room for every length and window that a run may bring.
+def compile_once(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """`torch.compile`, under `dynamo_settings` at each call: that is when it compiles."""
+    compiled = torch.compile(function, **settings)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with dynamo_settings():
+            return compiled(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def dynamo_settings() -> Iterator[None]:
+    """Within, torch compiles for every length and window that a run may bring.
 
     A model's numbers, such as its soft cap, are compiled in: as inputs, with dynamic shapes,
-    FlexAttention's code does not build.
+    FlexAttention's code does not build. Whoever else compiles finds the settings as they were.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    torch._dynamo.config.specialize_float = True
-    return torch.compile(function, **settings)
+    config = torch._dynamo.config
+    if config.recompile_limit >= RECOMPILE_LIMIT and config.specialize_float:
+        yield
+        return
+    limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    with config.patch(recompile_limit=limit, specialize_float=True):
+        yield

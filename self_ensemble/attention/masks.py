@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+# (batch entry, head, query, key) → whether the query sees the key, all of them index tensors.
+MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 def create_segment_isolation_mask(
     segment_positions: Sequence[tuple[int, int]],
@@ -14,7 +17,7 @@ def create_segment_isolation_mask(
     *,
     prefix_length: int = 0,
     device: str | torch.device = "cpu",
-) -> Callable:
+) -> MaskMod:
     """A ``mask_mod`` that keeps segments apart and lets every fused token see all of them.
 
     ``causal & (same segment | kv in prefix | q is fused)``; every token sees itself, so that no
@@ -53,7 +56,9 @@ def create_segment_isolation_mask(
     owner = owner.to(device)
     last = owner.shape[0] - 1
 
-    def segment_isolation_mask(b, h, q_idx, kv_idx):
+    def segment_isolation_mask(
+        b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+    ) -> torch.Tensor:
         q_owner = owner[q_idx.clamp(max=last)]
         kv_owner = owner[kv_idx.clamp(max=last)]
         same_segment = (q_owner == kv_owner) & (q_owner >= 0)
@@ -68,7 +73,7 @@ def packed_segment_mask(
     position_ids: torch.Tensor,
     prefix_length: int,
     window: int | None,
-) -> Callable:
+) -> MaskMod:
     """A ``mask_mod`` for segments of many questions packed behind each other, prefix in front.
 
     Queries are the packed tokens, keys are ``prefix + packed tokens``. Within a segment the order
@@ -82,7 +87,9 @@ def packed_segment_mask(
     """
     total = segment_ids.shape[0]
 
-    def packed_mask(b, h, q_idx, kv_idx):
+    def packed_mask(
+        b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+    ) -> torch.Tensor:
         own = (kv_idx - prefix_length).clamp(0, total - 1)
         in_prefix = kv_idx < prefix_length
         same_segment = (segment_ids[q_idx] == segment_ids[own]) & (q_idx >= own)
@@ -95,7 +102,9 @@ def packed_segment_mask(
     return packed_mask
 
 
-def dense_mask(mask_mod: Callable, q_length: int, kv_length: int, device="cpu") -> torch.Tensor:
+def dense_mask(
+    mask_mod: MaskMod, q_length: int, kv_length: int, device: str | torch.device = "cpu"
+) -> torch.Tensor:
     """A ``mask_mod`` written out, [q_length, kv_length] bool."""
     q_idx = torch.arange(q_length, device=device)[:, None]
     kv_idx = torch.arange(kv_length, device=device)[None, :]
