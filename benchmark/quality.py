@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flex_attention_generate
 import generate
-import score
 from self_ensemble.cli.parser import Parser, index_list, run
+from self_ensemble.evaluation import make_report, render_report
 from self_ensemble.experiment.run import say
 
 LOGIT_METHODS = (
@@ -55,7 +55,7 @@ def main(args) -> None:
             stems.append(script.main(script.parse_args(arguments)))
         files = [f"{stem}.feather" for stem in stems]
         baseline = next(file for file in files if Path(file).name.startswith("avg-"))
-        print(score.render_report(score.make_report(files, baseline)))
+        print(render_report(make_report(files, baseline)))
 
 
 def parse_args(argv: Sequence[str] | None = None):

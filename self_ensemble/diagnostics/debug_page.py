@@ -6,7 +6,6 @@ policy forbids everything else.
 
 from __future__ import annotations
 
-import base64
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,9 +29,9 @@ from self_ensemble.diagnostics.tables import (
     summary_lines,
     summary_table,
 )
-from self_ensemble.evaluation.page import STYLE, html_table
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import missing_folders, sync_folder, temporary_path, write_synced
+from self_ensemble.system.html import html_page, html_picture, html_table
 
 
 def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
@@ -73,7 +72,7 @@ def render_page(inspections: Sequence[Inspection], pictures: Sequence[Mapping[st
             zip(inspections, pictures, strict=True), start=1
         )
     ]
-    return PAGE.format(style=STYLE + OWN_STYLE, questions="\n".join(questions))
+    return html_page("Attention fusion, step by step", "\n".join(questions), style=STYLE)
 
 
 def _question(number: int, inspection: Inspection, pictures: Mapping[str, bytes]) -> str:
@@ -82,9 +81,8 @@ def _question(number: int, inspection: Inspection, pictures: Mapping[str, bytes]
     isolation = inspection.isolation
     verdict = "passed" if isolation.passed else "failed"
     images = {
-        name: f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,'
-        f'{base64.b64encode(pictures[name]).decode()}"><figcaption>{escape(caption)}</figcaption>'
-        "</figure>"
+        name: f"<figure>{html_picture(pictures[name], 'png', caption)}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
         for name, caption in PICTURES.items()
     }
     shown = [
@@ -128,25 +126,7 @@ def _lines(lines: Sequence[str]) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; \
-form-action 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Attention fusion, step by step</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<h1>Attention fusion, step by step</h1>
-{questions}
-</body>
-</html>
-"""
-
-OWN_STYLE = """
+STYLE = """
 section { border-top: 2px solid; margin-top: 2rem; }
 section p { margin: .2rem 0; overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }

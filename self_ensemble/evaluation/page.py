@@ -5,8 +5,6 @@ policy forbids everything else, scripts that a prediction might smuggle in too. 
 reach the page as data, and are shown as text.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,17 +12,22 @@ from typing import Any
 
 from self_ensemble.data.answers import normalize_answer
 from self_ensemble.evaluation.plots import draw
-from self_ensemble.evaluation.scored import Scored
+from self_ensemble.evaluation.scored import ScoredPredictions
 from self_ensemble.evaluation.tables import labels, legend, report_tables
 from self_ensemble.system.errors import UserError
+from self_ensemble.system.html import html_page, html_picture, html_table
 
 
-def render_page(files: Sequence[Scored], baseline: Scored | None, report: Mapping[str, Any]) -> str:
+def render_page(
+    files: Sequence[ScoredPredictions],
+    baseline: ScoredPredictions | None,
+    report: Mapping[str, Any],
+) -> str:
     """The page as HTML.
 
     Args:
         files, baseline: what the report is on.
-        report: from score.py.
+        report: on these files, see report.py.
 
     Raises:
         UserError: several files, and one of them has no uuids to lay it beside the others.
@@ -35,26 +38,20 @@ def render_page(files: Sequence[Scored], baseline: Scored | None, report: Mappin
         for title, rows in report_tables(report).items()
     ]
     notes = [f"<p>{escape(line)}</p>" for line in [*report["notes"], *legend(report)]]
-    picture = base64.b64encode(draw(report, "svg")).decode()
+    picture = html_picture(
+        draw(report, "svg"),
+        "svg+xml",
+        "Accuracy by method, over the number of paraphrases, and spread",
+    )
     # Inside a script element only "<" could end the data.
     data = json.dumps(_data(methods, baseline), ensure_ascii=False).replace("<", "\\u003c")
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
-        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
-    return PAGE.format(
-        policy=policy,
-        style=STYLE,
-        tables="\n".join(tables),
-        notes="\n".join(notes),
-        picture=f"data:image/svg+xml;base64,{picture}",
-        data=data,
-        script=SCRIPT,
-    )
+    body = BODY.format(tables="\n".join(tables), notes="\n".join(notes), picture=picture, data=data)
+    return html_page("Scores", body, style=STYLE, script=SCRIPT)
 
 
-def _methods(files: Sequence[Scored], baseline: Scored | None) -> list[Scored]:
+def _methods(
+    files: Sequence[ScoredPredictions], baseline: ScoredPredictions | None
+) -> list[ScoredPredictions]:
     """The files and, where it is none of them, the baseline first."""
     alone = baseline is not None and baseline.path not in [file.path for file in files]
     methods = [baseline, *files] if alone else list(files)
@@ -64,15 +61,9 @@ def _methods(files: Sequence[Scored], baseline: Scored | None) -> list[Scored]:
     return methods
 
 
-def html_table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells as texts, the header first."""
-    header, *body = [[escape(cell) for cell in row] for row in rows]
-    lines = ["<tr>" + "".join(f"<th scope=col>{cell}</th>" for cell in header) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
-    return "<div class=wide><table>" + "\n".join(lines) + "</table></div>"
-
-
-def _data(methods: Sequence[Scored], baseline: Scored | None) -> dict[str, Any]:
+def _data(
+    methods: Sequence[ScoredPredictions], baseline: ScoredPredictions | None
+) -> dict[str, Any]:
     """What the script shows: methods, and questions with each method's answers.
 
     An answer is [texts, whether each is right, which of the question's distinct answers the first
@@ -107,7 +98,7 @@ def _data(methods: Sequence[Scored], baseline: Scored | None) -> dict[str, Any]:
     }
 
 
-def _single(methods: Sequence[Scored], baseline: Scored | None) -> int:
+def _single(methods: Sequence[ScoredPredictions], baseline: ScoredPredictions | None) -> int:
     """What fusion is compared with at first: the baseline, else the first file without fusion."""
     for m, method in enumerate(methods):
         if baseline is not None and method.path == baseline.path:
@@ -116,22 +107,10 @@ def _single(methods: Sequence[Scored], baseline: Scored | None) -> int:
     return unfused[0] if unfused else 0
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Scores</title>
-<link rel="icon" href="data:,">
-<style>{style}</style>
-</head>
-<body>
-<h1>Scores</h1>
-{tables}
+BODY = """{tables}
 <section class="notes">{notes}</section>
 <h2>Pictures</h2>
-<img alt="Accuracy by method, over the number of paraphrases, and spread" src="{picture}">
+{picture}
 <h2>Questions</h2>
 <form>
 <label>show <select id="filter">
@@ -148,24 +127,11 @@ PAGE = """<!DOCTYPE html>
 <div id="questions"></div>
 <p><button id="more" type="button">more</button></p>
 <noscript>The list of questions needs JavaScript; the tables above do not.</noscript>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+<script type="application/json" id="data">{data}</script>"""
 
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { border-bottom: 1px solid; font-weight: 600; }
 .notes { margin-top: 2rem; font-size: .9rem; }
 .notes p { margin: .2rem 0; }
-img { max-width: 100%; background: white; }
 form { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; }
 select { max-width: 16rem; }
 article { border-top: 1px solid #8888; padding: .7rem 0; }

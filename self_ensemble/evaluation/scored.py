@@ -28,7 +28,7 @@ Lemmas = list[tuple[list[str], list[list[str]]]]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPredictions:
     """A file's predictions, judged: Q questions, N paraphrases (1 where a row is a question)."""
 
     path: str
@@ -54,7 +54,7 @@ class Scored:
             return self.right.shape[1]
         return max(1, max(map(len, self.asked)))
 
-    def first_paraphrase(self) -> "Scored":
+    def first_paraphrase(self) -> "ScoredPredictions":
         """Paraphrase 0 alone, what a baseline of several counts as."""
         return replace(
             self,
@@ -63,7 +63,7 @@ class Scored:
             truncated=None if self.truncated is None else self.truncated[:, :1],
         )
 
-    def take(self, which: Sequence[int]) -> "Scored":
+    def take(self, which: Sequence[int]) -> "ScoredPredictions":
         """The questions at these places alone."""
 
         def some(values: list | None) -> list | None:
@@ -82,14 +82,14 @@ class Scored:
         )
 
 
-def load_scored(
+def score_predictions(
     path: str,
     *,
     match: str = "exact",
     lemmas: str | None = None,
     spacy_model: str | None = None,
     by: str | None = None,
-) -> Scored:
+) -> ScoredPredictions:
     """Reads and judges a file.
 
     Args:
@@ -135,7 +135,7 @@ def load_scored(
         )
     truncated = frame["truncated"].tolist() if "truncated" in frame.columns else None
     relation = next((name for name in RELATION_COLUMNS if _names_relations(frame, name)), None)
-    return Scored(
+    return ScoredPredictions(
         path=path,
         per_prompt=per_prompt,
         match=match,

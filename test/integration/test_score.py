@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from writing import write_per_prompt, write_plain, write_table
 
-from score import compare, main, make_report, pair_agreement, parse_args, summarize
+from score import main, parse_args
 from self_ensemble.data.answers import normalize_answer
+from self_ensemble.evaluation.comparison import compare
 from self_ensemble.evaluation.matchers import (
     contains_run,
     f1,
@@ -24,7 +25,8 @@ from self_ensemble.evaluation.matchers import (
     is_right,
     lemmas_match,
 )
-from self_ensemble.evaluation.scored import load_scored
+from self_ensemble.evaluation.report import make_report, pair_agreement, summarize
+from self_ensemble.evaluation.scored import score_predictions
 from self_ensemble.evaluation.statistics import Z, holm, mcnemar_p, tango_interval, wilson_interval
 from self_ensemble.evaluation.tables import render_report
 from self_ensemble.system.errors import UserError
@@ -89,7 +91,7 @@ def test_an_empty_prediction_is_never_right(tmp_path):
         predictions=["", None, "the", "a b"],
         answers=[[""], ["None", "nan"], ["the", "a"], ["B"]],
     )
-    assert load_scored(path).right[:, 0].tolist() == [False, False, False, True]
+    assert score_predictions(path).right[:, 0].tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ LEMMA_ROWS = [
 def test_the_matchers_side_by_side_by_hand(tmp_path):
     truncated = [True, False, False, True, False, False]
     path = write_lemmas(tmp_path / "a.parquet", LEMMA_ROWS, truncated=truncated)
-    found = summarize(load_scored(path))
+    found = summarize(score_predictions(path))
     assert found["scores"] == pytest.approx(
         {
             "exact": 1 / 6,
@@ -189,7 +191,7 @@ def test_the_matchers_side_by_side_by_hand(tmp_path):
     )
     assert found["counts"] == {"empty": 2, "truncated": 2, "only_two_way": 1}
     for match, right in (("exact", 1), ("first_token", 1), ("one_way", 2), ("two_way", 3)):
-        scored = load_scored(path, match=match)
+        scored = score_predictions(path, match=match)
         assert summarize(scored)["right"] == right
     table = render_report(make_report([path], None, match="two_way"))
     assert "two-way match" in table
@@ -211,12 +213,12 @@ def test_lemmas_are_those_of_the_file_or_made_anew(tmp_path, monkeypatch):
         predictions=["big Cities", "City", "Rome"],
         answers=[["x", "City"], ["cities of joy"], ["Paris"]],
     )
-    assert summarize(load_scored(path))["scores"]["one_way"] is None
+    assert summarize(score_predictions(path))["scores"]["one_way"] is None
     with pytest.raises(UserError, match=r"a\.feather lacks the column `predict_lemma` and"):
-        load_scored(path, lemmas="file")
+        score_predictions(path, lemmas="file")
     with pytest.raises(UserError, match=r"--match one_way: .*a\.feather lacks .*recompute"):
-        load_scored(path, match="one_way")
-    scored = load_scored(path, lemmas="recompute", spacy_model="tiny")
+        score_predictions(path, match="one_way")
+    scored = score_predictions(path, lemmas="recompute", spacy_model="tiny")
     assert scored.matches["one_way"][:, 0].tolist() == [True, False, False]
     assert scored.matches["two_way"][:, 0].tolist() == [True, True, False]
     with pytest.raises(UserError, match="--spacy_model is for --lemmas recompute"):
@@ -230,7 +232,7 @@ def test_lemmas_are_made_anew_by_spacy(tmp_path):
         predictions=["It plays pianos", "Piano.", ""],
         answers=[["piano", "organ"], ["Pianos and organs"], ["pianos"]],
     )
-    scored = load_scored(path, lemmas="recompute", spacy_model="lookup")
+    scored = score_predictions(path, lemmas="recompute", spacy_model="lookup")
     assert scored.matches["one_way"][:, 0].tolist() == [True, False, False]
 
 
@@ -255,7 +257,7 @@ def test_five_paraphrases_that_always_agree_are_worth_one(tmp_path):
     right = np.random.default_rng(5).random(500) < 0.6
     repeated = np.repeat(right[:, None], 5, axis=1)
     path = write_per_prompt(tmp_path / "per_prompt-5.feather", repeated)
-    clustered = summarize(load_scored(path))["interval"]
+    clustered = summarize(score_predictions(path))["interval"]
     of_questions = wilson_interval(int(right.sum()), 500)
     of_rows = wilson_interval(5 * int(right.sum()), 2500)
     assert np.diff(clustered) == pytest.approx(np.diff(of_questions), rel=0.05)
@@ -274,7 +276,7 @@ def test_pair_agreement():
 
 def test_a_plain_file(tmp_path):
     path = write_plain(tmp_path / "avg-5.feather", [True, True, True, False])
-    summary = summarize(load_scored(path))
+    summary = summarize(score_predictions(path))
     assert summary["questions"] == 4
     assert summary["right"] == 3
     assert summary["accuracy"] == 0.75
@@ -285,7 +287,7 @@ def test_a_plain_file(tmp_path):
 def test_a_file_needs_no_uuid_unless_it_is_compared(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prediction": "Paris", "answers": ["paris"]}\n' * 2)
-    assert summarize(load_scored(str(path)))["right"] == 2
+    assert summarize(score_predictions(str(path)))["right"] == 2
     other = write_plain(tmp_path / "b.feather", [True])
     for files, baseline in (([str(path)], other), ([other], str(path))):
         with pytest.raises(UserError, match=r"a\.jsonl has no column `uuid`"):
@@ -295,13 +297,13 @@ def test_a_file_needs_no_uuid_unless_it_is_compared(tmp_path):
 def test_one_text_stands_for_a_list_of_one_answer(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('prediction,answers\nNA,NA\nparis,"[""Rome"", ""Paris""]"\n')
-    assert load_scored(str(path)).right.all()
+    assert score_predictions(str(path)).right.all()
 
 
 def test_per_prompt_figures_by_hand(tmp_path):
     right = [[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]]
     path = write_per_prompt(tmp_path / "per_prompt-3.feather", right)
-    summary = summarize(load_scored(path))
+    summary = summarize(score_predictions(path))
     assert (summary["questions"], summary["paraphrases"]) == (4, 3)
     assert summary["accuracy"] == pytest.approx(6 / 12)
     found = summary["per_prompt"]
@@ -319,14 +321,14 @@ def test_paraphrases_need_not_stand_together(tmp_path):
     frame = pd.read_feather(path)
     by_position = np.arange(120).reshape(30, 4).T.ravel()
     frame.iloc[by_position].to_feather(tmp_path / "b.feather")
-    one, other = (load_scored(str(tmp_path / name)) for name in ("a.feather", "b.feather"))
+    one, other = (score_predictions(str(tmp_path / name)) for name in ("a.feather", "b.feather"))
     assert (one.right == right).all()
     assert (other.right == right).all()
 
 
 def test_a_single_paraphrase_is_a_plain_file_with_one_line_of_detail(tmp_path):
     path = write_per_prompt(tmp_path / "per_prompt-1.feather", [[1], [0]])
-    summary = summarize(load_scored(path))
+    summary = summarize(score_predictions(path))
     assert summary["interval"] == pytest.approx(wilson_interval(1, 2))
     assert summary["per_prompt"]["pairs_agree"] is None
     assert "any of them" in render_report(make_report([path], path))
@@ -343,14 +345,14 @@ def test_pairs_are_found_by_uuid_not_by_place(tmp_path):
     other = write_plain(tmp_path / "b.feather", theirs)
     shuffled = str(tmp_path / "c.feather")
     pd.read_feather(other).sample(frac=1, random_state=0).to_feather(shuffled)
-    found = compare(load_scored(path), load_scored(shuffled))
+    found = compare(score_predictions(path), score_predictions(shuffled))
     assert found["pairs"] == 200
     assert found["won"] == (mine & ~theirs).sum()
     assert found["lost"] == (~mine & theirs).sum()
     assert found["difference"] == pytest.approx(mine.mean() - theirs.mean())
     assert found["mcnemar_p"] == mcnemar_p(found["won"], found["lost"])
     assert found["interval"] == tango_interval(found["won"], found["lost"], 200)
-    reverse = compare(load_scored(shuffled), load_scored(path))
+    reverse = compare(score_predictions(shuffled), score_predictions(path))
     assert reverse["difference"] == pytest.approx(-found["difference"])
     assert reverse["interval"] == pytest.approx([-limit for limit in found["interval"][::-1]])
 
@@ -380,9 +382,9 @@ def test_one_uuid_for_two_questions_is_no_pair(tmp_path):
     path = write_table(tmp_path / "a.feather", answers=[["Lima"], ["Oslo"]], **shared)
     same = write_table(tmp_path / "b.feather", answers=[["Lima"], ["Oslo"]], **shared)
     other = write_table(tmp_path / "c.feather", answers=[["Lima"], ["Rome"]], **shared)
-    assert compare(load_scored(path), load_scored(same))["pairs"] == 2
+    assert compare(score_predictions(path), score_predictions(same))["pairs"] == 2
     with pytest.raises(UserError, match=r"uuid 1 is another question in .*a\.feather"):
-        compare(load_scored(path), load_scored(other))
+        compare(score_predictions(path), score_predictions(other))
 
 
 def test_a_per_prompt_file_is_compared_by_its_mean(tmp_path):
@@ -390,7 +392,7 @@ def test_a_per_prompt_file_is_compared_by_its_mean(tmp_path):
     right, reference = rng.random((300, 5)) < 0.5, rng.random(300) < 0.6
     path = write_per_prompt(tmp_path / "per_prompt-5.feather", right)
     baseline = write_plain(tmp_path / "avg-5.feather", reference)
-    found = compare(load_scored(path), load_scored(baseline))
+    found = compare(score_predictions(path), score_predictions(baseline))
     differences = right.mean(axis=1) - reference
     assert found["difference"] == pytest.approx(differences.mean())
     margin = Z * differences.std(ddof=1) / math.sqrt(300)  # cluster-robust, one cluster a question
@@ -455,18 +457,18 @@ def test_relations_are_resampled_where_rows_carry_them(tmp_path):
     path = write_plain(tmp_path / "a.feather", mine)
     pd.read_feather(path).assign(rel=relations).to_feather(path)
     baseline = write_plain(tmp_path / "b.feather", [False] * 300)
-    found = compare(load_scored(path), load_scored(baseline))
+    found = compare(score_predictions(path), score_predictions(baseline))
     assert found["relations"] == 10
     assert found["bootstrap"] == pytest.approx(found["interval"], abs=0.02)
     assert np.diff(found["relation_bootstrap"]) > 3 * np.diff(found["bootstrap"])
-    reverse = compare(load_scored(baseline), load_scored(path))
+    reverse = compare(score_predictions(baseline), score_predictions(path))
     low, high = found["relation_bootstrap"]
     assert reverse["relation_bootstrap"] == pytest.approx((-high, -low), abs=0.01)
     shuffled = str(tmp_path / "c.feather")
     pd.read_feather(path).sample(frac=1, random_state=0).to_feather(shuffled)
-    again = compare(load_scored(baseline), load_scored(shuffled))
+    again = compare(score_predictions(baseline), score_predictions(shuffled))
     assert again["relation_bootstrap"] == reverse["relation_bootstrap"]
-    none = compare(load_scored(baseline), load_scored(baseline))
+    none = compare(score_predictions(baseline), score_predictions(baseline))
     assert none["relations"] is none["relation_bootstrap"] is None
 
 
@@ -577,7 +579,7 @@ def test_bad_files_are_named_with_the_value(tmp_path, rows, phrase):
     path = tmp_path / "bad.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError) as caught:
-        load_scored(str(path))
+        score_predictions(str(path))
     assert str(path) in str(caught.value)
     assert phrase in str(caught.value)
 
@@ -586,7 +588,7 @@ def test_a_file_without_rows(tmp_path):
     path = tmp_path / "none.csv"
     path.write_text("prediction,answers\n")
     with pytest.raises(UserError, match=r"none\.csv has no rows"):
-        load_scored(str(path))
+        score_predictions(str(path))
 
 
 def run_script(*arguments, code=None):

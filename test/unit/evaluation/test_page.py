@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from chromium import open_in_chromium
 
-from score import main, parse_args, report_on
+from score import main, parse_args
 from self_ensemble.evaluation.page import render_page
-from self_ensemble.evaluation.scored import load_scored
+from self_ensemble.evaluation.report import report_on
+from self_ensemble.evaluation.scored import score_predictions
 from self_ensemble.system.errors import UserError
 
 HOSTILE = "</script><script>console.error('broken out')</script><img src=x onerror=alert(1)>&amp;"
@@ -33,8 +34,8 @@ def write_method(path, predictions, **columns):
 
 
 def page_of(paths, baseline=None):
-    files = [load_scored(path) for path in paths]
-    reference = load_scored(baseline) if baseline else None
+    files = [score_predictions(path) for path in paths]
+    reference = score_predictions(baseline) if baseline else None
     return render_page(files, reference, report_on(files, reference))
 
 

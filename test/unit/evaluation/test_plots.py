@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from writing import write_per_prompt, write_plain
 
-from score import main, make_report, parse_args
+from score import main, parse_args
 from self_ensemble.evaluation import plots
 from self_ensemble.evaluation.plots import draw, picture_format
+from self_ensemble.evaluation.report import make_report
 from self_ensemble.system.errors import UserError
 
 
