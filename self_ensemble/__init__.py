@@ -1,1 +1,80 @@
-"""Self-ensembling language models: one question in several wordings, one fused answer."""
+"""Self-ensembling language models: one question in several wordings, one fused answer.
+
+    from self_ensemble import Ensemble
+
+    ensemble = Ensemble.from_pretrained("demo")
+    ensemble.generate([["What is the capital of France?", "France's capital is which city?"]])
+
+Importing this is quick and changes nothing; torch is imported when something that needs it is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from self_ensemble.attention.fusion import Fusion, register_fusion
+    from self_ensemble.data import (
+        Dataset,
+        FewShot,
+        PromptTemplate,
+        Record,
+        load_dataset,
+        register_dataset,
+    )
+    from self_ensemble.data.prompt import Prompt, WholePrompts
+    from self_ensemble.ensemble import Ensemble, FusedAnswer
+    from self_ensemble.methods.logit_fusion import register_logit_method
+    from self_ensemble.methods.votes import register_vote
+    from self_ensemble.models.aliases import register_alias
+    from self_ensemble.system.errors import UserError
+
+# Name → the module that it is in.
+_WHERE = {
+    "Dataset": "self_ensemble.data",
+    "Ensemble": "self_ensemble.ensemble",
+    "FewShot": "self_ensemble.data",
+    "FusedAnswer": "self_ensemble.ensemble",
+    "Fusion": "self_ensemble.attention.fusion",
+    "Prompt": "self_ensemble.data.prompt",
+    "PromptTemplate": "self_ensemble.data",
+    "Record": "self_ensemble.data",
+    "UserError": "self_ensemble.system.errors",
+    "WholePrompts": "self_ensemble.data.prompt",
+    "load_dataset": "self_ensemble.data",
+    "register_alias": "self_ensemble.models.aliases",
+    "register_dataset": "self_ensemble.data",
+    "register_fusion": "self_ensemble.attention.fusion",
+    "register_logit_method": "self_ensemble.methods.logit_fusion",
+    "register_vote": "self_ensemble.methods.votes",
+}
+
+__all__ = [
+    "Dataset",
+    "Ensemble",
+    "FewShot",
+    "FusedAnswer",
+    "Fusion",
+    "Prompt",
+    "PromptTemplate",
+    "Record",
+    "UserError",
+    "WholePrompts",
+    "load_dataset",
+    "register_alias",
+    "register_dataset",
+    "register_fusion",
+    "register_logit_method",
+    "register_vote",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

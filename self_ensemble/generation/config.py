@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from self_ensemble.system.errors import UserError
+
 DEFAULT_MAX_NEW_TOKENS = 20
 
 
@@ -13,11 +15,16 @@ class GenerationConfig:
 
     max_new_tokens: the longest answer, in tokens.
     batch_size: questions at a time; None takes what fits.
+
+    Raises:
+        UserError: one of them is below 1.
     """
 
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        assert self.max_new_tokens > 0, self.max_new_tokens
-        assert self.batch_size is None or self.batch_size > 0, self.batch_size
+        for name in ("max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: {value} is not a whole number above 0")

@@ -100,9 +100,11 @@ class DecodeLoop:
             if self.overlapped and not is_last:
                 stats.count_forward(len(chosen) * n)
                 logits = self.step(chosen.repeat_interleave(n), positions + step)
-            for question, *what in zip(alive, *read(len(alive)), strict=True):
+            for question, token, value, stops, is_answer in zip(
+                alive, *read(len(alive)), strict=True
+            ):
                 if not drafts[question].stopped:
-                    self._take(drafts[question], *what)
+                    self._take(drafts[question], token, value, stops, is_answer)
                     stats.decoded_tokens += 1
             running = [slot for slot, question in enumerate(alive) if not drafts[question].stopped]
             if not running or is_last:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from self_ensemble.attention.fusion import FUSIONS, Fusion
-from self_ensemble.attention.positions import default_positions
+from self_ensemble.attention.positions import POSITIONS, default_positions
 from self_ensemble.attention.segments import concatenate_prompts
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
-from self_ensemble.methods.base import Ask, Outcome, Template, split_questions
+from self_ensemble.methods.base import Ask, Outcome, Template, check_weights, split_questions
 from self_ensemble.system.errors import UserError
 
 LAYOUTS = ("shared", "concat")
@@ -31,13 +31,33 @@ class AttentionFusion:
     fusion: the name of an attention fusion, see `attention.fusion`.
     tau: the dial of the fusion ``mean``.
     weights: one for each paraphrase, 0 or more, not all 0; None for equal ones.
+
+    Raises:
+        UserError: a setting is unknown, or settings do not go together.
     """
 
     layout: str = "shared"
     positions: str | None = None
     fusion: str = "mean"
     tau: float = 0.0
-    weights: tuple[float, ...] | None = None
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        kind = FUSIONS.get(self.fusion)
+        Fusion(self.fusion, self.tau)
+        if self.layout not in LAYOUTS:
+            raise UserError(f"unknown layout {self.layout!r}: there is {', '.join(LAYOUTS)}")
+        if self.positions not in (None, *POSITIONS):
+            raise UserError(
+                f"unknown positions {self.positions!r}: there is {', '.join(POSITIONS)}"
+            )
+        if self.positions == "exact" and not kind.rope_offsets:
+            raise UserError(
+                f"the fusion {self.fusion} has one query for all paraphrases and cannot have the "
+                "positions exact; use left"
+            )
+        if self.weights is not None:
+            check_weights("weights", self.weights)
 
     def positions_on(self, config: Any) -> str:
         """The positions on a model of this configuration."""

@@ -6,6 +6,7 @@ journal, the Python interface nothing. So the same code serves a file of questio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Batch, Engine
 from self_ensemble.generation.request import Request
+from self_ensemble.system.errors import UserError
 
 # What a text becomes a prompt by.
 Template = PromptTemplate | WholePrompts
@@ -99,3 +101,9 @@ def split_questions(
             tokenizer, questions, add_special_tokens=template.add_special_tokens
         )
     return split_prompts(tokenizer, template, questions)
+
+
+def check_weights(what: str, weights: Sequence[float]) -> None:
+    """Raises UserError where weights are not finite numbers of 0 or more, not all 0."""
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise UserError(f"{what}: {list(weights)} must be numbers of 0 or more, not all 0")

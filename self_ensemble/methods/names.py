@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS
@@ -17,10 +20,11 @@ ALONE = ("origin", "per_prompt")
 
 def prompt_by_prompt_names() -> tuple[str, ...]:
     """Those of `generate.py --method`."""
-    return (*ALONE, *LOGIT_METHODS.names(), *VOTES.names())
+    return (*ALONE, *LOGIT_METHODS, *VOTES)
 
 
 def method_names() -> tuple[str, ...]:
+    """All of them."""
     return (ATTENTION, *prompt_by_prompt_names())
 
 
@@ -30,25 +34,28 @@ def make_method(name: str, **settings: Any) -> Method:
     Args:
         name: ``attention``, ``per_prompt``, ``origin``, or what a logit method or a vote is
             registered under.
-        settings: those of the method's class, such as ``tau`` of `AttentionFusion`.
+        settings: those of the method's class, such as ``tau`` of `AttentionFusion`; None: not
+            given.
 
     Raises:
         UserError: there is no such method, or it has no such setting.
     """
     from self_ensemble.methods.attention_fusion import AttentionFusion
-    from self_ensemble.methods.prompt_by_prompt import LogitFusion, PerPrompt, Vote
+    from self_ensemble.methods.prompt_by_prompt import LogitFusion, Origin, PerPrompt, Vote
 
-    if name not in method_names():
-        raise UserError(f"unknown method {name!r}: there is {', '.join(method_names())}")
     given = {key: value for key, value in settings.items() if value is not None}
+    kind: Callable[..., Method]
+    known: set[str] = set()
     if name == ATTENTION:
-        kind, taken = AttentionFusion, {"layout", "positions", "fusion", "tau", "weights"}
+        kind, known = AttentionFusion, {field.name for field in fields(AttentionFusion)}
     elif name in ALONE:
-        kind, taken = PerPrompt, set()
+        kind = PerPrompt if name == "per_prompt" else Origin
+    elif name in LOGIT_METHODS:
+        kind, known = partial(LogitFusion, name), {"weights"}
     elif name in VOTES:
-        kind, taken, given = Vote, {"name"}, {"name": name, **given}
+        kind = partial(Vote, name)
     else:
-        kind, taken, given = LogitFusion, {"name", "weights"}, {"name": name, **given}
-    for setting in given.keys() - taken:
+        raise UserError(f"unknown method {name!r}: there is {', '.join(method_names())}")
+    for setting in sorted(given.keys() - known):
         raise UserError(f"the method {name} has no setting {setting!r}")
     return kind(**given)

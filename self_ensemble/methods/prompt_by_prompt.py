@@ -13,7 +13,7 @@ from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import logit_streams
-from self_ensemble.methods.base import Ask, Outcome, Template, split_questions
+from self_ensemble.methods.base import Ask, Outcome, Template, check_weights, split_questions
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, confidence
 from self_ensemble.methods.votes import VOTES
 from self_ensemble.system.errors import UserError
@@ -48,13 +48,26 @@ class LogitFusion:
         if method.weighted and self.weights is None:
             weights = _own_confidences(request, ask, config)
         elif method.weighted:
-            weights = torch.tensor(self.weights, dtype=torch.float32)
+            weights = self._given_weights(questions)
         elif self.weights is not None:
             raise UserError(f"the method {self.name} uses no weights")
         request = replace(request, reduce=method.reduce, weights=weights)
         for batch in ask(self.name, request, batch_size=config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))
+
+    def _given_weights(self, questions: Sequence[Sequence[str]]) -> torch.Tensor:
+        assert self.weights is not None
+        if len(self.weights) != len(questions):
+            raise UserError(f"weights: {len(self.weights)} rows for {len(questions)} questions")
+        for index, (row, paraphrases) in enumerate(zip(self.weights, questions, strict=True)):
+            if len(row) != len(paraphrases):
+                raise UserError(
+                    f"weights: {len(row)} for the {len(paraphrases)} paraphrases of question "
+                    f"{index}"
+                )
+            check_weights(f"weights of question {index}", row)
+        return torch.tensor(self.weights, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,23 @@ class PerPrompt:
         request = logit_request(engine, template, questions, config)
         for question, answers in _each_alone(request, ask, config):
             yield Outcome(question, answers)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The first wording of every question answers alone."""
+
+    def answer(
+        self,
+        engine: Engine,
+        template: Template,
+        questions: Sequence[Sequence[str]],
+        ask: Ask,
+        config: GenerationConfig,
+    ) -> Iterator[Outcome]:
+        """See `methods.base.Method`."""
+        first = [paraphrases[:1] for paraphrases in questions]
+        return PerPrompt().answer(engine, template, first, ask, config)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,11 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.generation.legacy import Engine, attention_streams, logit_streams, only_stream
+from self_ensemble.generation.encode import encode_streams
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import average_logits
 
 STEPS = 6
@@ -92,24 +96,47 @@ class Recorder:
         return fused
 
 
-def make_engine(wrapper, prefix=PREFIX, **settings):
-    engine = Engine(wrapper.model, TinyTokenizer(), wrapper, ignore_stops=True, **settings)
-    engine.set_prefix(prefix)
-    return engine
+class StopAt:
+    """Ends an answer at these tokens, which are no part of it."""
+
+    def __init__(self, tokens):
+        self.tokens = torch.tensor(sorted(tokens))
+
+    def __call__(self, tokens, seen):
+        stops = torch.isin(tokens, self.tokens.to(tokens.device))
+        return stops, ~stops, seen
 
 
-def answer(engine, streams, fusion=None, combine=only_stream, batch_size=None, steps=STEPS):
-    """(token ids of each question, in order)."""
-    assert engine.can_turn(streams, steps)
-    batches = engine.generate(
+def make_engine(wrapper, **settings):
+    return Engine(wrapper.model, TinyTokenizer(), wrapper, **settings)
+
+
+def make_request(
+    streams, fusion=None, reduce=only_stream, steps=STEPS, prefix=PREFIX, stop=None, **more
+):
+    """A request that goes on to the limit, or ends at the tokens ``stop``."""
+    return Request(
+        tuple(prefix),
         streams,
-        fusion=fusion or Fusion(),
-        combine=combine,
+        fusion or Fusion(),
+        reduce,
         max_new_tokens=steps,
-        batch_size=batch_size,
+        stop=StopAt(stop) if stop else NeverStop(),
+        **more,
     )
+
+
+def tokens_of(batches, stop=()):
+    """The token ids of each question, in order, without those that ended an answer."""
     found = {index: answer.token_ids for batch in batches for index, answer in batch}
-    return [found[index] for index in range(len(streams))]
+    kept = [found[index] for index in range(len(found))]
+    return [ids[:-1] if ids and ids[-1] in stop else ids for ids in kept]
+
+
+def answer(engine, streams, fusion=None, reduce=only_stream, batch_size=None, stop=(), **more):
+    """(token ids of each question, in order)."""
+    request = make_request(streams, fusion, reduce, stop=stop, **more)
+    return tokens_of(engine.generate(request, batch_size=batch_size), stop)
 
 
 def fused_logits(
@@ -127,10 +154,11 @@ def fused_logits(
     The backend, where the test is not about it, is the first that pads.
     """
     with attending(model, backend or backends(model)[1], compiled=compiled) as wrapper:
-        engine = make_engine(wrapper, prefix)
         recorder = Recorder()
         streams = [attention_streams(q, len(prefix), positions)]
-        [tokens] = answer(engine, streams, fusion, recorder, steps=steps)
+        [tokens] = answer(
+            make_engine(wrapper), streams, fusion, recorder, steps=steps, prefix=prefix
+        )
     return tokens, torch.cat(recorder.logits)
 
 
@@ -177,3 +205,14 @@ STREAMS = {
     "concat": (only_stream, lambda q: attention_streams(joined(q), len(PREFIX), "sequential")),
     "logits": (average_logits, lambda q: logit_streams(q, len(PREFIX))),
 }
+
+
+def small_memory(streams):
+    """What encodes, on a machine whose memory holds so many streams."""
+
+    def encode(forward, asked, *args, **settings):
+        if len(asked) > streams:
+            raise torch.OutOfMemoryError("injected")
+        return encode_streams(forward, asked, *args, **settings)
+
+    return encode

@@ -9,7 +9,7 @@ from tiny import tiny_model
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.masks import create_segment_isolation_mask
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.generation.legacy import attention_streams
+from self_ensemble.generation.streams import attention_streams
 from self_ensemble.system.errors import UserError
 
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 40}
@@ -33,9 +33,9 @@ def test_exact_positions_where_the_padding_token_is_token_0():
 
 def test_rotary_positions_are_learned_on_a_model_that_has_not_run_yet():
     with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
-        engine = make_engine(wrapper, prefix=())
+        engine = make_engine(wrapper)
         assert not wrapper.layers
-        assert engine.can_turn([attention_streams(question(), 0, "exact")], 4)
+        assert answer(engine, [attention_streams(question(), 0, "exact")], prefix=())
 
 
 @pytest.mark.parametrize("backend", ["flex", "sdpa", "eager"])
@@ -67,7 +67,7 @@ def test_a_prefix_longer_than_the_context_is_refused_before_it_is_encoded():
         ) as wrapper,
         pytest.raises(UserError, match="positions with its answer"),
     ):
-        make_engine(wrapper)
+        answer(make_engine(wrapper), [])
 
 
 def test_rotations_that_change_with_the_length_are_refused_beyond_it():

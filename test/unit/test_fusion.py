@@ -20,8 +20,11 @@ from fused import (
     fused_logits,
     ids,
     make_engine,
+    make_request,
     oracle_logits,
     question,
+    small_memory,
+    tokens_of,
 )
 from oracle import joint_oracle, mean_oracle
 from tiny import ARCHITECTURES, ROTARY, tiny_model
@@ -32,7 +35,10 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
 from self_ensemble.attention.scoring import KeyValues
-from self_ensemble.generation.legacy import attention_streams, logit_streams
+from self_ensemble.generation.encode import encode_prefix
+from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.streams import attention_streams, logit_streams
+from self_ensemble.system.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -40,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture(autouse=True)
 def quick_flex(monkeypatch):
     """Packed lengths are rounded up to less, and uncompiled FlexAttention is not traced either."""
-    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.batching.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)  # an older torch has no such switch
 
@@ -50,14 +56,15 @@ def quick_flex(monkeypatch):
 
 def encode_packed(wrapper, prefix, segments):
     """Hidden states [T, hidden] and the plan of one packed forward, under `left`."""
-    engine = make_engine(wrapper, prefix)
+    with torch.no_grad():
+        layers = encode_prefix(Forward(wrapper.model, wrapper, compiled=False), prefix).layers
     lengths = [len(s) for s in segments]
     positions = torch.cat([torch.arange(len(prefix), len(prefix) + n) for n in lengths])
     plan = EncodeState(
         lengths,
         torch.arange(len(segments)).repeat_interleave(torch.tensor(lengths)),
         positions,
-        engine.prefix,
+        layers,
         backend=wrapper.backend,
         compiled=wrapper.compiled,
     )
@@ -261,8 +268,7 @@ def test_one_paraphrase_equals_generate(name, prefix):
     for positions in ("exact", "left", "right"):
         assert list(fused_logits(model, q, positions, prefix=prefix)[0]) == expected
     with attending(model, "eager") as wrapper:
-        engine = make_engine(wrapper, prefix)
-        [tokens] = answer(engine, [logit_streams(q, len(prefix))])
+        [tokens] = answer(make_engine(wrapper), [logit_streams(q, len(prefix))], prefix=prefix)
     assert list(tokens) == expected
 
 
@@ -293,9 +299,12 @@ def test_sequential_positions_do_depend_on_the_order():
 
 
 def test_learned_positions_cannot_be_exact():
-    with attending(tiny_model("gpt2"), "sdpa") as wrapper:
-        engine = make_engine(wrapper)
-        assert not engine.can_turn([attention_streams(question(), len(PREFIX), "exact")], STEPS)
+    streams = [attention_streams(question(), len(PREFIX), "exact")]
+    with (
+        attending(tiny_model("gpt2"), "sdpa") as wrapper,
+        pytest.raises(UserError, match="positions are not rotary"),
+    ):
+        answer(make_engine(wrapper), streams)
 
 
 # ---- batches --------------------------------------------------------------------------------
@@ -320,15 +329,15 @@ def test_logit_fusion_batched_equals_one_by_one():
     mean = lambda logits, weights: logits.mean(1)  # noqa: E731
     with attending(tiny_model("llama"), "sdpa") as wrapper:
         engine = make_engine(wrapper)
-        alone = answer(engine, streams, combine=mean, batch_size=1)
-        assert answer(engine, streams, combine=mean) == alone
+        alone = answer(engine, streams, reduce=mean, batch_size=1)
+        assert answer(engine, streams, reduce=mean) == alone
 
 
 def test_logit_fusion_reduces_the_logits_of_stock_prompts():
     model, q = tiny_model("qwen3"), question()
     recorder = Recorder(lambda logits, weights: logits.mean(1))
     with attending(model, "sdpa") as wrapper:
-        [tokens] = answer(make_engine(wrapper), [logit_streams(q, len(PREFIX))], combine=recorder)
+        [tokens] = answer(make_engine(wrapper), [logit_streams(q, len(PREFIX))], reduce=recorder)
     for step, logits in enumerate(recorder.logits):
         with torch.no_grad():
             separate = [
@@ -347,13 +356,15 @@ def test_decode_forwards_carry_questions_not_paraphrases():
     )
     with attending(model, "sdpa") as wrapper:
         engine = make_engine(wrapper)
-        answer(engine, [attention_streams(q, len(PREFIX), "exact") for q in QUESTIONS])
+        request = make_request([attention_streams(q, len(PREFIX), "exact") for q in QUESTIONS])
+        generation = engine.generate(request)
+        tokens_of(generation)
         width = max(map(len, MIXED_TAILS))
         assert rows == [(7, width)] + [(7, 1)] * (STEPS - 1)
-        assert engine.counts.decode_rows == 7 * STEPS
+        assert generation.stats.decode_rows == 7 * STEPS
         rows.clear()
         mean = lambda logits, weights: logits.mean(1)  # noqa: E731
-        answer(engine, [logit_streams(q, len(PREFIX)) for q in QUESTIONS], combine=mean)
+        answer(engine, [logit_streams(q, len(PREFIX)) for q in QUESTIONS], reduce=mean)
         assert rows == [(35, width)] + [(35, 1)] * (STEPS - 1)
 
 
@@ -364,14 +375,12 @@ def test_a_finished_question_leaves_and_changes_nobody():
         engine = make_engine(wrapper)
         endless = answer(engine, streams, steps=8)
         stops = {tokens[1 + index % 4] for index, tokens in enumerate(endless)}
-        engine.eos_ids = frozenset(stops)
-        engine.stop.eos[list(stops)] = True
-        engine.counts = type(engine.counts)()
-        stopped = answer(engine, streams, steps=8)
+        generation = engine.generate(make_request(streams, steps=8, stop=stops))
+        stopped = tokens_of(generation, stops)
         for full, cut in zip(endless, stopped, strict=True):
             first = min((full.index(s) for s in stops if s in full), default=len(full))
             assert cut == full[:first]
-        assert engine.counts.decode_rows < 7 * engine.counts.decode_forwards
+        assert generation.stats.decode_rows < 7 * generation.stats.decode_forwards
 
 
 def test_weights_follow_their_questions_when_others_leave():
@@ -382,23 +391,19 @@ def test_weights_follow_their_questions_when_others_leave():
     def listen(logits, weights):
         return (logits * weights[:, :, None]).sum(1)
 
-    def run(streams, weights, **settings):
-        batches = engine.generate(
-            streams, fusion=Fusion(), combine=listen, max_new_tokens=8, weights=weights, **settings
-        )
-        found = {index: answer.token_ids for batch in batches for index, answer in batch}
-        return [found[index] for index in range(len(streams))]
+    def run(streams, weights, stop=(), **settings):
+        request = make_request(streams, reduce=listen, weights=weights, steps=8, stop=stop)
+        return tokens_of(engine.generate(request, **settings), stop)
 
     with attending(tiny_model("llama"), "sdpa") as wrapper:
         engine = make_engine(wrapper)
         endless = run(streams, chosen, batch_size=7)
         stops = {tokens[1 + index % 4] for index, tokens in enumerate(endless)}
-        engine.eos_ids = frozenset(stops)
-        engine.stop.eos[list(stops)] = True
         alone = [
-            run([stream], chosen[i : i + 1], batch_size=1)[0] for i, stream in enumerate(streams)
+            run([stream], chosen[i : i + 1], stops, batch_size=1)[0]
+            for i, stream in enumerate(streams)
         ]
-        assert run(streams, chosen, batch_size=7) == alone
+        assert run(streams, chosen, stops, batch_size=7) == alone
         assert len({len(tokens) for tokens in alone}) > 1
 
 
@@ -407,14 +412,7 @@ def test_an_out_of_memory_batch_is_halved_and_nothing_is_lost(monkeypatch, caplo
     with attending(tiny_model("llama"), "sdpa") as wrapper:
         engine = make_engine(wrapper)
         expected = answer(engine, streams)
-        intact = engine._encode_streams
-
-        def small_memory(streams):
-            if len(streams) > 2:
-                raise torch.OutOfMemoryError("injected")
-            return intact(streams)
-
-        monkeypatch.setattr(engine, "_encode_streams", small_memory)
+        monkeypatch.setattr("self_ensemble.generation.engine.encode_streams", small_memory(2))
         assert answer(engine, streams) == expected
     assert [r.message for r in caplog.records] == [
         "out of memory with 7 questions at a time: halved"

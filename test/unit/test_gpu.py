@@ -21,9 +21,10 @@ from fused import (
 from tiny import ARCHITECTURES, ROTARY, tiny_model
 
 from self_ensemble.attention import backends
+from self_ensemble.attention.cuda_graphs import CapturedStep
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.generation.legacy import attention_streams
+from self_ensemble.generation.streams import attention_streams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,6 +72,20 @@ def test_flex_sdpa_and_plain_math_agree_with_the_cpu(name, fusion, flex_calls):
 U = (1.0, 0.0, 2.0, 1.0, 1.0)
 
 
+@pytest.fixture
+def replays(monkeypatch):
+    """A truth for each replay of a captured step."""
+    found = []
+    replay = CapturedStep.__call__
+
+    def counting(step, *inputs):
+        found.append(True)
+        return replay(step, *inputs)
+
+    monkeypatch.setattr(CapturedStep, "__call__", counting)
+    return found
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "tau", "weights", "rows"),
     [
@@ -85,25 +100,25 @@ U = (1.0, 0.0, 2.0, 1.0, 1.0)
         ("gemma3", "mean", 0, None, "concat"),
     ],
 )
-def test_recorded_steps_equal_steps_as_they_are(name, kind, tau, weights, rows):
-    """Questions that stop at different steps, so that rows leave and the step is recorded again."""
+def test_captured_steps_equal_steps_as_they_are(name, kind, tau, weights, rows, replays):
+    """Questions that stop at different steps, so that rows leave and the step is captured again."""
     model = tiny_model(name, **WIDER)
-    combine, streams_of = STREAMS[rows]
+    reduce, streams_of = STREAMS[rows]
     streams = [streams_of(q) for q in QUESTIONS]
     if rows == "attention" and not (name in ROTARY and kind == "mean"):
         streams = [attention_streams(q, len(PREFIX), "left") for q in QUESTIONS]
 
-    def run(model, recorded, sizes):
+    def run(model, captured, sizes):
         fusion = Fusion.of(kind, tau, weights, model.device)
-        with FlexAttentionWrapper(model, "flex" if recorded else "eager") as wrapper:
-            engine = make_engine(wrapper, recorded=recorded)
-            endless = answer(engine, streams, fusion, combine, steps=10)
-            replayed = [step for step in engine.recorded_steps.values() if step is not None]
-            assert bool(replayed) == recorded
+        replays.clear()
+        with FlexAttentionWrapper(model, "flex" if captured else "eager") as wrapper:
+            engine = make_engine(wrapper, capture=captured)
+            endless = answer(engine, streams, fusion, reduce, steps=10)
+            assert bool(replays) == captured
             stops = {tokens[1 + index % 6] for index, tokens in enumerate(endless)}
-            engine.eos_ids = frozenset(stops)
-            engine.stop.eos[list(stops)] = True
-            found = [answer(engine, streams, fusion, combine, b, steps=10) for b in sizes]
+            found = [
+                answer(engine, streams, fusion, reduce, b, steps=10, stop=stops) for b in sizes
+            ]
             return endless, found
 
     endless, [expected] = run(model, False, [None])

@@ -13,7 +13,7 @@ from self_ensemble.attention.fusion import (
     register_fusion,
     weighted_partitions,
 )
-from self_ensemble.generation.legacy import attention_streams
+from self_ensemble.generation.streams import attention_streams
 from self_ensemble.system.errors import UserError
 
 J, R, K, Q, P, M, F = 2, 3, 4, 5, 6, 7, 2

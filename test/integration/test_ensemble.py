@@ -1,0 +1,216 @@
+"""The library's face, on the demo model, on a caller's own, and on what a user may get wrong."""
+
+import pytest
+import torch
+from small import stock_answer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import self_ensemble
+from self_ensemble import Ensemble, FewShot, Prompt, UserError, WholePrompts
+from self_ensemble.data import load_dataset
+from self_ensemble.methods.names import method_names
+from self_ensemble.system.bundled import DEMO_MODEL
+
+QUESTIONS = [
+    ["What is the capital of France?", "France's capital is which city?"],
+    ["Which city is the capital of Peru?", "Peru has which capital?"],
+    ["The capital of Japan is [MASK].", "Which city is Japan's capital?"],
+]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return Ensemble.from_pretrained("demo", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    records = load_dataset("demo", max_samples=12).records
+    return [record.paraphrases[:3] for record in records]
+
+
+def test_the_example_of_the_documentation(demo):
+    answers = demo.generate(QUESTIONS, method="attention", max_new_tokens=20)
+    assert [answer.question for answer in answers] == [0, 1, 2]
+    for answer in answers:
+        assert answer.text and "\n" not in answer.text and answer.logprob <= 0
+        assert answer.generation.strip().startswith(answer.text)
+        assert answer.truncated is False and answer.paraphrase is None
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_answers_in_the_order_asked(demo, asked, method):
+    """However the questions are batched; and streamed answers are the same, in another order."""
+    answers = demo.generate(asked, method=method)
+    each = 3 if method == "per_prompt" else 1
+    assert [answer.question for answer in answers] == [
+        index for index in range(len(asked)) for _ in range(each)
+    ]
+    small = demo.generate(asked, method=method, batch_size=2)
+    assert [(a.text, a.token_ids) for a in small] == [(a.text, a.token_ids) for a in answers]
+    streamed = list(demo.stream(asked, method=method, batch_size=5))
+    assert sorted(a.token_ids for a in streamed) == sorted(a.token_ids for a in answers)
+    backwards = demo.generate(asked[::-1], method=method)
+    assert sorted(a.text for a in backwards) == sorted(a.text for a in answers)
+
+
+def test_votes_and_single_paraphrases_are_told(demo, asked):
+    single = demo.generate(asked, method="per_prompt")
+    assert [answer.paraphrase for answer in single] == [0, 1, 2] * len(asked)
+    for question, answer in enumerate(demo.generate(asked, method="vote")):
+        voted = [a for a in single if a.question == question][answer.paraphrase]
+        assert (voted.text, voted.logprob) == (answer.text, answer.logprob)
+    originals = demo.generate(asked, method="origin")
+    assert [a.text for a in originals] == [a.text for a in single if a.paraphrase == 0]
+
+
+def test_settings_reach_the_method(demo, asked):
+    def logprobs(**settings):
+        return [answer.logprob for answer in demo.generate(asked, **settings)]
+
+    plain = logprobs()
+    changed = [
+        {"tau": 1.0},
+        {"weights": (1, 0, 0)},
+        {"fusion": "joint"},
+        {"positions": "left"},
+        {"layout": "concat"},
+    ]
+    for settings in changed:
+        assert logprobs(**settings) != plain, settings
+    first = [a.text for a in demo.generate(asked, method="per_prompt") if a.paraphrase == 0]
+    assert [a.text for a in demo.generate(asked, weights=(1, 0, 0))] == first
+    weights = [(0, 1, 0)] * len(asked)
+    second = [a.text for a in demo.generate(asked, method="per_prompt") if a.paraphrase == 1]
+    weighted = demo.generate(asked, method="weighted_avg", weights=weights)
+    assert [a.text for a in weighted] == second
+
+
+def test_a_callers_model_is_answered_with_and_given_back(asked):
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model.train()
+    prompt = tokenizer("Q: What is the capital of France?\nA:", return_tensors="pt")
+
+    def generate():
+        training = model.training
+        found = model.eval().generate(**prompt, max_new_tokens=8, do_sample=False).tolist()
+        model.train(training)
+        return found
+
+    before, state = generate(), dict(model.config.to_dict())
+    implementation = model.config._attn_implementation
+    ensemble = Ensemble(model, tokenizer, prompt=Prompt.of_demo())
+    expected = Ensemble.from_pretrained("demo", device="cpu").generate(asked)
+    assert generate() == before
+    stream = ensemble.stream(asked, batch_size=4)
+    found = []
+    for answer in stream:  # used between two answers
+        found.append(answer)
+        assert generate() == before and model.training
+        assert model.config._attn_implementation == implementation
+    assert sorted(a.question for a in found) == list(range(len(asked)))
+    assert [a.text for a in sorted(found, key=lambda a: a.question)] == [a.text for a in expected]
+    assert model.config.to_dict() == state
+    # A stream that is left in the middle.
+    open_one = ensemble.stream(asked, batch_size=1)
+    next(open_one)
+    open_one.close()
+    assert generate() == before and model.training
+    loss = model(**prompt, labels=prompt["input_ids"]).loss
+    loss.backward()  # nothing of ours is left in it
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_two_streams_with_different_prompts(demo, asked):
+    other = Prompt("Say it in one word.", [("Capital of Mali?", "Bamako")])
+    prompts = (demo.prompt, other)
+    expected = [demo.generate(asked, prompt=prompt) for prompt in prompts]
+    assert [a.logprob for a in expected[0]] != [a.logprob for a in expected[1]]
+    for order in ("0 1", "1 0"):
+        streams = [demo.stream(asked, prompt=prompt, batch_size=1) for prompt in prompts]
+        found = [[], []]
+        for _ in asked:
+            for which in map(int, order.split()):
+                found[which].append(next(streams[which]))
+        for got, wanted in zip(found, expected, strict=True):
+            by_question = sorted(got, key=lambda a: a.question)
+            assert [a.token_ids for a in by_question] == [a.token_ids for a in wanted]
+
+
+def test_whole_prompts_are_taken_as_they_are(small):
+    """One prompt a question is what the model itself says; and five copies of it too."""
+    ensemble = Ensemble(small.model, small.tokenizer, prompt=WholePrompts())
+    prompts = [f"{text}\nA:" for text in ("Q: what capital city of is the", "Q: a word", "seven 7")]
+    for copies in (1, 5):
+        for text, answer in zip(
+            prompts,
+            ensemble.generate([[p] * copies for p in prompts], max_new_tokens=6),
+            strict=True,
+        ):
+            stock = stock_answer(small, [text], lambda each: each[0], limit=6)
+            assert (answer.generation, answer.truncated) == (stock.text, stock.truncated)
+            assert answer.logprob == pytest.approx(sum(stock.logprobs), abs=1e-3)
+    unlike = [["Q: a word\nA:", "Q: seven 7\nA:"]]
+    averaged = ensemble.generate(unlike, method="avg", max_new_tokens=6)[0]
+    stock = stock_answer(small, unlike[0], lambda each: each.mean(0), limit=6)
+    assert averaged.generation == stock.text
+    with pytest.raises(UserError, match="share no last token"):
+        ensemble.generate([["Q: a word\nA:", "Q: a word"]])
+
+
+def test_a_chat_template_is_used(demo, asked):
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}{% endfor %}{{ '\nA:' }}"
+    chatting = Ensemble(demo.model, tokenizer, prompt=Prompt(chat_template=True))
+    answers = chatting.generate(asked[:2], max_new_tokens=3)
+    assert len(answers) == 2
+    with pytest.raises(UserError, match="no chat template"):
+        demo.generate(asked, prompt=Prompt(chat_template=True))
+
+
+BAD = {
+    "a text for a list": ([["a?"], "b?"], {}, "question 1 is a text"),
+    "no paraphrases": ([[]], {}, "question 0 has no paraphrase"),
+    "an empty paraphrase": ([["a?", " "]], {}, "or one that is no text or empty"),
+    "no text": ([["a?", 3]], {}, "no text"),
+    "unlike numbers": ([["a?"], ["a?", "b?"]], {}, "question 1 has 2 paraphrases"),
+    "no such method": ([["a?"]], {"method": "mean"}, "unknown method 'mean': there is attention"),
+    "no such fusion": ([["a?"]], {"fusion": "sum"}, "sum"),
+    "a setting of another method": ([["a?"]], {"method": "avg", "tau": 1.0}, "no setting 'tau'"),
+    "too few weights": ([["a?", "b?"]], {"weights": (1,)}, "1 weights for 2 paraphrases"),
+    "weights that it has no use for": (
+        [["a?"]],
+        {"method": "avg", "weights": [(1,)]},
+        "the method avg uses no weights",
+    ),
+    "negative weights": ([["a?", "b?"]], {"weights": (1, -1)}, "weights"),
+    "weights of zero": ([["a?", "b?"]], {"weights": (0, 0)}, "weights"),
+    "a long answer": ([["a?"]], {"max_new_tokens": 10**6}, "positions"),
+    "no answer": ([["a?"]], {"max_new_tokens": 0}, "max_new_tokens"),
+    "no batch": ([["a?"]], {"batch_size": 0}, "batch_size"),
+    "exact with joint": ([["a?"]], {"fusion": "joint", "positions": "exact"}, "exact"),
+    "no such positions": ([["a?"]], {"positions": "middle"}, "middle"),
+    "no such layout": ([["a?"]], {"layout": "rows"}, "rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_mistakes_are_told_in_one_sentence(demo, name):
+    questions, settings, said = BAD[name]
+    with pytest.raises(UserError) as caught:
+        demo.generate(questions, **settings)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_questions_get_no_answers(demo):
+    assert demo.generate([]) == []
+
+
+def test_what_a_notebook_needs_is_on_top():
+    for name in self_ensemble.__all__:
+        assert getattr(self_ensemble, name) is not None
+    assert set(self_ensemble.__all__) <= set(dir(self_ensemble))
+    assert FewShot("a?", "b").answer == "b"
+    with pytest.raises(AttributeError, match="'gone'"):
+        self_ensemble.gone  # noqa: B018

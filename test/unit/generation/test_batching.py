@@ -1,0 +1,82 @@
+"""Which questions go together, padded lengths, and how batches get smaller."""
+
+import pytest
+import torch
+
+from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.generation.batching import (
+    captured_slots,
+    compacted,
+    compacted_captured,
+    padded_length,
+    schedule_batches,
+)
+from self_ensemble.generation.streams import attention_streams, logit_streams
+
+
+def split(*lengths, tail=(5, 6)):
+    return SplitQuestion(tuple(tuple(range(2, 2 + n)) for n in lengths), tuple(tail))
+
+
+def costing(*costs):
+    """Questions of one stream that encode so many tokens."""
+    return [attention_streams(split(cost), 0, "left") for cost in costs]
+
+
+@pytest.mark.parametrize(
+    "costs, batch_size, tokens, expected",
+    [
+        ((5, 3, 4), 2, 99, [[1, 2], [0]]),
+        ((5, 3, 4), 1, 99, [[1], [2], [0]]),
+        ((5, 3, 4), 10, 1, [[1, 2, 0]]),
+        ((3, 3, 3), 2, 99, [[0, 1], [2]]),
+        ((5, 3, 4), None, 12, [[1, 2, 0]]),
+        ((5, 3, 4), None, 11, [[1, 2], [0]]),
+        ((5, 3, 4), None, 1, [[1], [2], [0]]),  # a question that fits nowhere is asked alone
+        ((2, 9, 2, 2), None, 4, [[0, 2], [3], [1]]),
+        ((), 3, 9, []),
+        ((), None, 9, []),
+    ],
+)
+def test_batch_plan(costs, batch_size, tokens, expected):
+    assert schedule_batches(costing(*costs), batch_size, tokens) == expected
+
+
+def test_batch_plan_counts_every_stream_and_every_separator():
+    fused = attention_streams(split(2, 3), 0, "left")
+    apart = logit_streams(split(2, 2), 0)
+    joined = attention_streams(SplitQuestion(((2, 3), (4,)), (), ((2, 9), (4, 9))), 0, "left")
+    assert schedule_batches([fused, apart, joined], None, 9) == [[1, 0], [2]]
+    assert schedule_batches([fused, joined], None, 10) == [[0, 1]]
+    assert schedule_batches([fused, joined], None, 9) == [[0], [1]]
+
+
+def test_slots_that_captured_batches_begin_with():
+    sizes = [captured_slots(n, 1) for n in (1, 2, 5, 8, 9, 17, 300, 512, 513)]
+    assert sizes == [1, 2, 5, 8, 10, 20, 320, 512, 640]
+    assert all(captured_slots(n, 2) >= max(n, 2) for n in range(1, 3000))
+
+
+@pytest.mark.parametrize(
+    ("size", "fewest", "lowest"), [(20, 2, 2), (7, 2, 3), (3, 2, 3), (4, 1, 1)]
+)
+def test_captured_batches_of_a_size_come_down_by_the_same_sizes(size, fewest, lowest):
+    chain = {size}
+    for running in range(1, size + 1):
+        slots = compacted_captured(range(running), size, fewest)
+        kept = list(range(running))
+        assert slots is None or (slots[:running], set(slots)) == (kept, set(kept))
+        left = size if slots is None else len(slots)
+        assert left >= running and (left == lowest or left // 2 < running)
+        chain.add(left)
+    assert chain == {size >> k for k in range(5) if size >> k >= lowest}
+
+
+def test_other_batches_come_down_once_a_quarter_has_finished():
+    assert compacted([0, 1, 2, 4, 5, 6, 7], 8) is None
+    assert compacted([0, 2, 4, 5, 6, 7], 8) == [0, 2, 4, 5, 6, 7]
+
+
+def test_padding_on_a_gpu_is_to_a_block():
+    cuda = torch.device("cuda")
+    assert [padded_length(n, cuda) for n in (1, 128, 129, 71680)] == [128, 128, 256, 71680]

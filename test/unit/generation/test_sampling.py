@@ -1,0 +1,95 @@
+"""Draws: the same for the same question, whatever the batch; of the right distribution."""
+
+import pytest
+import torch
+from tiny import VOCABULARY, TinyTokenizer, tiny_model
+
+from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.generation import sampling as sampling_module
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.sampling import Sampler, Sampling, pick, uniform
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import attention_streams
+
+STEPS = 9
+
+
+def questions(count):
+    lengths = [(3 + i % 4, 1 + 2 * i % 5) for i in range(count)]
+    return [
+        attention_streams(
+            SplitQuestion(tuple(tuple(range(2, 2 + n)) for n in pair), (5, 6)), 0, "left"
+        )
+        for pair in lengths
+    ]
+
+
+def drawn(engine, groups, keys, batch_size, stop=None, **settings):
+    given = {"temperature": 1.3, "top_p": 0.9, "seed": 4} | settings
+    request = Request(
+        (),
+        groups,
+        max_new_tokens=STEPS,
+        stop=stop or NeverStop(),
+        sampling=Sampling(**given, keys=keys),
+    )
+    found = dict(p for batch in engine.generate(request, batch_size=batch_size) for p in batch)
+    return [found[index].token_ids for index in range(len(groups))]
+
+
+@pytest.fixture
+def engine():
+    with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
+        yield Engine(wrapper.model, TinyTokenizer(), wrapper)
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 4, 64])
+def test_draws_do_not_depend_on_the_batch(engine, monkeypatch, steps_at_once):
+    """Nor on how many numbers are made at once, nor on questions that end sooner."""
+    groups, keys = questions(7), [(f"u{i}", i % 2) for i in range(7)]
+    expected = [drawn(engine, [g], [k], 1)[0] for g, k in zip(groups, keys, strict=True)]
+    assert len(set(expected)) == 7
+    monkeypatch.setattr(sampling_module, "STEPS_AT_ONCE", steps_at_once)
+    for batch_size in (2, 3, 7):
+        assert drawn(engine, groups, keys, batch_size) == expected
+    assert drawn(engine, groups[::-1], keys[::-1], None)[::-1] == expected
+
+    class Unlike:
+        """Rows end at different steps, by a token that half of them draw sooner or later."""
+
+        def __call__(self, tokens, seen):
+            stops = tokens % 5 == 0
+            return stops, ~stops, seen
+
+    cut = drawn(engine, groups, keys, 7, stop=Unlike())
+    for short, full in zip(cut, expected, strict=True):
+        assert short == full[: len(short)] and (short[-1] % 5 == 0 or len(short) == STEPS)
+    assert len(set(map(len, cut))) > 2
+
+
+def test_seed_key_temperature_and_top_p_matter(engine):
+    groups, keys = questions(3), [("a", 0), ("b", 0), ("c", 0)]
+    base = drawn(engine, groups, keys, None)
+    assert drawn(engine, groups, keys, None) == base
+    assert drawn(engine, groups, keys, None, seed=5) != base
+    assert drawn(engine, groups, [("a", 1), ("b", 1), ("c", 1)], None) != base
+    assert drawn(engine, groups, keys, None, temperature=0.2) != base
+    request = Request((), groups, max_new_tokens=STEPS, stop=NeverStop())
+    greedy = dict(p for batch in engine.generate(request) for p in batch)
+    nearly = drawn(engine, groups, keys, None, temperature=1e-4)
+    assert nearly == [greedy[i].token_ids for i in range(3)]
+
+
+def test_the_sampler_takes_what_pick_takes_with_the_numbers_of_its_questions():
+    torch.manual_seed(1)
+    sampling = Sampling(0.7, 0.8, 3, [("a", 0), ("b", 2), ("c", 1)])
+    sampler = Sampler(sampling, [2, 0], torch.device("cpu"))
+    scores = torch.randn(2, VOCABULARY)
+    numbers = torch.tensor([uniform(3, "c", 1, 5), uniform(3, "a", 0, 5)], dtype=torch.float64)
+    assert torch.equal(sampler.choose(scores, 5), pick(scores, numbers, 0.7, 0.8))
+    sampler.keep([1, 1])
+    again = sampler.choose(scores[[1, 1]], 6)
+    number = torch.tensor([uniform(3, "a", 0, 6)] * 2, dtype=torch.float64)
+    assert torch.equal(again, pick(scores[[1, 1]], number, 0.7, 0.8))
