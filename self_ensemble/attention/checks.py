@@ -9,7 +9,7 @@ import torch
 from self_ensemble.attention.backends import attend_under_mask, make_mask
 from self_ensemble.attention.kv_state import EncodeState
 from self_ensemble.attention.masks import packed_segment_mask
-from self_ensemble.attention.patching import FlexAttentionWrapper, unsupported
+from self_ensemble.attention.patching import FlexAttentionWrapper, not_numbers, unsupported
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
     them alone: with layers that look ahead, or carry a state from token to token, they do not.
 
     Raises:
-        UserError: with the reason.
+        UserError: with the reason; or the model's own values are not numbers.
     """
     model, config = wrapper.model, wrapper.model.config.get_text_config()
     check_config(model.config)
@@ -100,9 +100,12 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
         if (kind == "sliding_attention") != (wrapper.layers[layer][1].window is not None):
             reason = f"layer {layer} does not pass on its window"
             raise UserError(unsupported(model.config, reason))
+    if alone.isnan().any():
+        raise UserError(not_numbers(model))
     difference = ((packed - alone).norm() / alone.norm()).item()
     # Half precision rounds by shape; layers that look ahead move the logits by their own size.
-    if difference > (1e-3 if model.dtype == torch.float32 else 0.1):
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not difference <= tolerance:  # nor may NaN pass
         raise UserError(
             unsupported(
                 model.config,
@@ -124,10 +127,10 @@ def _probe(wrapper):
         alone = model(
             input_ids=ids.view(2, n), position_ids=positions.view(2, n), use_cache=False
         ).logits
-    plan = _ProbeState([n, n], segment_ids, positions, {}, backend="eager")
-    with wrapper.using(plan):
+    state = _ProbeState([n, n], segment_ids, positions, {}, backend="eager")
+    with wrapper.using(state):
         packed = model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits
-    return alone.flatten(0, 1).float(), packed[0].float(), plan.attended
+    return alone.flatten(0, 1).float(), packed[0].float(), state.attended
 
 
 @torch.inference_mode()
@@ -152,6 +155,7 @@ def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
         return reason_of(error)
     mask = make_mask(mask_mod, 256, 256, model.device, "eager")
     difference = (got - attend_under_mask(q, k, v, mask, scoring, "eager")).abs().max().item()
-    if difference > (1e-4 if model.dtype == torch.float32 else 5e-2):
+    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
+    if not difference <= tolerance:  # nor may NaN pass
         return f"its result is off by {difference:.3g}"
     return None

@@ -310,3 +310,10 @@ def _refuse_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def unsupported(config: PretrainedConfig, reason: str) -> str:
     """The sentence about an architecture."""
     return f"the architecture {config.model_type!r} is not supported: {reason}"
+
+
+def not_numbers(model: PreTrainedModel) -> str:
+    """The sentence about a model whose values are NaN, which no comparison would catch."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    todo = "take --dtype float32" if dtype != "float32" else "its weights are damaged"
+    return f"this model computes values that are not numbers in {dtype}: {todo}"

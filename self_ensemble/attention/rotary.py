@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState
+from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState, not_numbers
+from self_ensemble.system.errors import UserError
 
 
 class RotaryTables:
@@ -68,9 +69,11 @@ def read_rotary(wrapper: FlexAttentionWrapper, max_offset: int, last_position: i
     Returns:
         A `RotaryTables`, or None where the model's queries cannot be re-rotated (learned
         positions, or a rotation of another kind).
+
+    Raises:
+        UserError: the model's values are not numbers.
     """
-    if not wrapper.layers:
-        wrapper.meet_layers()
+    wrapper.meet_layers()
     with wrapper.using(_QueryState()):
         angles = _forward_with_angles(wrapper, [[last_position], [last_position - max_offset]])
         queries = wrapper.state.queries
@@ -81,6 +84,8 @@ def read_rotary(wrapper: FlexAttentionWrapper, max_offset: int, last_position: i
     with wrapper.using(_QueryState()):
         angles = _forward_with_angles(wrapper, [behind])
 
+    if any(query.isnan().any() for query in queries.values()):
+        raise UserError(not_numbers(wrapper.model))
     rotary = RotaryTables({}, {})
     for layer, query in queries.items():
         there, wanted = query[0, :, 0], query[1, :, 0]  # [H, D]
