@@ -21,7 +21,9 @@ PAGES = ["README.md", "demo/README.md", *(str(p.relative_to(ROOT)) for p in ROOT
 ELSEWHERE = re.compile(
     r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu)\.py|"
     r".*--test-flex-attention|\./download_resources\.sh|"
-    r".*--dataset (webqa|myriadlama)|.*results/(webqa|myriadlama)/"
+    r".*--dataset (webqa|myriadlama)|.*results/(webqa|myriadlama)/|"
+    # What is added to a copy of the project: test_extending.py.
+    r"mv capitals|.*--dataset capitals|.*results/capitals/|python (ask|with_alias)\.py"
 )
 GENERATING = (
     "generate.py",

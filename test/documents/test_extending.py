@@ -1,0 +1,73 @@
+"""What docs/extending.md shows is typed here, section by section, in a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "extending.md"
+LONGEST = 30  # lines of code
+
+# What a user types is either a file, named in the text above it, or a command.
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.S | re.M)
+
+
+def sections() -> dict[str, str]:
+    _, *parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    return {title: text for title, _, text in (part.partition("\n") for part in parts)}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A project of one's own: what is added to it is added to nobody else's."""
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "self_ensemble", tmp_path / "self_ensemble", ignore=skipped)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    # `python` is the one that runs the tests.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    return tmp_path
+
+
+def type_command(line: str, folder: Path) -> str:
+    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{line}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def type_section(text: str, folder: Path) -> list[str]:
+    """Saves its files and gives its commands, in their order. Returns what these printed."""
+    printed, end = [], 0
+    for block in BLOCK.finditer(text):
+        kind, code = block.groups()
+        if kind == "sh":
+            printed += [type_command(line, folder) for line in code.splitlines()]
+        else:
+            assert len(code.splitlines()) <= LONGEST, f"{len(code.splitlines())} lines: {code}"
+            name = re.findall(r"`([\w/]+\.py)`", text[end : block.start()])[-1]
+            (folder / name).write_text(code, encoding="utf-8")
+        end = block.end()
+    assert end, "nothing is shown"
+    return printed
+
+
+@pytest.mark.parametrize("title", sections())
+def test_every_example_runs_as_it_stands(copy, title):
+    printed = "".join(type_section(sections()[title], copy))
+    if title == "A dataset":
+        assert "avg-3 (baseline)" in printed and "flex_attention-3" in printed
+        assert len(list((copy / "results/capitals/demo").glob("*.feather"))) == 2
+    if title == "An alias of a model":
+        assert (copy / "results/demo/mine/avg-5.feather").exists()
