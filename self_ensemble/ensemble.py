@@ -56,7 +56,7 @@ class Ensemble:
 
     The model is used as it is: patched while it computes and given back after every batch, also
     after an exception, so that it can be used between two calls, and even between two answers of
-    `stream`. Not for several threads at a time.
+    `stream`. Several threads may ask at once; none may use the model itself meanwhile.
 
     Args:
         model: a causal language model of transformers, on its device, in its number format.

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -54,7 +55,8 @@ class Engine:
 
     Requests share encoded prefixes, rotary tables and captured steps; none of these changes an
     answer. The model is patched while it computes and given back in between, unless the wrapper is
-    patched already. Not for several threads at a time.
+    patched already. Several threads may have requests: their batches wait for each other. A thread
+    that uses the model itself meanwhile would meet our attention in it.
 
     Args:
         model: a causal language model on its device.
@@ -82,6 +84,7 @@ class Engine:
         self._last_prefix: Prefix | None = None
         self._rotary: dict[tuple[int, int], RotaryTables | None] = {}
         self._started = not capture
+        self._lock = RLock()  # what attends is a setting of the model, and so of all threads
 
     @property
     def captures(self) -> bool:
@@ -233,8 +236,8 @@ class Engine:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Within, the model is patched and in eval mode; then it is as it was."""
-        training = [module for module in self.model.modules() if module.training]
-        with ExitStack() as stack:
+        with self._lock, ExitStack() as stack:
+            training = [module for module in self.model.modules() if module.training]
             stack.enter_context(self.wrapper)
             for module in training:
                 module.training = False

@@ -1,5 +1,7 @@
 """The engine's own rules: ties, weights, memory, limits, and requests that are open at once."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from fused import StopAt, small_memory
@@ -234,6 +236,17 @@ def test_a_prefix_is_encoded_once_for_requests_that_share_it(llama_engine):
     for _ in range(3):
         alone(llama_engine, first)
     assert calls.count(("base", 5)) == 1  # no batch packs five tokens
+
+
+def test_several_threads_may_ask_at_once():
+    """What attends is a setting of the model: a batch would run under another one's mask."""
+    wrapper = FlexAttentionWrapper(tiny_model("llama"), "sdpa")
+    engine = Engine(wrapper.model, TinyTokenizer(), wrapper)
+    expected = [alone(engine, request) for request in requests()]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [request for request in requests() for _ in range(6)]
+        found = list(pool.map(lambda request: alone(engine, request), asked))
+    assert found == [answers for answers in expected for _ in range(6)]
 
 
 def test_nothing_is_left_on_the_model_between_batches():
