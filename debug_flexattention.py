@@ -100,14 +100,16 @@ def main(args) -> None:
     set_up_logging(args.verbose)
     from self_ensemble.data import chat_prompt_template
     from self_ensemble.diagnostics.inspection import Inspection
-    from self_ensemble.diagnostics.trace import Settings
-    from self_ensemble.generation.legacy import loaded_engine
+    from self_ensemble.generation.loading import loaded_engine
+    from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.models.loading import find_model
 
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     positions = args.positions or source.positions_for(args.fusion)
-    settings = Settings(positions, args.fusion, args.fusion_tau, args.weights)
-    with loaded_engine(source, attention=args.attention, recorded=False) as engine:
+    settings = AttentionFusion(
+        positions=positions, fusion=args.fusion, tau=args.fusion_tau, weights=args.weights
+    )
+    with loaded_engine(source, attention=args.attention, capture=False) as engine:
         template, chat = questions.template, args.chat_template
         if chat:
             template = chat_prompt_template(engine.tokenizer, template)

@@ -20,10 +20,11 @@ from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.data import PromptTemplate
 from self_ensemble.diagnostics.items import PASSED, Item, in_order, judged
 from self_ensemble.diagnostics.mask_checks import Probed, check_masks
-from self_ensemble.diagnostics.measured_masks import watched
-from self_ensemble.diagnostics.probes import STEPS, step_logits, without_stops
+from self_ensemble.diagnostics.measured_masks import EncodedForward, watched
+from self_ensemble.diagnostics.probes import STEPS, run_prefix, step_logits
 from self_ensemble.diagnostics.references import (
     FusedAndReference,
+    comparable_positions,
     compare_with_single_prompts,
     fused_difference,
     listens_to_one,
@@ -47,7 +48,8 @@ from self_ensemble.diagnostics.tolerances import (
     where_largest,
     within,
 )
-from self_ensemble.generation.legacy import Engine, attention_streams, logit_streams, plan_batches
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.streams import attention_streams, logit_streams
 from self_ensemble.methods.logit_fusion import average_logits
 from self_ensemble.system.errors import UserError
 
@@ -93,7 +95,7 @@ def certify(
     """The certificate of a model under one prompt template.
 
     Args:
-        engine: around a patched model; left as it is (its prefix and counts too).
+        engine: around the model, which is left as it is.
         template: what stands around a paraphrase.
         questions: the paraphrases of a few questions, two of each or more and as many of all.
         positions: as the main job would choose, see `positions.assign_positions`.
@@ -106,7 +108,9 @@ def certify(
     assert fusion.weights is None or len(fusion.weights) == len(questions[0]), fusion
     tokenizer = engine.tokenizer
     items: dict[str, Item] = {}
-    bos, splits, because = None, (), ""
+    bos: int | None = None
+    splits: tuple[SplitTexts, ...] = ()
+    because = ""
     try:
         prefix, split = split_prompts(tokenizer, template, questions)
         prompts = tokenize_prompts(tokenizer, template, questions)
@@ -118,8 +122,9 @@ def certify(
         because = "the prompts cannot be cut"
     else:
         try:
-            for item in _check_model(engine, prefix, split, positions, fusion):
-                items[item.name] = item
+            with engine.computing():
+                for item in _check_model(engine, prefix, split, positions, fusion):
+                    items[item.name] = item
         except UserError as error:
             items.setdefault("positions", judged("positions", False, None, str(error)))
             because = str(error)
@@ -130,7 +135,7 @@ def certify(
         positions=positions,
         bos=bos,
         splits=splits,
-        items=in_order(items, because or "the model cannot have these positions"),
+        items=in_order(items, because),
     )
 
 
@@ -144,36 +149,39 @@ def _check_model(
     """What the engine really does with these prompts.
 
     Raises:
-        UserError: the model cannot have these tokens or lengths, or memory runs out.
+        UserError: the model cannot have these tokens, lengths or positions, or memory runs out.
     """
-    trial = without_stops(engine)
-    streams = [attention_streams(question, len(prefix), positions) for question in split]
-    with watched(trial) as forwards:
-        trial.set_prefix(prefix)
-    able = trial.can_turn(streams, STEPS)
-    yield check_positions(positions, able)
-    if not able:
-        return
-    with watched(trial) as more:
-        [logits, *_] = step_logits(trial, prefix, streams, steps=STEPS, fusion=fusion)
-    [order] = plan_batches(streams, len(streams), 0)
-    probed = Probed(prefix, split, streams, order, [*forwards, *more])
-    yield from check_fed(prefix, split, order, probed.forwards)
+    P = len(prefix)
+    streams = [attention_streams(question, P, positions) for question in split]
+    with watched(engine) as forwards:
+        [logits, *_] = step_logits(engine, prefix, streams, steps=STEPS, fusion=fusion)
+    with watched(engine) as of_prefix:
+        run_prefix(engine, prefix)
+    yield positions_item(positions)
+    [order] = engine.schedule(streams, len(streams))
+    encoded = [*of_prefix.encoded, forwards.packed]
+    probed = Probed(prefix, split, streams, order, encoded, forwards.fused)
+    yield from check_fed(prefix, split, order, encoded, forwards.fused[0])
     yield from check_masks(engine.tokenizer, probed, fusion)
-    yield check_order(trial, prefix, split, positions, fusion, logits)
-    compared = compare_with_single_prompts(trial, prefix, split, positions, fusion)
-    yield check_isolation(trial, probed, compared)
-    yield check_fused(trial, compared, positions, fusion)
+    yield check_order(engine, prefix, split, positions, fusion, logits)
+    compared = compare_with_single_prompts(engine, prefix, split, positions, fusion)
+    packed = forwards.packed
+    if comparable_positions(positions) != positions:
+        streams = [attention_streams(question, P, "left") for question in split]
+        with watched(engine) as comparable:
+            step_logits(engine, prefix, streams, steps=1, fusion=fusion)
+        packed = comparable.packed
+    yield check_isolation(engine, probed, packed, compared)
+    yield check_fused(engine, compared, positions, fusion)
 
 
-def check_positions(positions: str, able: bool) -> Item:
-    if not able:
-        reason = "this model's positions turn in a way that is not known here; --positions left"
-    elif positions == "exact":
+def positions_item(positions: str) -> Item:
+    """Of positions that the engine has taken: it proves that it can re-rotate queries."""
+    if positions == "exact":
         reason = "on every layer a query turned back is the query of the earlier position"
     else:
         reason = "no query has to be turned"
-    return judged("positions", able, None, f"{positions}: {reason}")
+    return judged("positions", True, None, f"{positions}: {reason}")
 
 
 def check_order(
@@ -199,7 +207,7 @@ def check_order(
         [found] = step_logits(engine, prefix, streams, steps=1, fusion=permuted)
         moved.append(logit_difference(found, logits))
     single = [logit_streams(question, P) for question in split]
-    [one_by_one] = step_logits(engine, prefix, single, steps=1, combine=average_logits)
+    [one_by_one] = step_logits(engine, prefix, single, steps=1, reduce=average_logits)
     first, others = one_by_one[:, :1], one_by_one[:, 1:].split(1, dim=1)
     apart = largest(logit_difference(other, first) for other in others)
     figure, allowed = largest(moved), _rounding_of(engine)
@@ -249,15 +257,21 @@ def check_fused(
 
 
 def check_isolation(
-    engine: Engine, probed: Probed, compared: Sequence[Sequence[FusedAndReference]]
+    engine: Engine,
+    probed: Probed,
+    packed: EncodedForward,
+    compared: Sequence[Sequence[FusedAndReference]],
 ) -> Item:
-    """Keys, values and last hidden states of every segment against its single prompt's."""
+    """Keys, values and last hidden states of every segment against its single prompt's.
+
+    packed: the forward that encoded the segments where they stand in their prompts.
+    """
     at, mixed = 0, []
     found: dict[tuple[str, str], tuple[float, float]] = {}
     for index in probed.order:
         question = probed.split[index]
         references = [each.reference for each in compared[index]]
-        differences = packed_differences(probed.packed, question.lengths, references, at)
+        differences = packed_differences(packed, question.lengths, references, at)
         at += sum(question.lengths)
         for number, each in enumerate(differences, start=1):
             for kind, pair in each.items():
@@ -265,17 +279,18 @@ def check_isolation(
         mixed.append(unmasked_difference(engine, probed.prefix, question, references))
     names, relatives = list(found), [relative for relative, _ in found.values()]
     worst = where_largest(relatives)
-    (kind, where), figure, allowed = names[worst], relatives[worst], _rounding_of(engine)
+    (worst_kind, where), figure = names[worst], relatives[worst]
+    allowed = _rounding_of(engine)
     shown = []
-    for each in dict.fromkeys(kind for kind, _ in found):
-        pairs = [pair for (kind_of, _), pair in found.items() if kind_of == each]
+    for shown_kind in dict.fromkeys(kind for kind, _ in found):
+        pairs = [pair for (kind, _), pair in found.items() if kind == shown_kind]
         relative, most = (largest(column) for column in zip(*pairs, strict=True))
-        shown.append(f"{each} {relative:.2g} ({most:.2g})")
+        shown.append(f"{shown_kind} {relative:.2g} ({most:.2g})")
     return judged(
         "packed_equals_separate",
         within(figure, allowed),
         figure,
         f"relative (and largest) difference from each prompt alone: {', '.join(shown)}, most in "
-        f"{kind} of {where}; rounding: up to {allowed:.2g}; without the mask hidden states would "
-        f"differ by {largest(mixed):.2g}",
+        f"{worst_kind} of {where}; rounding: up to {allowed:.2g}; without the mask hidden states "
+        f"would differ by {largest(mixed):.2g}",
     )

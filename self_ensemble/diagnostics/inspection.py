@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
-from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import PromptTemplate, Record, construct_prompts
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, Isolation, check_isolation
 from self_ensemble.diagnostics.mask_drawing import (
@@ -34,14 +34,15 @@ from self_ensemble.diagnostics.tables import (
     summary_table,
 )
 from self_ensemble.diagnostics.trace import (
-    Settings,
     Step,
     Trace,
-    split_question,
+    fusion_of,
+    positions_of,
     trace_question,
 )
 from self_ensemble.diagnostics.words import Words, align
-from self_ensemble.generation.legacy import Engine
+from self_ensemble.generation.engine import Engine
+from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.system.console import say_if_slow, visible
 
 
@@ -60,7 +61,7 @@ class Inspection:
         engine: Engine,
         template: PromptTemplate,
         record: Record,
-        settings: Settings,
+        settings: AttentionFusion,
         *,
         max_new_tokens: int,
         verbose: bool,
@@ -71,8 +72,9 @@ class Inspection:
         self.settings, self.max_new_tokens = settings, max_new_tokens
         self.verbose, self.chat = verbose, chat
         self.words = Words(engine.tokenizer, indexs)
-        self.question = split_question(engine, template, record.paraphrases)
-        self.prefix = engine.prefix_ids
+        self.prefix, [self.question] = split_prompts(
+            engine.tokenizer, template, [record.paraphrases]
+        )
         self.reached: int | None = None  # the step shown last
         # What can be asked for at any time, and what only once a step was shown.
         self.quantities: dict[str, Callable[[], list[str]]] = {
@@ -103,17 +105,16 @@ class Inspection:
     def prompts(self) -> list[str]:
         return construct_prompts(self.record.paraphrases, self.template)
 
-    @property
-    def fusion(self) -> Fusion:
-        count = len(self.record.paraphrases)
-        fusion = self.settings.fusion_of(range(count), self.engine.device)
-        assert fusion is not None, self.settings
-        return fusion
-
     @cached_property
     def isolation(self) -> Isolation:
         with say_if_slow("holding the question against stock forwards of its prompts"):
-            return check_isolation(self.engine, self.question, self.settings.positions, self.fusion)
+            return check_isolation(
+                self.engine,
+                self.prefix,
+                self.question,
+                positions_of(self.settings, self.engine),
+                fusion_of(self.settings, self.engine),
+            )
 
     @cached_property
     def trace(self) -> Trace:
@@ -192,7 +193,7 @@ class Inspection:
 
     def show_tokens(self, step: Step) -> list[str]:
         """Ids and texts of the prompt's parts, and of the answer up to the step shown last."""
-        answer = [each.token for each in self.trace.steps[: self.reached + 1]]
+        answer = [each.token for each in self.trace.steps[: (self.reached or 0) + 1]]
         named = [
             ("prefix", self.prefix),
             *(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.diagnostics.measured_masks import Forward, measured_mask, watched
-from self_ensemble.diagnostics.probes import step_logits, without_stops
+from self_ensemble.diagnostics.measured_masks import Forwards, measured_mask, watched
+from self_ensemble.diagnostics.probes import run_prefix, step_logits
 from self_ensemble.diagnostics.references import (
+    comparable_positions,
     compare_with_single_prompts,
     fused_difference,
     packed_differences,
     unmasked_difference,
 )
 from self_ensemble.diagnostics.tolerances import fused_rounding, largest, rounding, within
-from self_ensemble.generation.legacy import Engine, attention_streams, check_turns
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.streams import attention_streams
 
 ANSWER_TOKENS = 2  # of the answer, in the mask
 
@@ -58,54 +59,59 @@ class Isolation:
 
 @torch.inference_mode()
 def check_isolation(
-    engine: Engine, question: SplitQuestion, positions: str, fusion: Fusion | None = None
+    engine: Engine,
+    prefix: tuple[int, ...],
+    question: SplitQuestion,
+    positions: str,
+    fusion: Fusion | None = None,
 ) -> Isolation:
     """Encode and fuse a question as a run does, and compare as a certificate does.
 
     Args:
-        engine: with the question's prefix set; left as it is.
-        question: as it was split.
+        engine: that would answer it.
+        prefix, question: its prompts as they were split.
         positions, fusion: as the run has them; the plain mean where no fusion is given.
 
     Raises:
         UserError: the model cannot have these positions, or not so many.
     """
-    trial, prefix, fusion = without_stops(engine), engine.prefix_ids, fusion or Fusion()
-    with watched(trial) as of_prefix:
-        trial.set_prefix(prefix)
-    # Under other positions segments stand elsewhere than in their own prompts.
-    comparable = positions if positions == "exact" else "left"
-    asked = [attention_streams(question, len(prefix), each) for each in {comparable, positions}]
-    check_turns(trial, asked, ANSWER_TOKENS + 1)
-
-    ran = _forwards_of(trial, prefix, question, positions, fusion)
-    packed, *_ = (
-        ran
-        if positions == comparable
-        else _forwards_of(trial, prefix, question, comparable, fusion)
-    )
-    [compared] = compare_with_single_prompts(trial, prefix, [question], positions, fusion)
-    references = [each.reference for each in compared]
+    fusion = fusion or Fusion()
+    with engine.computing():
+        ran = _forwards_of(engine, prefix, question, positions, fusion)
+        with watched(engine) as of_prefix:
+            run_prefix(engine, prefix)
+        comparable = comparable_positions(positions)
+        packed = ran.packed
+        if comparable != positions:
+            packed = _forwards_of(engine, prefix, question, comparable, fusion).packed
+        [compared] = compare_with_single_prompts(engine, prefix, [question], positions, fusion)
+        references = [each.reference for each in compared]
+        unmasked = None
+        if len(references) > 1:
+            unmasked = unmasked_difference(engine, prefix, question, references)
     dtype, layers = engine.model.dtype, engine.config.num_hidden_layers
-    several = len(references) > 1
     return Isolation(
-        mask=measured_mask([*of_prefix, *ran], len(prefix), question.lengths),
+        mask=measured_mask(of_prefix.encoded, ran.packed, ran.fused, question.lengths),
         differences=tuple(
             largest(relative for relative, _ in each.values())
             for each in packed_differences(packed, question.lengths, references)
         ),
         tolerance=rounding(dtype, layers),
-        unmasked=unmasked_difference(trial, prefix, question, references) if several else None,
+        unmasked=unmasked,
         fused=fused_difference(compared),
         fused_tolerance=fused_rounding(dtype, layers, exact=positions == "exact"),
     )
 
 
 def _forwards_of(
-    engine: Engine, prefix: Sequence[int], question: SplitQuestion, positions: str, fusion: Fusion
-) -> list[Forward]:
+    engine: Engine,
+    prefix: tuple[int, ...],
+    question: SplitQuestion,
+    positions: str,
+    fusion: Fusion,
+) -> Forwards:
     """Of the segments, of the tail, and of the answer's tokens."""
-    stream = attention_streams(question, len(prefix), positions)
-    with watched(engine) as found:
-        step_logits(engine, prefix, [stream], steps=ANSWER_TOKENS + 1, fusion=fusion)
-    return found
+    streams = attention_streams(question, len(prefix), positions)
+    with watched(engine) as forwards:
+        step_logits(engine, prefix, [streams], steps=ANSWER_TOKENS + 1, fusion=fusion)
+    return forwards

@@ -15,9 +15,9 @@ import torch
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics.items import MASK_ITEMS, Item, judged
-from self_ensemble.diagnostics.measured_masks import Forward
+from self_ensemble.diagnostics.measured_masks import EncodedForward, FusedForward
 from self_ensemble.diagnostics.probes import STEPS
-from self_ensemble.generation.legacy import Stream
+from self_ensemble.generation.streams import Stream
 from self_ensemble.system.console import quoted
 
 # How far a share of the attention may be off, as a part of it: rounding of the kernels.
@@ -31,18 +31,16 @@ class Probed:
     """What was asked of the engine in one batch, and the forwards that it ran.
 
     prefix: token ids. streams: each question's only one. order: the questions as they were packed.
-    forwards: of the prefix where there is one, of the segments, of the tails, and of a later step.
+    encoded: the forwards of the prefix where there is one, and of the segments. fused: those of the
+        tails, and of a later step.
     """
 
     prefix: tuple[int, ...]
     split: Sequence[SplitQuestion]
     streams: Sequence[Sequence[Stream]]
     order: Sequence[int]
-    forwards: Sequence[Forward]
-
-    @property
-    def packed(self) -> Forward:
-        return self.forwards[1 if self.prefix else 0]
+    encoded: Sequence[EncodedForward]
+    fused: Sequence[FusedForward]
 
 
 def check_masks(tokenizer: Any, probed: Probed, fusion: Fusion) -> Iterator[Item]:
@@ -59,11 +57,10 @@ def check_masks(tokenizer: Any, probed: Probed, fusion: Fusion) -> Iterator[Item
         for number, start in enumerate(probed.streams[index][0].positions.starts)
         for at, token in enumerate(probed.split[index].segments[number])
     ]
-    *encoded, tail, step = probed.forwards
     if prefix:
-        _check_encoded(findings, encoded[0], [], prefix)
-    _check_encoded(findings, encoded[-1], prefix, packed)
-    for forward in (tail, step):
+        _check_encoded(findings, probed.encoded[0], [], prefix)
+    _check_encoded(findings, probed.encoded[-1], prefix, packed)
+    for forward in probed.fused:
         for row, index in enumerate(probed.order):
             layout = FusedLayout.of(probed, forward, prefix, index, text)
             _check_fused(findings, forward, row, layout, fusion)
@@ -162,10 +159,10 @@ def _code(owner: tuple[int, int]) -> int:
 
 
 def _check_encoded(
-    findings: Findings, forward: Forward, prefix: Sequence[Token], packed: Sequence[Token]
+    findings: Findings, forward: EncodedForward, prefix: Sequence[Token], packed: Sequence[Token]
 ) -> None:
     """``prefix`` and ``packed``: every column's; padding stands behind them."""
-    padding = forward.ids.shape[1] - len(packed)
+    padding = forward.ids.shape[0] - len(packed)
     rows = [*packed, *(Token("padding", 0, owner=(-2, at)) for at in range(padding))]
     keys = [*prefix, *rows]
     query, key = Tokens(rows), Tokens(keys)
@@ -202,7 +199,7 @@ class FusedLayout:
     def of(
         cls,
         probed: Probed,
-        forward: Forward,
+        forward: FusedForward,
         prefix: Sequence[Token],
         index: int,
         text: Callable[[int], str],
@@ -251,7 +248,7 @@ class FusedLayout:
 
 
 def _check_fused(
-    findings: Findings, forward: Forward, row: int, layout: FusedLayout, fusion: Fusion
+    findings: Findings, forward: FusedForward, row: int, layout: FusedLayout, fusion: Fusion
 ) -> None:
     """One row's fused tokens: what the fusion makes of what each partition attends to."""
     real = [at for at, slot in enumerate(forward.slots) if slot >= layout.padding]

@@ -15,13 +15,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from self_ensemble.attention.checks import head_shape
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.scoring import KeyValues, Scoring
-from self_ensemble.generation.legacy import Engine
+from self_ensemble.generation.engine import Engine
 
 # The lowest and the highest share, over the heads, of each query's attention that each key gets
 # under equal scores: [queries, keys] both (of fused tokens [R, S, keys]).
@@ -29,52 +30,78 @@ Shares = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Forward:
-    """One forward of the engine: its state, what it was fed, and what came out.
+class EncodedForward:
+    """One forward of packed segments, or of a prefix: its state, what it was fed, what came out.
 
-    ids: [rows, tokens]. hidden: the last hidden states, [rows, tokens, hidden size].
-    shares: by the layers' window.
-    slots: of fused tokens, which slots this forward filled.
+    ids: [T]. hidden: the last hidden states, [T, hidden size]. shares: by the layers' window.
     """
 
-    state: EncodeState | DecodeState
+    state: EncodeState
     ids: torch.Tensor
     hidden: torch.Tensor
+    shares: dict[int | None, Shares]
+
+
+@dataclass(frozen=True)
+class FusedForward:
+    """One forward of fused tokens, the tails or a later step.
+
+    ids: [R, S]. shares: by the layers' window. slots: which ones of each row it filled.
+    """
+
+    state: DecodeState
+    ids: torch.Tensor
     shares: dict[int | None, Shares]
     slots: range
 
 
-@contextmanager
-def watched(engine: Engine) -> Iterator[list[Forward]]:
-    """Every forward that encodes or fuses inside, with the attention that its state gives."""
-    forwards: list[Forward] = []
+@dataclass(frozen=True)
+class Forwards:
+    """What an engine ran, in order."""
 
-    def keep(module, args, kwargs, output) -> None:
+    encoded: list[EncodedForward]
+    fused: list[FusedForward]
+
+    @property
+    def packed(self) -> EncodedForward:
+        """That of the segments; a prefix, where one was encoded too, comes before."""
+        return self.encoded[-1]
+
+
+@contextmanager
+def watched(engine: Engine) -> Iterator[Forwards]:
+    """Every forward that encodes or fuses inside, with the attention that its state gives."""
+    forwards = Forwards([], [])
+    heads, _, _ = head_shape(engine.config)
+
+    def layers() -> dict[int | None, tuple[int, Scoring]]:
+        """Layers of one window share their masks."""
+        found = engine.wrapper.layers.items()
+        return {scoring.window: (index, scoring) for index, (_, scoring) in found}
+
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         state = engine.wrapper.state
-        if isinstance(state, EncodeState | DecodeState):
-            ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            forwards.append(_measured(engine, state, ids.clone(), output.last_hidden_state))
+        ids = (kwargs["input_ids"] if "input_ids" in kwargs else args[0]).clone()
+        if isinstance(state, EncodeState):
+            shares = {
+                window: encoded_shares(state, layer, scoring, heads)
+                for window, (layer, scoring) in layers().items()
+            }
+            hidden = output.last_hidden_state[0]
+            forwards.encoded.append(EncodedForward(state, ids[0], hidden, shares))
+        elif isinstance(state, DecodeState):
+            shares = {
+                window: fused_shares(state, layer, scoring, heads)
+                for window, (layer, scoring) in layers().items()
+            }
+            slots = range(state.filled, state.filled + state.queries)
+            forwards.fused.append(FusedForward(state, ids, shares, slots))
 
     hook = engine.model.base_model.register_forward_hook(keep, with_kwargs=True)
     try:
         yield forwards
     finally:
         hook.remove()
-
-
-def _measured(engine: Engine, state: EncodeState | DecodeState, ids, hidden) -> Forward:
-    # Layers of one window share their masks.
-    layers = {
-        scoring.window: (index, scoring) for index, (_, scoring) in engine.wrapper.layers.items()
-    }
-    heads, _, _ = head_shape(engine.config)
-    fuses = isinstance(state, DecodeState)
-    measure = fused_shares if fuses else encoded_shares
-    shares = {
-        window: measure(state, layer, scoring, heads) for window, (layer, scoring) in layers.items()
-    }
-    slots = range(state.filled, state.filled + state.queries) if fuses else range(0)
-    return Forward(state, ids, hidden, shares, slots)
 
 
 def encoded_shares(state: EncodeState, layer: int, scoring: Scoring, heads: int) -> Shares:
@@ -146,32 +173,36 @@ def _over_heads(shares: torch.Tensor, keys: int, dim: int) -> Shares:
     return shares.amin(dim), shares.amax(dim)
 
 
-def measured_mask(forwards: Sequence[Forward], P: int, lengths: Sequence[int]) -> torch.Tensor:
+def measured_mask(
+    of_prefix: Sequence[EncodedForward],
+    packed: EncodedForward,
+    fused: Sequence[FusedForward],
+    lengths: Sequence[int],
+) -> torch.Tensor:
     """The one mask that the forwards of one question had, in any layer and any head.
 
     Args:
-        forwards: of the prefix where there is one, of the segments, and of the fused tokens.
-        P: tokens of the prefix.
+        of_prefix: the forward of the prefix; none where there is none.
+        packed: that of the segments.
+        fused: those of the fused tokens.
         lengths: of the segments.
 
     Returns:
         [S, S] bool over prefix, segments and fused tokens: rows attend to columns.
     """
-    fused = [forward for forward in forwards if isinstance(forward.state, DecodeState)]
-    *of_prefix, packed = forwards[: len(forwards) - len(fused)]
-    T = sum(lengths)
-    S = P + T + sum(len(forward.slots) for forward in fused)
+    T, P = sum(lengths), packed.state.prefix_length
+    S = P + T + sum(len(each.slots) for each in fused)
     mask = torch.zeros(S, S, dtype=torch.bool)
-    if P:
-        mask[:P, :P] = _visible(of_prefix[0])[:P, :P]  # without a bucket's padding
-    mask[P : P + T, : P + T] = _visible(packed)[:T, : P + T]
+    for forward in of_prefix:
+        mask[:P, :P] = _visible(forward.shares)[:P, :P]  # without a bucket's padding
+    mask[P : P + T, : P + T] = _visible(packed.shares)[:T, : P + T]
     K, M = fused[0].state.segment_mask.shape[1:]
     cells = [P + k * M + at for k in range(K) for at in range(lengths[k])]
     own = [P + K * M + slot for slot in range(S - P - T)]
-    rows = torch.cat([_visible(forward)[0] for forward in fused])
+    rows = torch.cat([_visible(each.shares)[0] for each in fused])
     mask[P + T :] = rows[:, [*range(P), *cells, *own]]
     return mask
 
 
-def _visible(forward: Forward) -> torch.Tensor:
-    return torch.stack([highest > 0 for _, highest in forward.shares.values()]).any(0)
+def _visible(shares: dict[int | None, Shares]) -> torch.Tensor:
+    return torch.stack([highest > 0 for _, highest in shares.values()]).any(0)

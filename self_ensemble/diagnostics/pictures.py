@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from self_ensemble.diagnostics.inspection import Inspection
 from self_ensemble.diagnostics.mask_drawing import (
@@ -43,7 +43,9 @@ def draw_pictures(inspection: Inspection) -> dict[str, bytes]:
     }
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
+def _figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
     """A figure of its own, without pyplot: no window, no state. Width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,62 +1,69 @@
-"""Asking a loaded engine for logits, without its stop rule and without changing it.
+"""Asking an engine for the logits of its first steps, whatever they say.
 
 Legend: ``R`` questions, ``n`` streams of a question, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.generation.legacy import Combine, Counts, Engine, Stream, only_stream
+from self_ensemble.generation.encode import encode_prefix
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import Reduce, Stream, only_stream
 from self_ensemble.system.errors import UserError
 
 # What a probe decodes: the first token of the answer, and one after it.
 STEPS = 2
 
 
-def without_stops(engine: Engine) -> Engine:
-    """The engine with a prefix and counts of its own; answers of any length, nothing recorded."""
-    trial = copy.copy(engine)
-    trial.counts, trial.recording, trial.room, trial.recorded_steps = Counts(), False, None, {}
-    trial.stop = lambda tokens, seen: (torch.zeros_like(seen), seen, seen)
-    return trial
+def run_prefix(engine: Engine, prefix: tuple[int, ...]) -> None:
+    """Encode a prefix as the engine does, which may have it already and then would not."""
+    if prefix:
+        with torch.inference_mode(), engine.computing():
+            encode_prefix(Forward(engine.model, engine.wrapper, compiled=False), prefix)
 
 
 def step_logits(
     engine: Engine,
-    prefix: Sequence[int],
-    streams: Sequence[Sequence[Stream]],
+    prefix: tuple[int, ...],
+    questions: Sequence[Sequence[Stream]],
     *,
     steps: int,
-    combine: Combine = only_stream,
+    reduce: Reduce = only_stream,
     fusion: Fusion | None = None,
 ) -> torch.Tensor:
-    """At each of the first steps of each question, before they are combined: [steps, R, n, V].
+    """At each of the first steps of each question, before they are reduced: [steps, R, n, V].
+
+    No step is captured, and none is the last: answers go on to the limit. NaN is kept, and the
+    decode goes on past it, where a run would stop: it is what is looked for.
 
     Raises:
         UserError: out of memory, or the model cannot have these tokens, lengths or positions.
     """
-    assert tuple(prefix) == engine.prefix_ids, (prefix, engine.prefix_ids)
-    kept = []
+    kept: list[torch.Tensor] = []
 
-    def keep(logits, weights):
+    def keep(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         kept.append(logits)
-        return combine(logits, weights)
+        return reduce(logits, weights).nan_to_num()
 
-    halved = engine.counts.out_of_memory
-    batches = engine.generate(
-        streams,
-        fusion=fusion or Fusion(),
-        combine=keep,
+    request = Request(
+        prefix,
+        questions,
+        fusion or Fusion(),
+        keep,
         max_new_tokens=steps,
-        batch_size=len(streams),
+        stop=NeverStop(),
+        capture=False,
     )
-    [answers] = list(batches)
-    if engine.counts.out_of_memory > halved:
+    generation = engine.generate(request, batch_size=len(questions))
+    [answers] = list(generation)
+    if generation.stats.out_of_memory:
         raise UserError("out of memory with a few questions at a time; take a smaller model")
     order = torch.tensor([index for index, _ in answers])
     return torch.stack(kept)[:, order.argsort()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -18,10 +19,11 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import MaskedState
 from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.diagnostics.measured_masks import Forward
+from self_ensemble.diagnostics.measured_masks import EncodedForward
 from self_ensemble.diagnostics.probes import STEPS, step_logits
 from self_ensemble.diagnostics.tolerances import largest, logit_difference, state_difference
-from self_ensemble.generation.legacy import Engine, attention_streams
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.streams import attention_streams
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run_single_prompt(
     own = slice(len(prefix), len(prefix) + len(segment))
     ids = torch.tensor([[*prefix, *segment, *tail, token]], device=engine.device)
 
-    def keep(module, args, output) -> None:
+    def keep(module: Any, args: Any, output: Any) -> None:
         hidden.append(output.last_hidden_state)
 
     hook = model.base_model.register_forward_hook(keep)
@@ -75,10 +77,11 @@ def run_single_prompt(
             ).logits
     finally:
         hook.remove()
-    layers = {
-        index: KeyValues(layer.keys[0, :, own], layer.values[0, :, own])
-        for index, layer in enumerate(cache.layers)
-    }
+    layers: dict[int, KeyValues] = {}
+    for index, layer in enumerate(cache.layers):
+        keys: Any = layer.keys  # type: ignore[union-attr]  # no linear attention comes here
+        values: Any = layer.values  # type: ignore[union-attr]
+        layers[index] = KeyValues(keys[0, :, own], values[0, :, own])
     return SinglePromptReference(hidden[0][0, own], layers, logits[0].float())
 
 
@@ -93,7 +96,7 @@ def listens_to_one(fusion: Fusion, positions: str) -> bool:
 
 def compare_with_single_prompts(
     engine: Engine,
-    prefix: Sequence[int],
+    prefix: tuple[int, ...],
     split: Sequence[SplitQuestion],
     positions: str,
     fusion: Fusion,
@@ -105,7 +108,7 @@ def compare_with_single_prompts(
     See `listens_to_one`.
 
     Args:
-        engine: as `probes.without_stops` gives it, with the prefix set.
+        engine: whose model is patched.
         prefix: what every prompt begins with.
         split: questions with as many segments each.
         positions, fusion: as asked for; the fusion's own weights do not count.
@@ -128,14 +131,20 @@ def compare_with_single_prompts(
     ]
 
 
-def _fused_one_by_one(engine, prefix, split, positions: str, fusion: Fusion) -> torch.Tensor:
+def _fused_one_by_one(
+    engine: Engine,
+    prefix: tuple[int, ...],
+    split: Sequence[SplitQuestion],
+    positions: str,
+    fusion: Fusion,
+) -> torch.Tensor:
     """[STEPS, R, N, V]."""
     P, N = len(prefix), len(split[0].segments)
     if listens_to_one(fusion, positions):
         streams = [attention_streams(question, P, positions) for question in split]
         one_hot = [replace(fusion, weights=row) for row in torch.eye(N, device=engine.device)]
-        found = [step_logits(engine, prefix, streams, steps=STEPS, fusion=one) for one in one_hot]
-        return torch.cat(found, dim=2)
+        each = [step_logits(engine, prefix, streams, steps=STEPS, fusion=one) for one in one_hot]
+        return torch.cat(each, dim=2)
     single = [
         replace(question, segments=(segment,))
         for question in split
@@ -152,8 +161,13 @@ def fused_difference(compared: Sequence[FusedAndReference]) -> float:
     return largest(logit_difference(each.fused, each.reference.logits) for each in compared)
 
 
+def comparable_positions(positions: str) -> str:
+    """Under which segments stand where they stand in their own prompts."""
+    return positions if positions == "exact" else "left"
+
+
 def packed_differences(
-    packed: Forward,
+    packed: EncodedForward,
     lengths: Sequence[int],
     references: Sequence[SinglePromptReference],
     at: int = 0,
@@ -176,14 +190,16 @@ def packed_differences(
     return found
 
 
-def _packed_and_reference(packed: Forward, own: slice, reference: SinglePromptReference):
+def _packed_and_reference(
+    packed: EncodedForward, own: slice, reference: SinglePromptReference
+) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """kind → pairs of a segment's states, by layer where layers have their own."""
     pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {"keys": [], "values": []}
     for layer, wanted in reference.layers.items():
         mine = packed.state.layers[layer]
         pairs["keys"].append((mine.keys[:, own], wanted.keys))
         pairs["values"].append((mine.values[:, own], wanted.values))
-    pairs["hidden states"] = [(packed.hidden[0, own], reference.hidden)]
+    pairs["hidden states"] = [(packed.hidden[own], reference.hidden)]
     return pairs
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data import PromptTemplate
 from self_ensemble.diagnostics.items import Item, judged
-from self_ensemble.diagnostics.measured_masks import Forward
+from self_ensemble.diagnostics.measured_masks import EncodedForward, FusedForward
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,19 @@ def check_fed(
     prefix: Sequence[int],
     split: Sequence[SplitQuestion],
     order: Sequence[int],
-    forwards: Sequence[Forward],
+    encoded: Sequence[EncodedForward],
+    tails: FusedForward,
 ) -> Iterator[Item]:
     """That the model was given these very tokens: ``cut`` fails where it was not.
 
-    order: the questions as they were packed. forwards: of the prefix where there is one, of the
-        segments, of the tails, and of a later step.
+    order: the questions as they were packed. encoded: the forwards of the prefix where there is
+        one, and of the segments.
     """
-    *encoded, tail, _ = forwards
     packed = [token for index in order for part in split[index].segments for token in part]
-    right = encoded[-1].ids[0].tolist()[: len(packed)] == packed
+    right = encoded[-1].ids.tolist()[: len(packed)] == packed
     if prefix:
-        right = right and encoded[0].ids[0, : len(prefix)].tolist() == list(prefix)
-    for row, index in zip(tail.ids.tolist(), order, strict=True):
+        right = right and encoded[0].ids[: len(prefix)].tolist() == list(prefix)
+    for row, index in zip(tails.ids.tolist(), order, strict=True):
         right = right and tuple(row[-len(split[index].tail) :]) == split[index].tail
     if not right:
         said = "the model is fed other tokens than those that were cut"

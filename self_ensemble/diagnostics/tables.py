@@ -15,10 +15,11 @@ from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics.isolation import Isolation
 from self_ensemble.diagnostics.split_checks import explain_bos
 from self_ensemble.diagnostics.tolerances import largest
-from self_ensemble.diagnostics.trace import Settings, Step, Trace
+from self_ensemble.diagnostics.trace import Step, Trace
 from self_ensemble.diagnostics.words import NOTHING, Table, Words, percent
 from self_ensemble.evaluation.matchers import is_right
-from self_ensemble.generation.legacy import Answer
+from self_ensemble.generation.decode import Answer
+from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.system.console import visible
 
 # Tokens of a prefix that are listed.
@@ -220,7 +221,7 @@ def summary_lines(words: Words, trace: Trace, right: Sequence[str]) -> list[str]
     return lines
 
 
-def settings_line(settings: Settings) -> str:
+def settings_line(settings: AttentionFusion) -> str:
     said = [f"fusion {settings.fusion}", f"positions {settings.positions}"]
     if settings.tau:
         said.append(f"tau {settings.tau:g}")

@@ -15,35 +15,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.attention.segments import SplitQuestion, split_prompts
+from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import PromptTemplate
-from self_ensemble.generation.legacy import (
-    Answer,
-    Combine,
-    Engine,
+from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stopping import StopRule
+from self_ensemble.generation.streams import (
     Stream,
     attention_streams,
-    check_turns,
     logit_streams,
     only_stream,
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How paraphrases are fused: the flags of the command line."""
-
-    positions: str
-    fusion: str = "mean"
-    tau: float = 0.0
-    weights: tuple[float, ...] | None = None
-
-    def fusion_of(self, paraphrases: Sequence[int], device: torch.device) -> Fusion | None:
-        """The fusion of only these paraphrases; None where their weights are all 0."""
-        if self.weights is None:
-            return Fusion(self.fusion, self.tau)
-        weights = [self.weights[i] for i in paraphrases]
-        return Fusion.of(self.fusion, self.tau, weights, device) if any(weights) else None
+from self_ensemble.methods.attention_fusion import AttentionFusion
 
 
 @dataclass(frozen=True)
@@ -94,14 +78,12 @@ class Trace:
         return sorted({i for step in self.steps for i in step.decisive})
 
 
-def split_question(
-    engine: Engine, template: PromptTemplate, paraphrases: Sequence[str]
-) -> SplitQuestion:
-    """Split a question's prompts, and encode what every prompt begins with."""
-    prefix, [question] = split_prompts(engine.tokenizer, template, [paraphrases])
-    if prefix != engine.prefix_ids:
-        engine.set_prefix(prefix)
-    return question
+def positions_of(settings: AttentionFusion, engine: Engine) -> str:
+    return settings.positions_on(engine.model.config)
+
+
+def fusion_of(settings: AttentionFusion, engine: Engine) -> Fusion:
+    return Fusion.of(settings.fusion, settings.tau, settings.weights, engine.device)
 
 
 def trace_question(
@@ -109,36 +91,29 @@ def trace_question(
     template: PromptTemplate,
     paraphrases: Sequence[str],
     *,
-    settings: Settings,
+    settings: AttentionFusion,
     max_new_tokens: int,
 ) -> Trace:
     """Answer a question as `flex_attention_generate.py` does, and keep what was met on the way.
 
-    On a GPU too every step runs as it is, not recorded: where steps are recorded, half precision
+    On a GPU too every step runs as it is, not captured: where steps are captured, half precision
     may round otherwise.
 
     Raises:
         UserError: the tokenizer, the model or the lengths do not allow it.
     """
-    with engine.unrecorded():
-        return _trace(engine, template, paraphrases, settings, max_new_tokens)
+    prefix, [question] = split_prompts(engine.tokenizer, template, [paraphrases])
+    positions = positions_of(settings, engine)
+    [stream] = attention_streams(question, len(prefix), positions)
+    decode = watch(engine, prefix, stream, fusion_of(settings, engine), max_new_tokens)
 
-
-def _trace(engine, template, paraphrases, settings: Settings, max_new_tokens: int) -> Trace:
-    question, P = split_question(engine, template, paraphrases), len(engine.prefix_ids)
-    everything = range(len(paraphrases))
-    [stream] = attention_streams(question, P, settings.positions)
-    single = logit_streams(question, P)
-    without = _left_out_streams(engine, template, paraphrases, settings.positions)
-    check_turns(engine, [[stream], single, without], max_new_tokens)
-    fusion = settings.fusion_of(everything, engine.device)
-    assert fusion is not None, settings
-    decode = watch(engine, stream, fusion, max_new_tokens)
-
-    left_out = [_LeftOut.of(settings, i, without, engine.device) for i in everything]
-    single_logits = logits_on_the_way(engine, single, Fusion(), decode.tokens)  # [N, T, V]
+    asker = _Asker(engine, prefix, decode.tokens, max_new_tokens)
+    single = logit_streams(question, len(prefix))
+    single_logits = asker.logits_on_the_way(single, Fusion())  # [N, T, V]
+    left_out = _left_out(engine, template, paraphrases, settings)
     without_logits = [
-        None if one is None else one.logits_on_the_way(engine, decode.tokens) for one in left_out
+        None if one is None else asker.logits_on_the_way([one.stream], one.fusion)[0]
+        for one in left_out
     ]
     steps = [
         Step(
@@ -153,48 +128,92 @@ def _trace(engine, template, paraphrases, settings: Settings, max_new_tokens: in
     return Trace(
         tuple(steps),
         decode.answer,
-        tuple(_answers(engine, single, Fusion(), max_new_tokens)),
-        tuple(None if one is None else one.answer(engine, max_new_tokens) for one in left_out),
+        tuple(asker.answers(single, Fusion())),
+        tuple(
+            None if one is None else asker.answers([one.stream], one.fusion)[0] for one in left_out
+        ),
     )
 
 
 @dataclass(frozen=True)
-class _LeftOut:
+class _Rest:
     """The question without one of its paraphrases."""
 
     stream: Stream
     fusion: Fusion
 
-    @classmethod
-    def of(cls, settings, i: int, without: Sequence[Stream], device) -> _LeftOut | None:
-        """None where nothing is left without paraphrase i. without: the streams by paraphrase."""
-        rest = [j for j in range(len(without)) if j != i]
-        fusion = settings.fusion_of(rest, device) if rest else None
-        return None if fusion is None else cls(without[i], fusion)
 
-    def logits_on_the_way(self, engine: Engine, tokens: Sequence[int]) -> torch.Tensor:
-        return logits_on_the_way(engine, [self.stream], self.fusion, tokens)[0]
-
-    def answer(self, engine: Engine, max_new_tokens: int) -> Answer:
-        [answer] = _answers(engine, [self.stream], self.fusion, max_new_tokens)
-        return answer
-
-
-def _left_out_streams(engine, template, paraphrases, positions: str) -> list[Stream]:
-    """The question without paraphrase i, for each i; none where nothing is left.
+def _left_out(
+    engine: Engine,
+    template: PromptTemplate,
+    paraphrases: Sequence[str],
+    settings: AttentionFusion,
+) -> list[_Rest | None]:
+    """The question without paraphrase i, for each i; None where nothing is left.
 
     Split anew: fewer paraphrases may share a longer tail.
     """
-    if len(paraphrases) == 1:
-        return []
-    rests = [
-        [text for j, text in enumerate(paraphrases) if j != i] for i in range(len(paraphrases))
-    ]
-    _, questions = split_prompts(engine.tokenizer, template, rests)
-    P = len(engine.prefix_ids)
-    return [
-        stream for question in questions for stream in attention_streams(question, P, positions)
-    ]
+    found: list[_Rest | None] = []
+    for i in range(len(paraphrases)):
+        rest = [j for j in range(len(paraphrases)) if j != i]
+        weights = settings.weights and tuple(settings.weights[j] for j in rest)
+        if not rest or (weights is not None and not any(weights)):
+            found.append(None)
+            continue
+        texts = [paraphrases[j] for j in rest]
+        prefix, [question] = split_prompts(engine.tokenizer, template, [texts])
+        positions = positions_of(settings, engine)
+        [stream] = attention_streams(question, len(prefix), positions)
+        found.append(_Rest(stream, fusion_of(replace(settings, weights=weights), engine)))
+    return found
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """What further streams would have said. Each is a question of its own.
+
+    tokens: of the answer, with the stop.
+    """
+
+    engine: Engine
+    prefix: tuple[int, ...]
+    tokens: Sequence[int]
+    max_new_tokens: int
+
+    def answers(self, streams: Sequence[Stream], fusion: Fusion) -> list[Answer]:
+        questions = [[stream] for stream in streams]
+        request = Request(
+            self.prefix, questions, fusion, max_new_tokens=self.max_new_tokens, capture=False
+        )
+        return _answers(self.engine, request)
+
+    def logits_on_the_way(self, streams: Sequence[Stream], fusion: Fusion) -> torch.Tensor:
+        """After the tail and after each of the tokens but the last, [streams, T, V].
+
+        A tail that goes on with the tokens so far: the same math as having decoded them.
+        """
+        grown = [
+            [replace(stream, tail=stream.tail + tuple(self.tokens[:t]))]
+            for stream in streams
+            for t in range(len(self.tokens))
+        ]
+        seen: list[torch.Tensor] = []
+
+        def keep(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+            seen.append(only_stream(logits, weights).cpu())
+            return logits[:, 0]
+
+        request = Request(self.prefix, grown, fusion, keep, max_new_tokens=1, capture=False)
+        order = [index for batch in self.engine.generate(request) for index, _ in batch]
+        logits = torch.cat(seen)[torch.tensor(order).argsort()]  # batches come shortest first
+        assert len(logits) == len(grown), (len(logits), len(grown))
+        return logits.unflatten(0, (len(streams), len(self.tokens)))
+
+
+def _answers(engine: Engine, request: Request) -> list[Answer]:
+    """In the order of the request's questions."""
+    found = dict(pair for batch in engine.generate(request) for pair in batch)
+    return [found[index] for index in range(len(request.questions))]
 
 
 @dataclass(frozen=True)
@@ -208,76 +227,41 @@ class Decode:
     attention: list[torch.Tensor]
 
 
-def watch(engine: Engine, stream: Stream, fusion: Fusion, max_new_tokens: int) -> Decode:
-    """Answer one question, and keep every step's logits and attention."""
+def watch(
+    engine: Engine,
+    prefix: tuple[int, ...],
+    stream: Stream,
+    fusion: Fusion,
+    max_new_tokens: int,
+    stop: StopRule | None = None,
+) -> Decode:
+    """Answer one question, and keep every step's logits and attention. stop: see `Request`."""
     layers: dict[int, torch.Tensor] = {}
     logits: list[torch.Tensor] = []
     attention: list[torch.Tensor] = []
 
-    def see_attention(layer, prefix, segments, fused) -> None:
+    def see_attention(
+        layer: int, prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor
+    ) -> None:
         newest = (part[..., -1, :].sum(-1).flatten(0, 1) for part in (prefix, fused))
         to_prefix, to_own = (part.flatten() for part in newest)  # [H], of the only row
         to_segments = segments[..., -1, :].sum(-1)[:, 0].transpose(1, 2).flatten(0, 1)  # [H, N]
         layers[layer] = torch.cat([to_prefix[:, None], to_segments, to_own[:, None]], dim=1).cpu()
 
-    def see_logits(given, weights) -> torch.Tensor:
+    def see_logits(given: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         fused = only_stream(given, weights)
         logits.append(fused[0].cpu())
         attention.append(torch.stack([layers[layer] for layer in sorted(layers)]))
         return fused
 
-    with engine.observed(see_attention):
-        [answer] = _answers(engine, [stream], fusion, max_new_tokens, see_logits)
-    return Decode(answer, [int(each.argmax()) for each in logits], logits, attention)
-
-
-def _answers(
-    engine: Engine,
-    streams: Sequence[Stream],
-    fusion: Fusion,
-    max_new_tokens: int,
-    combine: Combine = only_stream,
-) -> list[Answer]:
-    """Each stream a question of its own; all have as many segments."""
-    batches = engine.generate(
-        [[stream] for stream in streams],
-        fusion=fusion,
-        combine=combine,
+    request = Request(
+        prefix,
+        [[stream]],
+        fusion,
+        see_logits,
         max_new_tokens=max_new_tokens,
-        batch_size=None,
+        stop=stop,
+        observe=see_attention,
     )
-    found = dict(pair for batch in batches for pair in batch)
-    return [found[index] for index in range(len(streams))]
-
-
-def logits_on_the_way(
-    engine: Engine, streams: Sequence[Stream], fusion: Fusion, tokens: Sequence[int]
-) -> torch.Tensor:
-    """What each stream says after the tail and after each of the tokens but the last,
-    [streams, T, V].
-
-    A tail that goes on with the tokens so far: the same math as having decoded them.
-    """
-    grown = [
-        replace(stream, tail=stream.tail + tuple(tokens[:t]))
-        for stream in streams
-        for t in range(len(tokens))
-    ]
-    seen: list[torch.Tensor] = []
-
-    def keep(logits, weights) -> torch.Tensor:
-        fused = only_stream(logits, weights)
-        seen.append(fused.cpu())
-        return fused
-
-    batches = engine.generate(
-        [[stream] for stream in grown],
-        fusion=fusion,
-        combine=keep,
-        max_new_tokens=1,
-        batch_size=None,
-    )
-    order = torch.tensor([index for batch in batches for index, _ in batch])
-    logits = torch.cat(seen)[order.argsort()]  # batches come shortest first
-    assert len(logits) == len(grown), (len(logits), len(grown))
-    return logits.unflatten(0, (len(streams), len(tokens)))
+    [answer] = _answers(engine, request)
+    return Decode(answer, [int(each.argmax()) for each in logits], logits, attention)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from self_ensemble.data.answers import first_line
-from self_ensemble.generation.legacy import Answer
+from self_ensemble.generation.decode import Answer
 from self_ensemble.system.console import quoted, visible
 
 # Rows of cells, the header first.

@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import shutil
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,8 +20,11 @@ from transformers import LlamaForCausalLM
 import validate_flexattention_env as validate
 from self_ensemble.attention import backends, kv_state
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
-from self_ensemble.models import loading
-from validate_flexattention_env import FAILED, OK, WARNING
+from self_ensemble.diagnostics import environment, flex_check, hub_check, versions
+from self_ensemble.diagnostics.checks import FAILED, OK, WARNING
+from self_ensemble.diagnostics.environment_report import shown_tokens
+from self_ensemble.diagnostics.model_check import CertificateConfig, check_model
+from self_ensemble.models.memory import GIB, available_memory
 
 ROOT = Path(__file__).parents[2]
 # What flex_attention_generate.py imports, whatever it is asked for.
@@ -33,10 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No hub is asked, results would go to an empty folder, lines are 100 characters, and little is
-    asked for a certificate."""
-    for name, value in {"ASKED": 2, "WORDINGS": 3, "FEW_SHOT": 1}.items():
-        monkeypatch.setattr(validate, name, value)
+    """No hub is asked, results would go to an empty folder, and lines are 100 characters."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
@@ -73,8 +74,8 @@ def test_a_model_that_works(folder, capsys):
     [found] = report["certificates"]  # it has no chat template
     assert (found["template"], found["passed"], found["bos"]) == ("plain", True, 1)
     assert (found["backend"], found["dtype"], found["positions"]) == ("sdpa", "float32", "exact")
-    assert len(found["cuts"]) == validate.ASKED
-    assert [len(cut["segments"]) for cut in found["cuts"]] == [validate.WORDINGS] * validate.ASKED
+    config = CertificateConfig("small")
+    assert [len(cut["segments"]) for cut in found["cuts"]] == [config.wordings] * config.questions
     assert {item["status"] for item in found["items"]} == {"passed"}
 
 
@@ -91,12 +92,12 @@ def test_what_is_printed(folder, capsys):
     }
     assert len(starts) == 1, "statuses stand under each other"
     assert all(len(line) <= 100 for line in checks.splitlines())
-    assert "segment 3 " in shown and "question 1 of 2" in shown and "question 2 of" not in shown
+    assert "segment 5 " in shown and "question 1 of 3" in shown and "question 2 of" not in shown
     assert " ... " in shown
     assert "packed_equals_separate  passed  relative" in shown
 
     _, out, _ = run(capsys, "--model", folder, "--verbose")
-    assert "question 2 of 2" in out and " ... " not in out
+    assert "question 3 of 3" in out and " ... " not in out
 
 
 def test_a_broken_mask_fails_the_run(folder, capsys, monkeypatch):
@@ -180,17 +181,22 @@ def test_flags_in_both_spellings():
 # ---- Python and packages --------------------------------------------------------------------
 
 
-def package_checks(monkeypatch, **versions):
+def pin_of(package):
+    [tested] = [each for each in versions.tested_versions() if each.package == package]
+    return tested.newest
+
+
+def package_checks(monkeypatch, **others):
     """The checks where these packages are of other versions; None: not there."""
 
     def version(name):
-        found = versions.get(name.replace("-", "_"), validate.pins()[name])
+        found = others.get(name.replace("-", "_"), pin_of(name))
         if found is None:
             raise PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(validate, "version", version)
-    return {check.name: check for check in validate.check_packages()}
+    monkeypatch.setattr(environment, "version", version)
+    return {check.name: check for check in environment.check_packages()}
 
 
 def test_every_package_of_requirements_txt_is_looked_at(monkeypatch):
@@ -216,7 +222,7 @@ def test_every_package_of_requirements_txt_is_looked_at(monkeypatch):
 def test_versions_against_the_tested_range(monkeypatch, torch_version, status):
     check = package_checks(monkeypatch, torch=torch_version)["torch"]
     assert check.status == status
-    pin = validate.pins()["torch"]
+    pin = pin_of("torch")
     assert check.todo == "" if status == OK else f"pip install torch=={pin}" in check.todo
     if torch_version:
         assert check.found == f"{torch_version}, tested with 2.11.0 to {pin}"
@@ -231,7 +237,7 @@ def test_what_only_some_scripts_need(monkeypatch, name):
 
 def test_only_those_are_called_optional_that_are():
     """No module of the main job imports them when it is imported itself."""
-    optional = {IMPORTED_AS.get(name, name) for name in validate.NEEDED_ONLY_BY}
+    optional = {IMPORTED_AS.get(name, name) for name in environment.NEEDED_ONLY_BY}
     files = [ROOT / f"{script}.py" for script in MAIN_JOB.split()]
     for room in MAIN_ROOMS.split():
         files += (ROOT / "self_ensemble" / room).glob("*.py")
@@ -249,15 +255,15 @@ def test_only_those_are_called_optional_that_are():
     [("3.10.4", FAILED), ("3.11.0", OK), ("3.12.9", OK), ("3.13.0", WARNING), ("3.9", FAILED)],
 )
 def test_python(monkeypatch, python, status):
-    monkeypatch.setattr(validate.platform, "python_version", lambda: python)
-    check = validate.check_python()
+    monkeypatch.setattr(environment.platform, "python_version", lambda: python)
+    check = environment.check_python()
     assert check.status == status
     assert python in check.found and bool(check.todo) == (status != OK)
 
 
 def test_without_torch_nothing_that_needs_it_is_tried(monkeypatch, capsys, folder):
-    monkeypatch.setitem(validate.sys.modules, "torch", None)  # importing it fails
-    monkeypatch.setitem(validate.sys.modules, "torch.nn.attention.flex_attention", None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.flex_attention", None)
     code, out, _ = run(capsys, "--model", folder, "--test-flex-attention", "--json")
     report = json.loads(out)
     assert (code, report["failed"], report["certificates"]) == (1, ["FlexAttention"], [])
@@ -273,8 +279,8 @@ def test_without_torch_nothing_that_needs_it_is_tried(monkeypatch, capsys, folde
     ],
 )
 def test_spacy_model(monkeypatch, there, status, said):
-    monkeypatch.setattr(validate, "find_spec", lambda name: name in there or None)
-    check = validate.check_spacy_model()
+    monkeypatch.setattr(environment, "find_spec", lambda name: name in there or None)
+    check = environment.check_spacy_model()
     assert check.status == status and said in check.found
 
 
@@ -285,12 +291,12 @@ def devices(monkeypatch, *, available, driver=False, free=()):
     """The checks on a machine with so many bytes free on each of its GPUs of 80 GiB."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 80 * validate.GIB))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 80 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.cuda, "device", lambda index: threading.Lock())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(validate.shutil, "which", lambda name: name if driver else None)
-    return list(validate.check_devices())
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name if driver else None)
+    return list(environment.check_devices())
 
 
 def test_devices(monkeypatch):
@@ -298,7 +304,7 @@ def test_devices(monkeypatch):
     assert (none.status, none.name) == (OK, "GPU") and "CPU" in none.found
     [hidden] = devices(monkeypatch, available=False, driver=True)
     assert hidden.status == WARNING and hidden.todo
-    roomy, full = devices(monkeypatch, available=True, free=(60 * validate.GIB, validate.GIB))
+    roomy, full = devices(monkeypatch, available=True, free=(60 * GIB, GIB))
     assert (roomy.name, roomy.status) == ("cuda:0", OK)
     assert roomy.found == "GPU 0, 60.0 of 80.0 GiB free, bfloat16"
     assert (full.name, full.status) == ("cuda:1", WARNING) and "--device" in full.todo
@@ -307,19 +313,19 @@ def test_devices(monkeypatch):
 
 @pytest.mark.parametrize("free, status", [(None, WARNING), (2**30, WARNING), (2**33, OK)])
 def test_memory(monkeypatch, free, status):
-    monkeypatch.setattr(validate, "available_memory", lambda: free)
-    assert validate.check_memory().status == status
+    monkeypatch.setattr(environment, "available_memory", lambda: free)
+    assert environment.check_memory().status == status
 
 
 def test_memory_of_this_machine():
-    assert 2**27 < validate.available_memory() < 2**45
+    assert 2**27 < available_memory() < 2**45
 
 
 def disk(monkeypatch, tmp_path, free=2**40):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     usage = lambda path: type("usage", (), {"free": free})  # noqa: E731
-    monkeypatch.setattr(validate.shutil, "disk_usage", usage)
-    return list(validate.check_disk())
+    monkeypatch.setattr(environment.shutil, "disk_usage", usage)
+    return list(environment.check_disk())
 
 
 def test_disk(monkeypatch, tmp_path):
@@ -339,11 +345,11 @@ def test_a_results_folder_that_cannot_be_made(monkeypatch, tmp_path):
 
 
 def test_the_demo(monkeypatch, tmp_path):
-    assert validate.check_demo().status == OK
-    monkeypatch.setattr(validate, "DEMO_MODEL", tmp_path)
-    assert validate.check_demo().status == FAILED
+    assert environment.check_demo().status == OK
+    monkeypatch.setattr(environment, "DEMO_MODEL", tmp_path)
+    assert environment.check_demo().status == FAILED
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-    assert validate.check_demo().found.endswith("holds no weights")
+    assert environment.check_demo().found.endswith("holds no weights")
 
 
 # ---- the hub --------------------------------------------------------------------------------
@@ -378,7 +384,7 @@ def hub_checks(monkeypatch, tmp_path, endpoint, **environment):
     settings = {"HF_ENDPOINT": endpoint, "no_proxy": "127.0.0.1"}
     for name, value in (settings | environment).items():
         monkeypatch.setenv(name, value)
-    return list(validate.check_hub())
+    return list(hub_check.check_hub())
 
 
 @pytest.mark.parametrize(
@@ -413,14 +419,15 @@ def test_a_token_in_its_file(hub, monkeypatch, tmp_path):
 
 
 def test_without_the_hubs_client_its_places_are_not_told(hub, monkeypatch, tmp_path):
-    monkeypatch.setattr(validate, "find_spec", lambda name: None)
+    for module in (environment, hub_check):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     [check] = hub_checks(monkeypatch, tmp_path, f"http://127.0.0.1:{hub.server_port}")
     assert (check.name, check.status) == ("hub", OK)
-    assert [each.name for each in validate.check_disk()] == ["results folder"]
+    assert [each.name for each in environment.check_disk()] == ["results folder"]
 
 
 def test_a_newline_and_its_escape_look_different():
-    shown = validate.shown_tokens(["\n", "\\n", " it's", "\u200b"], verbose=False)
+    shown = shown_tokens(["\n", "\\n", " it's", "\u200b"], verbose=False)
     assert shown == "'\\n' '\\\\n' ' it's' '\\u200b'"
 
 
@@ -432,8 +439,8 @@ def test_a_hub_that_does_not_answer(monkeypatch, tmp_path, listens_to_a_timeout)
         time.sleep(timeout if listens_to_a_timeout else 1)
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(validate, "urlopen", slow)
-    monkeypatch.setattr(validate, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(hub_check, "urlopen", slow)
+    monkeypatch.setattr(hub_check, "HUB_SECONDS", 0.1)
     begun = time.monotonic()
     check, _ = hub_checks(monkeypatch, tmp_path, "http://127.0.0.1:9")
     assert check.status == WARNING and "HF_ENDPOINT" in check.todo
@@ -465,7 +472,7 @@ def test_offline(hub, monkeypatch, tmp_path, value, offline):
 @pytest.fixture
 def eager_flex(monkeypatch):
     """FlexAttention uncompiled, untraced and on fewer tokens."""
-    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.batching.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)
     eager = backends._eager_flex()
@@ -482,10 +489,10 @@ def test_flex_attention_equals_the_oracle(eager_flex, capsys):
 
 def test_half_precision_is_within_its_rounding(eager_flex, monkeypatch):
     for dtype in (torch.bfloat16, torch.float16):
-        monkeypatch.setattr(loading, "choose_dtype", lambda name, device, dtype=dtype: dtype)
-        tried = validate.try_flex(torch.device("cpu"))
-        assert tried["difference"] <= tried["tolerance"] < 0.05
-        assert tried["dtype"] == str(dtype).removeprefix("torch.")
+        monkeypatch.setattr(flex_check, "choose_dtype", lambda name, device, dtype=dtype: dtype)
+        trial = flex_check.try_flex(torch.device("cpu"))
+        assert trial.right and trial.tolerance < 0.05
+        assert trial.dtype == str(dtype).removeprefix("torch.")
 
 
 def breaking_the_mask(monkeypatch, broken):
@@ -501,17 +508,17 @@ def breaking_the_mask(monkeypatch, broken):
 @pytest.mark.parametrize(
     "broken",
     [
-        lambda seen, q, kv: seen | ((q == 20) & (kv == validate.TRIED_PREFIX)),
+        lambda seen, q, kv: seen | ((q == 20) & (kv == flex_check.PREFIX)),
         lambda seen, q, kv: seen & ((q != 20) | (kv != 3)),
         lambda seen, q, kv: seen & (q != 20),
-        lambda seen, q, kv: seen | ((q == 20) & (kv == validate.TRIED_PREFIX + 21)),
-        lambda seen, q, kv: seen | ((q == 20) & (kv == validate.TRIED_PREFIX + 60)),
+        lambda seen, q, kv: seen | ((q == 20) & (kv == flex_check.PREFIX + 21)),
+        lambda seen, q, kv: seen | ((q == 20) & (kv == flex_check.PREFIX + 60)),
     ],
     ids=["other segment", "prefix hidden", "empty row", "looks ahead", "padding"],
 )
 def test_one_wrong_cell_fails(eager_flex, monkeypatch, capsys, broken):
     breaking_the_mask(monkeypatch, broken)
-    [check] = validate.check_flex_attention()
+    [check] = flex_check.check_flex_attention()
     assert check.status == FAILED
     assert check.figures["difference"] > 1e-3 and "--attention sdpa" in check.todo
 
@@ -529,7 +536,7 @@ def test_flex_attention_that_does_not_compile(monkeypatch, capsys):
 @pytest.mark.slow
 def test_compiled_flex_attention_on_the_cpu():
     torch._dynamo.reset()
-    [check] = validate.check_flex_attention()
+    [check] = flex_check.check_flex_attention()
     assert check.status == OK
     assert 0 < check.figures["difference"] < 1e-5
 
@@ -537,9 +544,9 @@ def test_compiled_flex_attention_on_the_cpu():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_flex_attention_and_the_demos_certificate_on_a_gpu():
-    tried = validate.try_flex(torch.device("cuda:0"))
-    assert 0 < tried["difference"] <= tried["tolerance"]
-    checks, [found] = validate.check_model("demo", None)
+    trial = flex_check.try_flex(torch.device("cuda:0"))
+    assert trial.right and trial.difference > 0
+    checks, [found] = check_model(CertificateConfig("demo"))
     assert found.backend == "flex" and found.dtype == "bfloat16"
     assert found.passed, found.items
     assert {check.status for check in checks} == {OK}

@@ -16,13 +16,14 @@ from tokenizing import CHAT, PLAIN, tokenizer_of
 from self_ensemble.attention import checks, fusion, kv_state
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.diagnostics import certificate
 from self_ensemble.diagnostics.certificate import certify
 from self_ensemble.diagnostics.items import FAILED, ITEMS, MASK_ITEMS, NOT_RUN
-from self_ensemble.generation import legacy as engine_module
-from self_ensemble.generation.legacy import Engine, plan_batches
+from self_ensemble.generation import encode, forward, streams
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.request import Request
 
 QUESTIONS = [
     ["Who wrote Emma?", "Which author is the one who wrote Emma?", "The author of Emma?"],
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture(autouse=True)
 def quick_flex(monkeypatch):
     """Packed lengths are rounded up to less, and uncompiled FlexAttention is not traced either."""
-    monkeypatch.setattr("self_ensemble.generation.legacy.FLEX_BUCKET", 64)
+    monkeypatch.setattr("self_ensemble.generation.batching.FLEX_BUCKET", 64)
     untraced = "torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
     monkeypatch.setattr(untraced, True, raising=False)  # an older torch has no such switch
 
@@ -155,10 +156,13 @@ def test_half_precision(dtype):
 
 def test_the_engine_is_left_as_it_was():
     with engine_of(tokenizer_of("byte-level, BOS")) as engine:
-        engine.set_prefix([5, 6])
-        before = (engine.prefix_ids, replace(engine.counts), engine.wrapper.state)
+        prefix, [question, *_] = split_prompts(engine.tokenizer, PLAIN, QUESTIONS)
+        asked = Request(prefix, [streams.attention_streams(question, len(prefix), "exact")])
+        [[(_, before)]] = engine.generate(asked)
+        state, opened = engine.wrapper.state, engine.generate(asked)
         certify(engine, PLAIN, QUESTIONS, positions="exact")
-        assert (engine.prefix_ids, engine.counts, engine.wrapper.state) == before
+        assert next(opened) == [(0, before)]
+        assert engine.wrapper.state is state
         assert len(engine.model.base_model._forward_hooks) == 0
         assert engine.model.config._attn_implementation.startswith("self_ensemble")
 
@@ -220,9 +224,9 @@ def segments_packed():
     """(question, segment, its first packed token, its length), in packed order."""
     packed, at = [], 0
     with engine_of(tokenizer_of("byte-level, BOS")) as engine:
-        prefix, split = certificate.split_prompts(engine.tokenizer, PLAIN, QUESTIONS)
-        streams = [certificate.attention_streams(q, len(prefix), "exact") for q in split]
-        [order] = plan_batches(streams, len(streams), 0)
+        prefix, split = split_prompts(engine.tokenizer, PLAIN, QUESTIONS)
+        asked = [streams.attention_streams(q, len(prefix), "exact") for q in split]
+        [order] = engine.schedule(asked, len(asked))
     for index in order:
         for number, length in enumerate(split[index].lengths):
             packed.append((index, number, at, length))
@@ -440,9 +444,9 @@ def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
 
 def placed(patch, change):
     """A question's placement, changed."""
-    intact = engine_module.assign_question_positions
+    intact = streams.assign_question_positions
     place = lambda *given: change(intact(*given))  # noqa: E731
-    patch.setattr(engine_module, "assign_question_positions", place)
+    patch.setattr(streams, "assign_question_positions", place)
 
 
 def not_turned(patch):
@@ -470,9 +474,12 @@ def keys_rolled(patch):
 
 
 def later_step_further_on(patch):
-    intact = Engine._step
-    step = lambda self, plan, ids, positions: intact(self, plan, ids, positions + 1)  # noqa: E731
-    patch.setattr(Engine, "_step", step)
+    intact = forward.Forward.fused
+
+    def fused(self, ids, positions):
+        return intact(self, ids, positions + 1 if ids.shape[1] == 1 else positions)
+
+    patch.setattr(forward.Forward, "fused", fused)
 
 
 WRONG_DECODES = [not_turned, fused_further_on, queries_halved, keys_rolled, later_step_further_on]
@@ -586,12 +593,12 @@ def test_another_tail_than_the_longest_is_no_fault(monkeypatch):
 
 
 def test_other_tokens_than_the_cut_ones_are_noticed(monkeypatch):
-    intact = Engine._encode
+    intact = encode.encode_packed
 
-    def other(self, segments, *rest):
-        return intact(self, [(5, *segment[1:]) for segment in segments], *rest)
+    def other(forward, segments, *rest, **settings):
+        return intact(forward, [(5, *segment[1:]) for segment in segments], *rest, **settings)
 
-    monkeypatch.setattr(Engine, "_encode", other)
+    monkeypatch.setattr(encode, "encode_packed", other)
     found = certificate_of()
     assert {"cut", STATES} <= failed(found)
     assert reason(found, "cut") == "the model is fed other tokens than those that were cut"
