@@ -32,8 +32,14 @@ from self_ensemble.diagnostics.inspection import Inspection
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
 from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
 from self_ensemble.diagnostics.tables import isolation_lines
-from self_ensemble.diagnostics.trace import Settings, trace_question, watch
-from self_ensemble.generation.legacy import Engine, attention_streams, loaded_engine
+from self_ensemble.diagnostics.trace import trace_question, watch
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.loading import loaded_engine
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import attention_streams
+from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.models.loading import find_model
 from self_ensemble.system.console import visible
 from self_ensemble.system.errors import UserError
@@ -131,7 +137,9 @@ def asked(small):
 def look_into(engine, asked, number=0, settings=None, **changes):
     records, template = asked
     given = {"max_new_tokens": 6, "verbose": False, "chat": False} | changes
-    return Inspection(engine, template, records[number], settings or Settings("exact"), **given)
+    return Inspection(
+        engine, template, records[number], settings or AttentionFusion(positions="exact"), **given
+    )
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -150,9 +158,9 @@ def test_alone_is_a_stock_forward_of_that_prompt(small, engine, asked, number):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings("exact"),
-        Settings("left", "mean", 0.7, (3.0, 0.0, 1.0, 0.5)),
-        Settings("right", "joint", 0.0, (3.0, 0.0, 1.0, 0.5)),
+        AttentionFusion(positions="exact"),
+        AttentionFusion(positions="left", tau=0.7, weights=(3.0, 0.0, 1.0, 0.5)),
+        AttentionFusion(positions="right", fusion="joint", weights=(3.0, 0.0, 1.0, 0.5)),
     ],
     ids=["exact", "tau", "joint"],
 )
@@ -162,17 +170,10 @@ def test_left_out_is_the_engines_own_without_it(small, engine, asked, settings):
     for i in range(4):
         rest = [text for j, text in enumerate(record.paraphrases) if j != i]
         weights = settings.weights and [u for j, u in enumerate(settings.weights) if j != i]
-        fusion = Fusion.of(settings.fusion, settings.tau, weights, "cpu")
-        [[(_, answer)]] = flex_attention_generate.flex_attention_generation(
-            engine,
-            found.template,
-            [rest],
-            layout="shared",
-            positions=settings.positions,
-            fusion=fusion,
-            max_new_tokens=6,
-            batch_size=None,
-        )
+        method = replace(settings, weights=weights and tuple(weights))
+        config = GenerationConfig(max_new_tokens=6)
+        request = method.request(engine, found.template, [rest], config)
+        [[(_, answer)]] = engine.generate(request)
         assert trace.left_out[i].token_ids == answer.token_ids
 
         segments = [s for j, s in enumerate(found.question.segments) if j != i]
@@ -233,13 +234,13 @@ def test_a_chat_template_is_cut_too(small, capsys, tmp_path):
 
 def test_nothing_is_left_out_of_nothing(engine, asked):
     records, template = asked
-    given = {"settings": Settings("exact"), "max_new_tokens": 3}
+    given = {"settings": AttentionFusion(positions="exact"), "max_new_tokens": 3}
     trace = trace_question(engine, template, records[0].paraphrases[:1], **given)
     assert trace.left_out == (None,)
     assert all(step.left_out == (None,) and step.decisive == [] for step in trace.steps)
     assert trace.alone[0].token_ids == trace.answer.token_ids
     # All the weight on one: without it nothing is asked.
-    given["settings"] = Settings("exact", weights=(0.0, 2.0))
+    given["settings"] = AttentionFusion(positions="exact", weights=(0.0, 2.0))
     trace = trace_question(engine, template, records[0].paraphrases[:2], **given)
     assert [answer is None for answer in trace.left_out] == [False, True]
     assert trace.left_out[0].token_ids == trace.answer.token_ids == trace.alone[1].token_ids
@@ -257,27 +258,23 @@ STEPS = 4
 def watched(model, positions, fusion, question=QUESTION, prefix=PREFIX):
     """(tokens, logits [T, V], attention [T, L, H, N + 2]) as the debug script gets them."""
     assert max(map(max, question.segments)) < VOCABULARY
-    with FlexAttentionWrapper(model, "eager").patch_model() as wrapper:
-        tiny = Engine(model, TinyTokenizer(), wrapper, ignore_stops=True)
-        tiny.set_prefix(prefix)
-        [stream] = attention_streams(question, len(prefix), positions)
-        assert tiny.can_turn([[stream]], STEPS)
-        decode = watch(tiny, stream, fusion, STEPS)
-        unobserved = unobserved_logits(tiny, stream, fusion)
+    tiny = Engine(model, TinyTokenizer(), FlexAttentionWrapper(model, "eager"))
+    [stream] = attention_streams(question, len(prefix), positions)
+    decode = watch(tiny, prefix, stream, fusion, STEPS, stop=NeverStop())
+    unobserved = unobserved_logits(tiny, prefix, stream, fusion)
     logits = torch.stack(decode.logits)
     assert torch.equal(logits, unobserved)  # looking changes nothing
     return decode.tokens, logits, torch.stack(decode.attention)
 
 
-def unobserved_logits(engine, stream, fusion):
+def unobserved_logits(engine, prefix, stream, fusion):
     kept = []
 
     def keep(logits, weights):
         kept.append(logits[0, 0].clone())
         return logits[:, 0]
 
-    settings = {"fusion": fusion, "combine": keep, "max_new_tokens": STEPS, "batch_size": None}
-    list(engine.generate([[stream]], **settings))
+    list(engine.generate(Request(prefix, [[stream]], fusion, keep, STEPS, stop=NeverStop())))
     return torch.stack(kept)
 
 
@@ -354,14 +351,6 @@ def test_shares_without_a_prefix():
     assert (found - expected).abs().max() < 1e-4
 
 
-def test_nothing_is_recorded_while_it_is_observed(engine, monkeypatch):
-    monkeypatch.setattr(engine, "recording", True)
-    with pytest.raises(RuntimeError), engine.observed(print):
-        assert (engine.recording, engine.observe) == (False, print)
-        raise RuntimeError
-    assert (engine.recording, engine.observe) == (True, None)
-
-
 def test_the_shares_that_are_printed(engine, asked):
     found = look_into(engine, asked, 1, verbose=True)
     lines = found.show_step(1)
@@ -390,7 +379,7 @@ def wanted_mask(found):
 
 @pytest.mark.parametrize("positions", ["exact", "right"])
 def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
-    found = look_into(engine, asked, 0, Settings(positions))
+    found = look_into(engine, asked, 0, AttentionFusion(positions=positions))
     wanted = wanted_mask(found)
     assert torch.equal(found.isolation.mask, wanted)
     assert found.isolation.passed
@@ -405,7 +394,7 @@ def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
         return mask
 
     monkeypatch.setattr(EncodeState, "_padded_mask", hidden)
-    broken = check_isolation(engine, found.question, positions)
+    broken = check_isolation(engine, found.prefix, found.question, positions)
     row = len(found.prefix) + found.question.lengths[0] + 2
     assert (broken.mask != wanted).nonzero().tolist() == [[row, 0]]
     assert not broken.apart
@@ -465,13 +454,13 @@ def leak(monkeypatch):
 
 def test_isolation_passes_and_a_leak_fails_it(engine, asked, monkeypatch):
     found = look_into(engine, asked, 0)
-    intact = check_isolation(engine, found.question, "exact")
+    intact = check_isolation(engine, found.prefix, found.question, "exact")
     assert intact.passed
     assert intact.tolerance < 1e-3
     assert max(intact.differences) < 1e-5
     assert intact.unmasked > 0.05
     leak(monkeypatch)
-    broken = check_isolation(engine, found.question, "exact")
+    broken = check_isolation(engine, found.prefix, found.question, "exact")
     *others, reader = broken.differences
     assert max(others) < 1e-5
     assert reader > 0.01
@@ -500,10 +489,8 @@ def test_no_number_is_no_pass(engine, asked):
 @pytest.mark.parametrize("name", ["gemma3", "gpt2"])
 def test_isolation_on_windows_and_learned_positions(name):
     model = tiny_model(name)
-    with FlexAttentionWrapper(model, "sdpa").patch_model() as wrapper:
-        tiny = Engine(model, TinyTokenizer(), wrapper)
-        tiny.set_prefix(PREFIX)
-        found = check_isolation(tiny, QUESTION, "left")
+    tiny = Engine(model, TinyTokenizer(), FlexAttentionWrapper(model, "sdpa"))
+    found = check_isolation(tiny, PREFIX, QUESTION, "left")
     assert found.passed
     assert max(found.differences) < 1e-4 < 0.05 < found.unmasked
 

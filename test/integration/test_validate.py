@@ -563,7 +563,9 @@ def test_figures_of_json_are_numbers(folder, capsys, monkeypatch):
         return found
 
     monkeypatch.setattr(EncodeState, "_padded_mask", empty)
-    monkeypatch.setattr("self_ensemble.models.loading.choose_backend", lambda *_: ("eager", None))
+    monkeypatch.setattr(
+        "self_ensemble.generation.loading.choose_backend", lambda *_: ("eager", None)
+    )
     code, out, _ = run(capsys, "--model", folder, "--json")
     report = json.loads(out, parse_constant=lambda name: pytest.fail(name))
     items = {item["name"]: item for item in report["certificates"][0]["items"]}
