@@ -12,6 +12,7 @@ token that differs led the runner-up, as a difference of logits, where the quest
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,30 +30,25 @@ from self_ensemble.cli.parser import (
 BATCH = 64
 
 
-def answer_tokens(engine, groups, combine, *, batch_size, max_new_tokens, fusion) -> list[tuple]:
+def answer_tokens(engine, request, batch_size) -> list[tuple]:
     """The generated tokens of each question, in order."""
-    batches = engine.generate(
-        groups,
-        fusion=fusion,
-        combine=combine,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    batches = engine.generate(request, batch_size=batch_size)
     answers = dict(pair for batch in batches for pair in batch)
-    return [answers[index].token_ids for index in range(len(groups))]
+    return [answers[index].token_ids for index in range(len(request.questions))]
 
 
-def margins(engine, group, combine, **settings) -> list[float]:
+def margins(engine, request, index) -> list[float]:
     """By how much each token of a question alone led the next best one."""
     found = []
 
     def watched(logits, weights):
-        fused = combine(logits, weights)
+        fused = request.reduce(logits, weights)
         best, second = fused[0].topk(2).values.tolist()
         found.append(best - second)
         return fused
 
-    answer_tokens(engine, [group], watched, batch_size=1, **settings)
+    alone = replace(request, questions=[request.questions[index]], reduce=watched)
+    answer_tokens(engine, alone, batch_size=1)
     return found
 
 
@@ -62,21 +58,18 @@ def first_difference(a: Sequence, b: Sequence) -> int:
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def compare(engine, groups, combine, **settings) -> dict[str, list[float]]:
+def compare(engine, request) -> dict[str, list[float]]:
     """For each way of batching the margins of the questions that differ."""
-
-    def answered(asked, batch_size):
-        return answer_tokens(engine, asked, combine, batch_size=batch_size, **settings)
-
-    alone = answered(groups, 1)
+    reversed_ = replace(request, questions=request.questions[::-1])
+    alone = answer_tokens(engine, request, 1)
     ways = {
-        f"batches of {BATCH}": answered(groups, BATCH),
-        "batches as chosen": answered(groups, None),
-        "in reversed order": answered(groups[::-1], None)[::-1],
+        f"batches of {BATCH}": answer_tokens(engine, request, BATCH),
+        "batches as chosen": answer_tokens(engine, request, None),
+        "in reversed order": answer_tokens(engine, reversed_, None)[::-1],
     }
     return {
         way: [
-            margins(engine, groups[index], combine, **settings)[first_difference(one, other)]
+            margins(engine, request, index)[first_difference(one, other)]
             for index, (one, other) in enumerate(zip(alone, tokens, strict=True))
             if one != other
         ]
@@ -85,34 +78,30 @@ def compare(engine, groups, combine, **settings) -> dict[str, list[float]]:
 
 
 def main(args) -> None:
-    from flex_attention_generate import split_and_place
-    from generate import split_and_set_prefix
-    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.data import chat_prompt_template
     from self_ensemble.experiment.run import read_questions, set_up_logging
-    from self_ensemble.generation.legacy import loaded_engine, only_stream
+    from self_ensemble.generation.config import GenerationConfig
+    from self_ensemble.generation.loading import loaded_engine
+    from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.methods.logit_fusion import average_logits
+    from self_ensemble.methods.prompt_by_prompt import logit_request
     from self_ensemble.models.loading import find_model
 
     set_up_logging(verbose=False)
     data = read_questions(args)
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    settings = {"max_new_tokens": args.max_new_tokens, "fusion": Fusion()}
+    config = GenerationConfig(args.max_new_tokens)
     with loaded_engine(source, attention=args.attention) as engine:
         template = data.template
         if args.chat_template:
             template = chat_prompt_template(engine.tokenizer, template)
-        fused = split_and_place(
-            engine,
-            template,
-            [record.paraphrases for record in data.records],
-            layout="shared",
-            positions=source.default_positions,
-            max_new_tokens=args.max_new_tokens,
-        )
-        told = {"attention fusion": compare(engine, fused, only_stream, **settings)}
-        averaged = split_and_set_prefix(engine, template, data.records)
-        told["avg"] = compare(engine, averaged, average_logits, **settings)
+        texts = [record.paraphrases for record in data.records]
+        fused = AttentionFusion().request(engine, template, texts, config)
+        averaged = replace(logit_request(engine, template, texts, config), reduce=average_logits)
+        told = {
+            "attention fusion": compare(engine, fused),
+            "avg": compare(engine, averaged),
+        }
 
     print(
         f"{len(data.records)} questions of {data.dataset.name}, {len(data.records[0].paraphrases)} "

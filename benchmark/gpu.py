@@ -15,15 +15,17 @@ With --dataset, a user's own case is measured with its own model and stops: ques
 what limits them. --rows agreement holds its answers by different paths against each other.
 """
 
+import argparse
 import csv
 import itertools
 import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -74,46 +76,67 @@ class NoTokenizer:
         return ["x"] * len(rows)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how.
+
+    shape: of the model, one of SHAPES.
+    batch_sizes: questions a batch.
+    attention: what computes it, as the generating scripts take it.
+    plain: nothing is compiled and captured but FlexAttention.
+    tokenizer, questions: of the row run, the model whose tokenizer it is and the file.
+    """
+
+    shape: str
+    batch_sizes: tuple[int, ...]
+    attention: str
+    plain: bool
+    tokenizer: str | None
+    questions: Path | None
+
+
 class Bench(Table):
     """Random weights, random questions."""
 
-    def __init__(self, args):
+    def __init__(self, settings: Settings):
         import torch
 
         from self_ensemble.attention.checks import check_architecture
         from self_ensemble.attention.patching import FlexAttentionWrapper
-        from self_ensemble.generation.legacy import Engine
+        from self_ensemble.generation.engine import Engine
 
-        super().__init__(args, args.shape)
+        super().__init__(settings.shape)
+        self.settings = settings
         begun = time.perf_counter()
-        self.model = random_llama(args.shape)
+        self.model = random_llama(settings.shape)
         self.weights = sum(p.numel() for p in self.model.parameters())
         config = self.model.config
         head = VOCABULARY * config.hidden_size
         self.body_flop, self.head_flop = 2 * (self.weights - head), 2 * head
         self.token_bytes = 2 * 2 * config.num_hidden_layers * 8 * config.head_dim  # of a cache
-        self.wrapper = FlexAttentionWrapper(self.model, args.attention).patch_model()
+        self.patched = ExitStack()
+        self.wrapper = FlexAttentionWrapper(self.model, settings.attention)
+        self.patched.enter_context(self.wrapper)
         check_architecture(self.wrapper)
         self.engine = Engine(
             self.model,
             NoTokenizer(),
             self.wrapper,
-            ignore_stops=True,
-            recorded=self.wrapper.backend == "flex" and not args.plain,
+            capture=measure.DEVICE == "cuda"
+            and settings.attention == "flex"
+            and not settings.plain,
         )
         generator = torch.Generator().manual_seed(0)
         self.ids = lambda n: tuple(torch.randint(0, VOCABULARY, (n,), generator=generator).tolist())
-        self.engine.set_prefix(self.ids(PREFIX))
+        self.prefix_ids = self.ids(PREFIX)
         self.generate(self.attention_streams(4), batch_size=4)
         self.add("start: weights made, kernels compiled", time.perf_counter() - begun, "s")
 
     def attention_streams(self, count, paraphrases=PARAPHRASES, prefix=PREFIX, lengths=(SEGMENT,)):
-        from self_ensemble.generation.legacy import attention_streams
+        from self_ensemble.generation.streams import attention_streams
 
         questions = self.questions(count, paraphrases, lengths)
-        streams = [attention_streams(question, prefix, "exact") for question in questions]
-        self.engine.can_turn(streams, 5 * NEW_TOKENS)
-        return streams
+        return [attention_streams(question, prefix, "exact") for question in questions]
 
     def questions(self, count, paraphrases=PARAPHRASES, lengths=(SEGMENT,)):
         """Random questions; the lengths of a question's segments go round."""
@@ -125,18 +148,25 @@ class Bench(Table):
             for _ in range(count)
         ]
 
-    def generate(self, streams, combine=None, *, batch_size, new_tokens=NEW_TOKENS):
-        from self_ensemble.attention.fusion import Fusion
-        from self_ensemble.generation.legacy import only_stream
+    def generate(
+        self, streams, *, batch_size, reduce=None, new_tokens=NEW_TOKENS, prefix=None, stop=None
+    ):
+        """Answer questions to the end; what was computed comes back."""
+        from self_ensemble.generation.request import Request
+        from self_ensemble.generation.stopping import NeverStop
+        from self_ensemble.generation.streams import only_stream
 
-        for _ in self.engine.generate(
+        request = Request(
+            self.prefix_ids if prefix is None else prefix,
             streams,
-            fusion=Fusion(),
-            combine=combine or only_stream,
+            reduce=reduce or only_stream,
             max_new_tokens=new_tokens,
-            batch_size=batch_size,
-        ):
+            stop=stop or NeverStop(),
+        )
+        generation = self.engine.generate(request, batch_size=batch_size)
+        for _ in generation:
             pass
+        return generation.stats
 
     def step_seconds(self, streams, repeats=3) -> float:
         """Of a decode step of one batch: what twice as many new tokens take longer."""
@@ -154,14 +184,14 @@ class Bench(Table):
         encoded = PARAPHRASES * (SEGMENT + TAIL) * self.body_flop
         return self.flops / (encoded + decoded * (self.body_flop + self.head_flop))
 
-    def throughput(self, name, streams, combine, decoded, sizes) -> float:
+    def throughput(self, name, streams, decoded, sizes, reduce=None) -> float:
         best = 0.0
         for size in sizes:
             self.engine.release()  # memory that another row left would count as nobody's
             idle = self.torch.cuda.memory_allocated()
             chosen = streams[: 3 * size]
             self.torch.cuda.reset_peak_memory_stats()
-            work = partial(self.generate, chosen, combine, batch_size=size)
+            work = partial(self.generate, chosen, batch_size=size, reduce=reduce)
             rate = len(chosen) / self.seconds(work)
             peak = (self.torch.cuda.max_memory_allocated() - idle) / size / 2**20
             note = f"batches of {size}, peak {peak:.0f} MiB a question in flight"
@@ -170,22 +200,22 @@ class Bench(Table):
         return best
 
     def attention(self):
-        streams = self.attention_streams(3 * max(self.args.batch_sizes))
-        sizes = self.args.batch_sizes
-        self.best = self.throughput("attention fusion", streams, None, NEW_TOKENS, sizes)
+        streams = self.attention_streams(3 * max(self.settings.batch_sizes))
+        sizes = self.settings.batch_sizes
+        self.best = self.throughput("attention fusion", streams, NEW_TOKENS, sizes)
 
     def avg(self):
-        from self_ensemble.generation.legacy import logit_streams
+        from self_ensemble.generation.streams import logit_streams
         from self_ensemble.methods.logit_fusion import average_logits
 
-        questions = self.questions(3 * max(self.args.batch_sizes))
+        questions = self.questions(3 * max(self.settings.batch_sizes))
         streams = [logit_streams(q, PREFIX) for q in questions]
-        sizes = self.args.batch_sizes
-        self.throughput("avg", streams, average_logits, NEW_TOKENS * PARAPHRASES, sizes)
+        sizes = self.settings.batch_sizes
+        self.throughput("avg", streams, NEW_TOKENS * PARAPHRASES, sizes, average_logits)
 
     def uneven(self):
         """Paraphrases of 10 to 18 tokens, 14 on average: queries are turned towards each."""
-        size = max(self.args.batch_sizes)
+        size = max(self.settings.batch_sizes)
         streams = self.attention_streams(2 * size, lengths=(8, 10, 12, 14, 16))
         rate = len(streams) / self.seconds(partial(self.generate, streams, batch_size=size))
         note = f"batches of {size}"
@@ -197,7 +227,7 @@ class Bench(Table):
         from torch.profiler import ProfilerActivity
         from torch.profiler import profile as profiled
 
-        streams = self.attention_streams(max(self.args.batch_sizes))
+        streams = self.attention_streams(max(self.settings.batch_sizes))
         work = partial(self.generate, streams, batch_size=len(streams))
         wall = self.seconds(work)
         with profiled(activities=[ProfilerActivity.CUDA]) as found:
@@ -215,22 +245,22 @@ class Bench(Table):
 
     def shapes(self):
         """The other shapes of the family."""
-        size = max(self.args.batch_sizes) // 2
+        size = max(self.settings.batch_sizes) // 2
         self.engine.release()
         for shape in SHAPES:
             if shape != self.case:
-                other = Bench(SimpleNamespace(**(vars(self.args) | {"shape": shape})))
+                other = Bench(replace(self.settings, shape=shape))
                 self.table += other.table
                 other.flops, other.bandwidth, other.table = self.flops, self.bandwidth, self.table
                 streams = other.attention_streams(2 * size)
-                other.throughput("attention fusion", streams, None, NEW_TOKENS, [size])
+                other.throughput("attention fusion", streams, NEW_TOKENS, [size])
                 step = other.step_seconds(other.attention_streams(1))
                 reading = other.weights * 2 / self.bandwidth
                 note = f"{step / reading:.2f} times reading the weights ({reading * 1e3:.2f} ms)"
                 other.add(
                     f"decode step, one question, N = {PARAPHRASES}", step * 1e3, "ms", note=note
                 )
-                other.wrapper.unpatch_model()
+                other.patched.close()
                 del other
                 self.torch.cuda.empty_cache()
 
@@ -241,37 +271,46 @@ class Bench(Table):
         self.add("encoding", rate, "tokens/s", note=f"{rate * self.body_flop / 1e12:.0f} TFLOP/s")
 
     def encode_seconds(self, streams) -> float:
+        from self_ensemble.attention.buffers import BufferPool
+        from self_ensemble.generation.encode import encode_prefix, encode_streams
+        from self_ensemble.generation.forward import Forward
+
         flat = [stream for group in streams for stream in group]
+        forward = Forward(self.model, self.wrapper, compiled=self.engine.captures)
+        buffers = BufferPool() if self.engine.captures else None
         with self.torch.inference_mode():
-            return self.seconds(lambda: self.engine._encode_streams(flat), repeats=5)
+            prefix = encode_prefix(forward, self.prefix_ids)
+            work = partial(encode_streams, forward, flat, prefix, buffers=buffers)
+            return self.seconds(work, repeats=5)
 
     def ragged(self):
         """Answers of 1 to 20 tokens, and what new questions in finished rows' places could save.
 
         At most: as if every decoded row were of use and cost what it costs in a full batch.
         """
-        from self_ensemble.generation.legacy import Counts
-
-        torch, size, batches = self.torch, max(self.args.batch_sizes), 3
+        torch, size, batches = self.torch, max(self.settings.batch_sizes), 3
         streams = self.attention_streams(batches * size)
         encoding, step = (f(streams[:size]) for f in (self.encode_seconds, self.step_seconds))
         generator = torch.Generator(measure.DEVICE).manual_seed(0)
 
         def ends(tokens, left):
-            """In the place of the engine's stop rule, whose ``seen`` counts the tokens left."""
+            """A stop rule whose ``seen`` counts the tokens left."""
             if left.dtype == torch.bool:  # the first token of a batch
                 left = torch.zeros_like(tokens).geometric_(STOPPING, generator=generator)
                 left = left.clamp(max=NEW_TOKENS)
             return left == 1, left > 0, left - 1
 
-        stop, self.engine.stop, self.engine.counts = self.engine.stop, ends, Counts()
-        repeats = 3
-        seconds = self.seconds(partial(self.generate, streams, batch_size=size), repeats)
-        self.engine.stop, counts = stop, self.engine.counts
-        tokens = counts.decoded_tokens / (repeats + 1)
+        runs = []
+
+        def work():
+            runs.append(self.generate(streams, batch_size=size, stop=ends))
+
+        seconds = self.seconds(work)
+        stats = sum(runs[1:], runs[0])
+        tokens = stats.decoded_tokens / len(runs)
         least = batches * encoding + tokens / size * step
         note = f"batches of {size}, {tokens / len(streams):.1f} tokens an answer, "
-        note += f"{counts.decoded_tokens / counts.decode_rows:.0%} of the decoded rows of use: "
+        note += f"{stats.decoded_tokens / stats.decode_rows:.0%} of the decoded rows of use: "
         note += f"without the others at most {1 - least / seconds:.0%} less time"
         rate = len(streams) / seconds
         self.add("attention fusion, answers that end", rate, "questions/s", note=note)
@@ -304,7 +343,7 @@ class Bench(Table):
 
     def paraphrases(self):
         """A decode step of a full batch over N, against what the further keys and values cost."""
-        size = max(self.args.batch_sizes) // 2
+        size = max(self.settings.batch_sizes) // 2
         first = None
         for count in COUNTS:
             step = self.step_seconds(self.attention_streams(size, count))
@@ -321,21 +360,18 @@ class Bench(Table):
 
     def prefix(self):
         """Attention fusion behind other prefixes."""
-        size = max(self.args.batch_sizes) // 2
-        before = self.engine.prefix_ids
+        size = max(self.settings.batch_sizes) // 2
         for length in PREFIXES:
-            self.engine.set_prefix(self.ids(length))
+            prefix = self.ids(length)
             streams = self.attention_streams(2 * size, prefix=length)
-            rate = len(streams) / self.seconds(
-                partial(self.generate, streams, batch_size=size), repeats=1
-            )
+            work = partial(self.generate, streams, batch_size=size, prefix=prefix)
+            rate = len(streams) / self.seconds(work, repeats=1)
             self.add(f"attention fusion, prefix of {length}", rate, "questions/s", note="")
-        self.engine.set_prefix(before)
 
     def prompts(self, count) -> list[list[int]]:
         """Whole prompts, the paraphrases of a question behind each other."""
         return [
-            [*self.engine.prefix_ids, *segment, *question.tail]
+            [*self.prefix_ids, *segment, *question.tail]
             for question in self.questions(count)
             for segment in question.segments
         ]
@@ -401,24 +437,20 @@ class Bench(Table):
 
         from self_ensemble.attention.segments import split_prompts
         from self_ensemble.data import prompt_template
-        from self_ensemble.generation.legacy import attention_streams
+        from self_ensemble.generation.streams import attention_streams
 
-        tokenizer = AutoTokenizer.from_pretrained(self.args.model)
-        table = pd.read_parquet(self.args.questions)
+        tokenizer = AutoTokenizer.from_pretrained(self.settings.tokenizer)
+        table = pd.read_parquet(self.settings.questions)
         column = "question" if "question" in table else table.columns[0]
         texts = [[text] * PARAPHRASES for text in table[column]]
         template = prompt_template("Answer the question.", ())
 
         def work():
             prefix, questions = split_prompts(tokenizer, template, texts)
-            self.engine.set_prefix(prefix)
             streams = [attention_streams(q, len(prefix), "exact") for q in questions]
-            self.engine.can_turn(streams, NEW_TOKENS)
-            self.generate(streams, batch_size=None)
+            self.generate(streams, batch_size=None, prefix=prefix)
 
-        before = self.engine.prefix_ids
         seconds = self.seconds(work, repeats=2)
-        self.engine.set_prefix(before)
         note = f"{len(texts)} questions, tokenising and the prefix included"
         self.add("a whole run", seconds, "s", note=note)
 
@@ -446,7 +478,7 @@ def random_llama(shape: str):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
-def main(args) -> None:
+def main(args: argparse.Namespace) -> None:
     import torch
     import transformers
 
@@ -460,9 +492,27 @@ def main(args) -> None:
     if args.dataset:
         from own_case import OwnCase
 
-        bench = OwnCase(args)
+        bench = OwnCase(
+            args.model,
+            args.dataset,
+            instruction=args.instruction,
+            few_shot=args.few_shot,
+            max_samples=args.max_samples,
+            num_paraphrases=args.num_paraphrases,
+            attention=args.attention,
+            plain=args.plain,
+        )
     else:
-        bench = Bench(args)
+        bench = Bench(
+            Settings(
+                shape=args.shape,
+                batch_sizes=tuple(args.batch_sizes),
+                attention=args.attention,
+                plain=args.plain,
+                tokenizer=args.model,
+                questions=args.questions,
+            )
+        )
     bench.ceilings()
     saved = 0
     for row in args.rows:

@@ -17,15 +17,13 @@ class Table:
     """Rows of what was measured, each printed at once.
 
     Args:
-        args: of the command line.
         case: names the rows' first column.
     """
 
-    def __init__(self, args, case: str):
+    def __init__(self, case: str):
         import torch
 
         self.torch = torch
-        self.args = args
         self.case = case
         self.table = []
 

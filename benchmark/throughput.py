@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,7 +45,7 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
             self.seen = torch.zeros(rows, dtype=torch.bool, device=model.device)
 
         def __call__(self, ids, scores, **kwargs):
-            stop, _, self.seen = engine.stop(ids[:, -1], self.seen)
+            stop, _, self.seen = engine.line_stop(ids[:, -1], self.seen)
             return stop
 
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
@@ -76,13 +77,12 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
 def main(args) -> None:
     import torch
 
-    from flex_attention_generate import flex_attention_generation
-    from generate import split_and_set_prefix
-    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.data import chat_prompt_template
     from self_ensemble.experiment.run import read_questions, say, set_up_logging
-    from self_ensemble.generation.legacy import loaded_engine
-    from self_ensemble.methods.logit_fusion import average_logits
+    from self_ensemble.generation.config import GenerationConfig
+    from self_ensemble.generation.loading import loaded_engine
+    from self_ensemble.methods.attention_fusion import AttentionFusion
+    from self_ensemble.methods.prompt_by_prompt import LogitFusion
     from self_ensemble.models.loading import find_model
 
     set_up_logging(args.verbose)
@@ -90,39 +90,25 @@ def main(args) -> None:
     questions = [record.paraphrases for record in data.records]
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     batch_size = None if args.batch_size == "auto" else args.batch_size
+    config = GenerationConfig(args.max_new_tokens, batch_size)
 
     with loaded_engine(source, attention=args.attention) as engine:
         template = data.template
         if args.chat_template:
             template = chat_prompt_template(engine.tokenizer, template)
 
-        def attention_fusion():
-            return list(
-                flex_attention_generation(
-                    engine,
-                    template,
-                    questions,
-                    layout="shared",
-                    positions=source.default_positions,
-                    fusion=Fusion(),
-                    max_new_tokens=args.max_new_tokens,
-                    batch_size=batch_size,
-                )
-            )
+        def answer(method):
+            """Tokenising, splitting and answering, as the scripts and the API do it."""
+            for _ in method.answer(engine, template, questions, ask, config):
+                pass
 
-        def logit_average():
-            streams = split_and_set_prefix(engine, template, data.records)
-            return list(
-                engine.generate(
-                    streams,
-                    fusion=Fusion(),
-                    combine=average_logits,
-                    max_new_tokens=args.max_new_tokens,
-                    batch_size=batch_size,
-                )
-            )
+        def ask(name, request, *, batch_size, unit="questions"):
+            return engine.generate(request, batch_size=batch_size)
 
-        ours = {"attention fusion": attention_fusion, "avg": logit_average}
+        ours = {
+            "attention fusion": partial(answer, AttentionFusion()),
+            "avg": partial(answer, LogitFusion("avg")),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in ours}
 
         def measure(name, work):

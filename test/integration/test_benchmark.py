@@ -96,10 +96,10 @@ def test_batches_that_matter_are_told_with_their_margins(common, capsys, monkeyp
     """A second batch that answers otherwise, as rounding may make it."""
     real, calls = batches.answer_tokens, []
 
-    def answer_tokens(engine, groups, combine, **settings):
-        calls.append(settings["batch_size"])
-        answers = real(engine, groups, combine, **settings)
-        if settings["batch_size"] == batches.BATCH:
+    def answer_tokens(engine, request, batch_size):
+        calls.append(batch_size)
+        answers = real(engine, request, batch_size)
+        if batch_size == batches.BATCH:
             answers[3] = (*answers[3][:-1], -1)
         return answers
 

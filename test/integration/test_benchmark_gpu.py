@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from small import INSTRUCTION, QUESTIONS
+from writing import write
+
+from self_ensemble.data.datasets.webqa import WebQADataset
 
 FOLDER = Path(__file__).parents[2] / "benchmark"
 
@@ -116,6 +119,28 @@ def test_ones_own_case(gpu, small, tmp_path):
     shares = re.findall(r"(arithmetic|memory bandwidth|launches and host) (-?\d+)%", found["note"])
     assert len(shares) == 3 and abs(sum(int(share) for _, share in shares) - 100) <= 2
     assert re.search(r"; \d+% of the decoded rows", found["note"])
+
+
+def test_a_dataset_by_its_name(gpu, small, tmp_path, monkeypatch):
+    """As the generating scripts take it, with the paraphrases that its model has made."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{key: row[key] for key in ("question", "answers")} for row in QUESTIONS]
+    rows = [{"url": f"http://a/{index}", **row} for index, row in enumerate(rows)]
+    splits = {name: datasets.Dataset.from_list(rows) for name in ("train", "test")}
+    fetch = "self_ensemble.data.datasets.webqa.fetch"
+    monkeypatch.setattr(fetch, lambda *_, **__: splits)  # from a hub
+    monkeypatch.chdir(tmp_path)
+    made = [
+        {"uuid": r.uuid, "question": r.question, "paraphrases": [f"{r.question}{i}" for i in "123"]}
+        for r in WebQADataset().load(needs_few_shot=False).records
+    ]
+    folder = tmp_path / "data" / "webqa" / small.folder.name
+    folder.mkdir(parents=True)
+    write(folder / "paraphrases.jsonl", made)
+
+    argv = ["--model", str(small.folder), "--dataset", "webqa", "--num_paraphrases", "3"]
+    [found] = measured(gpu, tmp_path, *argv)
+    assert float(found["value"]) > 0
 
 
 def test_rows_are_appended_to_one_table(gpu, tmp_path):
