@@ -1,6 +1,6 @@
 """Pictures of a report on scores: accuracy by method, over the number of paraphrases, and spread.
 
-Drawn on a figure of its own, without pyplot: no window, no state that another plot could share.
+Drawn on a figure of its own, without pyplot: no window, no state that another plot could figures.
 """
 
 import io
@@ -115,9 +115,11 @@ def _row_name(file: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return names[file["file"]] + mean
 
 
-def _errorbar(axis: "Axes", share: Mapping[str, Any], place: float, colour: str, mark: str) -> None:
-    low, high = share["interval"]
-    accuracy = share["accuracy"]
+def _errorbar(
+    axis: "Axes", figures: Mapping[str, Any], place: float, colour: str, mark: str
+) -> None:
+    low, high = figures["interval"]
+    accuracy = figures["accuracy"]
     # Rounding may leave a limit a hair on the wrong side, which matplotlib refuses.
     error = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
     axis.errorbar(accuracy, place, xerr=error, fmt=mark, color=colour, capsize=3, markersize=5)

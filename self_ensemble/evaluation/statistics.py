@@ -20,9 +20,9 @@ SEED = 0
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """95% score interval of a proportion, right of n (Wilson 1927)."""
     assert 0 <= right <= n and n > 0, (right, n)
-    share = right / n
-    centre = share + Z**2 / (2 * n)
-    margin = Z * (share * (1 - share) / n + Z**2 / (4 * n**2)) ** 0.5
+    fraction = right / n
+    centre = fraction + Z**2 / (2 * n)
+    margin = Z * (fraction * (1 - fraction) / n + Z**2 / (4 * n**2)) ** 0.5
     low, high = ((centre + side) / (1 + Z**2 / n) for side in (-margin, margin))
     return (0.0 if right == 0 else low, 1.0 if right == n else high)
 
@@ -46,11 +46,11 @@ def tango_interval(won: int, lost: int, n: int) -> tuple[float, float]:
 
     def excess(delta: float, side: int) -> float:
         # Zero where the observed difference lies Z standard deviations above (side +1) or below
-        # (-1) delta. `share` is the most likely probability of a loss, given delta.
+        # (-1) delta. `loss` is the most likely probability of a loss, given delta.
         b = (2 * n - won + lost) * delta - won - lost
         c = -lost * delta * (1 - delta)
-        share = ((max(b * b - 8 * n * c, 0.0)) ** 0.5 - b) / (4 * n)
-        variance = max(n * (2 * share + delta * (1 - delta)), 0.0)
+        loss = ((max(b * b - 8 * n * c, 0.0)) ** 0.5 - b) / (4 * n)
+        variance = max(n * (2 * loss + delta * (1 - delta)), 0.0)
         return won - lost - n * delta - side * Z * variance**0.5
 
     observed = (won - lost) / n
@@ -92,7 +92,7 @@ def bootstrap_interval(
     (Efron and Tibshirani 1993, chapter 8).
 
     Args:
-        values: [Q], such as the share of a question's paraphrases that were right, or the
+        values: [Q], such as the fraction of a question's paraphrases that were right, or the
             difference of two files on a question.
     """
     import numpy as np

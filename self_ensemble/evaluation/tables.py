@@ -1,4 +1,4 @@
-"""The report on scores as plain text and as CSV: shares to four decimals."""
+"""The report on scores as plain text, differences in percentage points, and as CSV."""
 
 import csv
 import io
@@ -10,8 +10,9 @@ from typing import Any
 from self_ensemble.evaluation.statistics import RESAMPLES
 
 WIDTH = 100
-LABEL_WIDTH = 40  # leaves the widest table, an interval of [-1.0000, +1.0000], in WIDTH columns
+LABEL_WIDTH = 40  # leaves the widest table, an interval of [-100.00, +100.00], in WIDTH columns
 SHORT_LABEL_WIDTH = 30  # where a table has more figures
+POINTS = "% points"
 
 # How the matchers are named above columns.
 SHORT = {
@@ -24,7 +25,7 @@ SHORT = {
 
 
 def render_report(report: Mapping[str, Any]) -> str:
-    """The report as plain text: tables of at most 100 columns, shares with four decimals."""
+    """The report as plain text: tables of at most 100 columns, fractions with four decimals."""
     blocks = [
         *text_tables(report).values(),
         [line for note in report["notes"] for line in _wrapped(note)],
@@ -75,13 +76,13 @@ def _accuracy_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list
     return [["file", "questions", "right", f"{match} match", "95% interval"], *rows]
 
 
-def _accuracy_row(label: str, share: Mapping[str, Any]) -> list[str]:
-    return [label, str(share["questions"]), _count(share["right"]), *_share(share)]
+def _accuracy_row(label: str, figures: Mapping[str, Any]) -> list[str]:
+    return [label, str(figures["questions"]), _count(figures["right"]), *_fraction(figures)]
 
 
-def _share(share: Mapping[str, Any]) -> list[str]:
-    low, high = share["interval"]
-    return [f"{share['accuracy']:.4f}", f"[{low:.4f}, {high:.4f}]"]
+def _fraction(figures: Mapping[str, Any]) -> list[str]:
+    low, high = figures["interval"]
+    return [f"{figures['accuracy']:.4f}", f"[{low:.4f}, {high:.4f}]"]
 
 
 def _sensitivity_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
@@ -112,7 +113,7 @@ def _comparison_table(report: Mapping[str, Any], names: Mapping[str, str]) -> li
             continue
         label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH)
         rows.append([label, str(found["pairs"]), *_difference_cells(found)])
-    header = ["against the baseline", "pairs", "won", "lost", "points", "95% interval"]
+    header = ["against the baseline", "pairs", "won", "lost", POINTS, "95% interval"]
     header += ["McNemar p", "Holm p"]
     if all(row[-1] == "-" for row in rows):  # one test needs no adjustment
         return [row[:-1] for row in [header, *rows]]
@@ -121,13 +122,18 @@ def _comparison_table(report: Mapping[str, Any], names: Mapping[str, str]) -> li
 
 def _difference_cells(found: Mapping[str, Any]) -> list[str]:
     counts = [_count(found[key]) for key in ("won", "lost")]
-    difference = f"{found['difference']:+.4f}"
+    difference = _points(found["difference"])
     p_values = [_p(found[key]) for key in ("mcnemar_p", "holm_p")]
     return [*counts, difference, _signed(found["interval"]), *p_values]
 
 
 def _signed(interval: Sequence[float] | None) -> str:
-    return "-" if interval is None else f"[{interval[0]:+.4f}, {interval[1]:+.4f}]"
+    return "-" if interval is None else f"[{_points(interval[0])}, {_points(interval[1])}]"
+
+
+def _points(difference: float) -> str:
+    """A difference of fractions in percentage points."""
+    return f"{100 * difference:+.2f}"
 
 
 def _p(p: float | None) -> str:
@@ -140,7 +146,7 @@ def _conclusion_table(report: Mapping[str, Any], names: Mapping[str, str]) -> li
     """Whether the difference would be another one by another matcher."""
     compared = [file for file in report["files"] if file["comparison"]]
     matchers = [m for m in SHORT if any(m in f["comparison"]["by_match"] for f in compared)]
-    header = ["difference by matcher"]
+    header = [f"{POINTS} by matcher"]
     for name in matchers:
         header += [SHORT[name], "p"]
     rows = []
@@ -148,7 +154,7 @@ def _conclusion_table(report: Mapping[str, Any], names: Mapping[str, str]) -> li
         row = [_cut(names[file["file"]], "", SHORT_LABEL_WIDTH - 2)]
         for name in matchers:
             found = file["comparison"]["by_match"].get(name)
-            row += [f"{found['difference']:+.4f}", _p(found["mcnemar_p"])] if found else ["-", "-"]
+            row += [_points(found["difference"]), _p(found["mcnemar_p"])] if found else ["-", "-"]
         rows.append(row)
     return [header, *rows]
 
@@ -157,7 +163,7 @@ def _bootstrap_table(report: Mapping[str, Any], names: Mapping[str, str]) -> lis
     rows = [
         [
             _cut(names[file["file"]], "", SHORT_LABEL_WIDTH),
-            f"{found['difference']:+.4f}",
+            _points(found["difference"]),
             _signed(found["bootstrap"]),
             _count(found["relations"]),
             _signed(found["relation_bootstrap"]),
@@ -165,7 +171,7 @@ def _bootstrap_table(report: Mapping[str, Any], names: Mapping[str, str]) -> lis
         for file in report["files"]
         if (found := file["comparison"])
     ]
-    header = ["bootstrap", "points", "of questions", "relations", "of relations"]
+    header = ["bootstrap", POINTS, "of questions", "relations", "of relations"]
     if all(row[3] == "-" for row in rows):
         return [row[:3] for row in [header, *rows]]
     return [header, *rows]
@@ -173,20 +179,20 @@ def _bootstrap_table(report: Mapping[str, Any], names: Mapping[str, str]) -> lis
 
 def _per_prompt_table(file: Mapping[str, Any]) -> list[list[str]]:
     found = file["per_prompt"]
-    rows = [[str(i), str(s["right"]), *_share(s)] for i, s in enumerate(found["each"])]
-    rows.append(["any of them", str(found["any"]["right"]), *_share(found["any"])])
+    rows = [[str(i), str(s["right"]), *_fraction(s)] for i, s in enumerate(found["each"])]
+    rows.append(["any of them", str(found["any"]["right"]), *_fraction(found["any"])])
     return [["paraphrase", "right", "accuracy", "95% interval"], *rows]
 
 
 def _by_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
-    header = ["file", report["by"][:20], "questions", "accuracy", "95% interval", "points", "p"]
+    header = ["file", report["by"][:20], "questions", "accuracy", "95% interval", POINTS, "p"]
     rows = []
     for file in report["files"]:
         label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH)
         for part in file["by"]:
-            row = [label, _cut(part["value"], "", 20), str(part["questions"]), *_share(part)]
+            row = [label, _cut(part["value"], "", 20), str(part["questions"]), *_fraction(part)]
             found = part["comparison"]
-            row += [f"{found['difference']:+.4f}", _p(found["mcnemar_p"])] if found else ["-", "-"]
+            row += [_points(found["difference"]), _p(found["mcnemar_p"])] if found else ["-", "-"]
             rows.append(row)
     if all(row[-2] == "-" for row in rows):
         return [row[:-2] for row in [header, *rows]]
@@ -215,7 +221,8 @@ def legend(report: Mapping[str, Any]) -> list[str]:
         )
     if any(file["comparison"] for file in files):
         lines += [
-            "Points: file minus baseline, over the questions that both have; interval: Tango 1998.",
+            "% points: percentage points, file minus baseline, over the questions that both have; "
+            "interval: Tango 1998.",
             "Won: right where the baseline is wrong; lost: the reverse; p: exact, two-sided.",
             f"Bootstrap: percentiles of {RESAMPLES} resamples of whole questions (of relations).",
         ]
@@ -229,7 +236,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
-    """Each path without what all share: the folders, and the suffix where it is the same."""
+    """Each path without what all figures: the folders, and the suffix where it is the same."""
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     suffixes = {os.path.splitext(path)[1] for path in paths}
     shown = {path: os.path.relpath(os.path.abspath(path), shared) for path in paths}
@@ -256,7 +263,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def render_csv(report: Mapping[str, Any]) -> str:
-    """A row a file and, with --by, a row a value below it; shares with four decimals."""
+    """A row a file and, with --by, a row a value below it; fractions with four decimals."""
     rows = [_csv_row(part, report) for f in report["files"] for part in (f, *f["by"])]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")

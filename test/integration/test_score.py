@@ -249,7 +249,7 @@ def test_the_conclusion_is_shown_by_every_matcher(tmp_path):
         "two_way": 3,
     }
     assert found["two_way"]["mcnemar_p"] == mcnemar_p(3, 0)
-    assert "+0.3333  0.5000  +0.5000  0.2500" in render_report(report)
+    assert "+33.33  0.5000  +50.00  0.2500" in render_report(report)
 
 
 def test_five_paraphrases_that_always_agree_are_worth_one(tmp_path):
@@ -538,8 +538,8 @@ def test_the_printed_figures(tmp_path, capsys):
     assert lines[5].split() == ["b", "0.1000", "0.1000", "0.1000", "-", "-", "0", "-", "-"]
     assert lines[6].split() == ["a", "0.9000", "0.9000", "0.9000", "-", "-", "0", "-", "-"]
     assert lines[9].split() == [
-        *["a", "10", "9", "1", "+0.8000"],
-        *[f"[{low:+.4f},", f"{high:+.4f}]", "0.0215"],
+        *["a", "10", "9", "1", "+80.00"],
+        *[f"[{100 * low:+.2f},", f"{100 * high:+.2f}]", "0.0215"],
     ]
 
 
