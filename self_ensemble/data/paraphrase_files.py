@@ -6,6 +6,7 @@ wording of each question takes them from there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from self_ensemble.data.cells import checked_label, checked_text, checked_texts, show
@@ -87,16 +88,16 @@ def add_paraphrases(
         UserError: it is damaged, or is about other questions.
     """
     asked = records[:max_samples]
-    size = {"asked": len(asked), "total": len(records)}
+    missing = partial(MissingParaphrases, source, asked=len(asked), total=len(records))
     if not source.path.exists():
-        raise MissingParaphrases(source, lacking=None, **size)
+        raise missing(lacking=None)
     paraphrases = read_paraphrases(source.path, records)
     absent = [r.question or r.uuid for r in asked if r.uuid not in paraphrases]
     if absent:
-        raise MissingParaphrases(source, lacking=absent, **size)
+        raise missing(lacking=absent)
     empty = [r.question or r.uuid for r in asked if not paraphrases[r.uuid]]
     if empty:
-        raise MissingParaphrases(source, lacking=empty, **size, were_dropped=True)
+        raise missing(lacking=empty, were_dropped=True)
     return [replace(r, paraphrases=paraphrases.get(r.uuid, ())) for r in records]
 
 
@@ -114,7 +115,7 @@ def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[s
     for where, row in rows:
         uuid = checked_label(row.get("uuid"), "uuid", where)
         question = checked_text(row.get("question"), "question", where)
-        if questions.get(uuid) != question:
+        if uuid is None or questions.get(uuid) != question:
             raise UserError(f"{where}: the dataset does not ask {show(question)}")
         if uuid in paraphrases:
             raise UserError(f"{where} has the uuid {uuid} like a line before it")

@@ -129,7 +129,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(_canonical_json(value).encode()).hexdigest()
 
 
-def read_manifest(path: str | Path) -> dict | None:
+def read_manifest(path: str | Path) -> dict[str, Any] | None:
     """The manifest of a result.
 
     Args:
@@ -346,7 +346,7 @@ def read_results(path: str | Path) -> "DataFrame":
     """
     path = Path(path)
     names, rows = read_rows(path)
-    columns = {name: [row.get(name) for _, row in rows] for name in names}
+    columns: dict[str, list[Any]] = {n: [row.get(n) for _, row in rows] for n in names}
     if path.suffix.lower() == ".csv":
         try:
             columns = _typed_cells(columns)
@@ -355,10 +355,10 @@ def read_results(path: str | Path) -> "DataFrame":
     return _frame_of_objects(columns)
 
 
-def _typed_cells(columns: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+def _typed_cells(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """What a CSV's texts stand for in the columns whose types are known by name."""
     typed: dict[str, list[Any]] = dict(columns)
-    for name in LIST_DEPTHS.keys() & columns.keys():
+    for name in [name for name in columns if name in LIST_DEPTHS]:
         typed[name] = [_parse_list(name, i, cell) for i, cell in enumerate(columns[name], 1)]
     if "logprob" in columns:
         typed["logprob"] = [float(cell) if cell else None for cell in columns["logprob"]]
@@ -368,7 +368,7 @@ def _typed_cells(columns: Mapping[str, list[str]]) -> dict[str, list[Any]]:
     return typed
 
 
-def _parse_list(name: str, row: int, cell: str) -> list | str | None:
+def _parse_list(name: str, row: int, cell: str) -> Any:
     """A list column's cell. One text, without the bracket of a list, stays a text."""
     if cell == "":
         return None
@@ -381,11 +381,11 @@ def _parse_list(name: str, row: int, cell: str) -> list | str | None:
         raise ValueError(f"{name} of row {row} is not a JSON list: {shown!r}") from None
 
 
-def _frame_of_objects(columns: Mapping[str, list]) -> "DataFrame":
+def _frame_of_objects(columns: Mapping[str, list[Any]]) -> "DataFrame":
     """Texts and lists stay the Python objects they are; numbers get a dtype of their own."""
     import pandas as pd
 
-    def series(values: list) -> pd.Series:
+    def series(values: list[Any]) -> pd.Series:
         numeric = all(v is None or isinstance(v, (bool, int, float)) for v in values)
         missing = all(v is None for v in values)
         return pd.Series(values, dtype=None if numeric and not missing else object)

@@ -29,17 +29,15 @@ def compare(scored: ScoredPredictions, baseline: ScoredPredictions) -> dict[str,
         UserError: a file has no uuids, or they have none in common, or one stands for different
             questions.
     """
-    for each in (scored, baseline):
-        if each.uuids is None:
-            raise UserError(f"{each.path} has no column `uuid`, which a comparison needs")
-    places = {uuid: i for i, uuid in enumerate(baseline.uuids)}
-    pairs = [(i, places[uuid]) for i, uuid in enumerate(scored.uuids) if uuid in places]
+    uuids, reference_uuids = map(_needed_uuids, (scored, baseline))
+    places = {uuid: i for i, uuid in enumerate(reference_uuids)}
+    pairs = [(i, places[uuid]) for i, uuid in enumerate(uuids) if uuid in places]
     if not pairs:
         raise UserError(f"{scored.path} and the baseline {baseline.path} share no uuid")
     for i, j in pairs:
         if sorted(scored.answers[i]) != sorted(baseline.answers[j]):
             raise UserError(
-                f"uuid {scored.uuids[i]} is another question in {scored.path} than in the baseline "
+                f"uuid {uuids[i]} is another question in {scored.path} than in the baseline "
                 f"{baseline.path}: its answers differ; compare files of the same dataset"
             )
     here, there = map(list, zip(*pairs, strict=True))
@@ -51,13 +49,14 @@ def compare(scored: ScoredPredictions, baseline: ScoredPredictions) -> dict[str,
     right, reference = scored.right[here], baseline.right[there, 0]  # [pairs, N], [pairs]
     differences = right.mean(axis=1) - reference
     relations = None
-    if scored.relations or baseline.relations:
-        known, places = (scored, here) if scored.relations else (baseline, there)
-        relations = [known.relations[i] for i in places]
+    if scored.relations:
+        relations = [scored.relations[i] for i in here]
+    elif baseline.relations:
+        relations = [baseline.relations[i] for i in there]
     return {
         "pairs": len(pairs),
-        "only_in_file": len(scored.uuids) - len(pairs),
-        "only_in_baseline": len(baseline.uuids) - len(pairs),
+        "only_in_file": len(uuids) - len(pairs),
+        "only_in_baseline": len(reference_uuids) - len(pairs),
         **by_match[scored.match],
         "bootstrap": bootstrap_interval(differences),
         "relations": len(set(relations)) if relations else None,
@@ -66,6 +65,12 @@ def compare(scored: ScoredPredictions, baseline: ScoredPredictions) -> dict[str,
         ),
         "by_match": by_match,
     }
+
+
+def _needed_uuids(scored: ScoredPredictions) -> list[str]:
+    if scored.uuids is None:
+        raise UserError(f"{scored.path} has no column `uuid`, which a comparison needs")
+    return scored.uuids
 
 
 def _difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str, Any]:

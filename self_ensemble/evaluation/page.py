@@ -53,8 +53,9 @@ def _methods(
     files: Sequence[ScoredPredictions], baseline: ScoredPredictions | None
 ) -> list[ScoredPredictions]:
     """The files and, where it is none of them, the baseline first."""
-    alone = baseline is not None and baseline.path not in [file.path for file in files]
-    methods = [baseline, *files] if alone else list(files)
+    methods = list(files)
+    if baseline is not None and baseline.path not in [file.path for file in files]:
+        methods.insert(0, baseline)
     for file in methods:
         if file.uuids is None and len(methods) > 1:
             raise UserError(f"{file.path} has no column `uuid`, which --html joins files by")

@@ -5,7 +5,7 @@ Drawn on a figure of its own, without pyplot: no window, no state that another p
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,9 @@ def draw(report: Mapping[str, Any], form: str) -> bytes:
     names = {path: _shortened(label) for path, label in _names(report).items()}
     spread = [file for file in files if file["per_prompt"] and file["paraphrases"] > 1]
     curves = _curves(files, names)
-    panels = [(_draw_accuracy, 1.1 + LINE_HEIGHT * len(files), (report, names))]
+    panels: list[tuple[Callable[..., None], float, tuple[Any, ...]]] = [
+        (_draw_accuracy, 1.1 + LINE_HEIGHT * len(files), (report, names))
+    ]
     if curves:
         panels.append((_draw_curves, 3.4 + 0.1 * len(curves), (curves,)))
     if spread:
@@ -156,7 +158,10 @@ def _draw_curves(
             [max(0.0, a - low) for a, (low, _) in zip(accuracies, limits, strict=True)],
             [max(0.0, high - a) for a, (_, high) in zip(accuracies, limits, strict=True)],
         ]
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
         axis.errorbar(
             numbers, accuracies, yerr=error, capsize=3, markersize=5, label=label, **style
         )
@@ -173,7 +178,7 @@ def _draw_spread(
     for place, file in enumerate(spread):
         accuracies = [each["accuracy"] for each in file["per_prompt"]["each"]]
         axis.plot([min(accuracies), max(accuracies)], [place] * 2, color="#bbbbbb", linewidth=2)
-        style = {"color": COLOURS[0], "s": 36, "alpha": 0.75, "zorder": 3}
+        style: dict[str, Any] = {"color": COLOURS[0], "s": 36, "alpha": 0.75, "zorder": 3}
         labelled = "each paraphrase" if place == 0 else None
         axis.scatter(accuracies, [place] * len(accuracies), label=labelled, **style)
         for mark, value, label in (

@@ -9,6 +9,7 @@ Accuracies and differences in it are fractions, from 0 to 1.
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data.answers import normalize_answer
@@ -39,9 +40,9 @@ def make_report(
     Raises:
         UserError: a file cannot be read, or two cannot be compared.
     """
-    how = {"match": match, "lemmas": lemmas, "spacy_model": spacy_model}
-    files = [score_predictions(path, **how, by=by) for path in paths]
-    baseline = None if baseline_path is None else score_predictions(baseline_path, **how)
+    score = partial(score_predictions, match=match, lemmas=lemmas, spacy_model=spacy_model)
+    files = [score(path, by=by) for path in paths]
+    baseline = None if baseline_path is None else score(baseline_path)
     return report_on(files, baseline, by=by)
 
 
@@ -49,7 +50,7 @@ def report_on(
     files: Sequence[ScoredPredictions], baseline: ScoredPredictions | None, *, by: str | None = None
 ) -> dict[str, Any]:
     """The report on files that are scored already, see `make_report`."""
-    report = {"baseline": None, "by": by, "files": [], "notes": []}
+    report: dict[str, Any] = {"baseline": None, "by": by, "files": [], "notes": []}
     for scored in files:
         found = summarize(scored) | {"comparison": _comparison(scored, baseline)}
         found["by"] = [
@@ -114,8 +115,13 @@ def _coverage_notes(found: dict[str, Any]) -> list[str]:
 def summarize(scored: ScoredPredictions) -> dict[str, Any]:
     """A file's figures; fractions are between 0 and 1. Of several paraphrases it is the mean."""
     num_questions, num_paraphrases = scored.right.shape
-    summary = {"file": scored.path, "questions": num_questions, "paraphrases": num_paraphrases}
-    summary |= {"prompts": scored.num_prompts, "match": scored.match}
+    summary: dict[str, Any] = {
+        "file": scored.path,
+        "questions": num_questions,
+        "paraphrases": num_paraphrases,
+        "prompts": scored.num_prompts,
+        "match": scored.match,
+    }
     if num_paraphrases == 1:
         summary |= _fraction(scored.right[:, 0])
     else:
@@ -157,6 +163,8 @@ def _counts(scored: ScoredPredictions) -> dict[str, int | None]:
 
 
 def _per_prompt(scored: ScoredPredictions) -> dict[str, Any]:
+    import numpy as np
+
     num_questions, num_paraphrases = scored.right.shape
     several = num_paraphrases > 1
     predictions = [list(map(normalize_answer, group)) for group in scored.predictions]
@@ -164,7 +172,7 @@ def _per_prompt(scored: ScoredPredictions) -> dict[str, Any]:
     pairs = sum(map(pair_agreement, predictions)) if several else None
     return {
         "each": [_fraction(scored.right[:, n]) for n in range(num_paraphrases)],
-        "any": _fraction(scored.right.any(axis=1)),
+        "any": _fraction(np.any(scored.right, axis=1)),
         "pairs_agree": pairs / num_questions if several else None,
         "all_agree": alike / num_questions if several else None,
     }

@@ -1,4 +1,4 @@
-"""A file of predictions, read and judged by every matcher.
+"""A file of predictions, scored by every matcher.
 
 Matchers say whether a prediction is right: `exact` (normalised, it is an answer), `first_token`
 (its first word is an answer's), `one_way` (an answer's lemmas are a contiguous run of its lemmas),
@@ -16,7 +16,7 @@ from self_ensemble.system.errors import UserError
 
 if TYPE_CHECKING:  # numpy and pandas come after parsing: --help stays quick
     import numpy as np
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 MATCHERS = ("exact", "first_token", "one_way", "two_way")
 LEMMA_MATCHERS = ("one_way", "two_way")
@@ -29,7 +29,7 @@ Lemmas = list[tuple[list[str], list[list[str]]]]
 
 @dataclass(frozen=True)
 class ScoredPredictions:
-    """A file's predictions, judged: Q questions, N paraphrases (1 where a row is a question)."""
+    """A file's scored predictions: Q questions, N paraphrases (1 where a row is a question)."""
 
     path: str
     per_prompt: bool
@@ -66,19 +66,19 @@ class ScoredPredictions:
     def take(self, which: Sequence[int]) -> "ScoredPredictions":
         """The questions at these places alone."""
 
-        def some(values: list | None) -> list | None:
-            return None if values is None else [values[i] for i in which]
+        def some(values: list[Any]) -> list[Any]:
+            return [values[i] for i in which]
 
         return replace(
             self,
-            uuids=some(self.uuids),
+            uuids=None if self.uuids is None else some(self.uuids),
             matches={name: each[list(which)] for name, each in self.matches.items()},
             predictions=some(self.predictions),
             answers=some(self.answers),
             asked=some(self.asked),
             truncated=None if self.truncated is None else self.truncated[list(which)],
-            relations=some(self.relations),
-            groups=some(self.groups),
+            relations=None if self.relations is None else some(self.relations),
+            groups=None if self.groups is None else some(self.groups),
         )
 
 
@@ -90,7 +90,7 @@ def score_predictions(
     spacy_model: str | None = None,
     by: str | None = None,
 ) -> ScoredPredictions:
-    """Reads and judges a file.
+    """Reads a file and scores its predictions.
 
     Args:
         path: .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`.
@@ -117,18 +117,20 @@ def score_predictions(
     per_prompt = uuids is not None and "paraphrase" in frame.columns
     rows = _rows_of_questions(uuids, path, per_prompt=per_prompt) if uuids else _each(predictions)
 
-    def grouped(values: Sequence) -> list[list]:
+    def grouped(values: Sequence[Any]) -> list[list[Any]]:
         return [[values[i] for i in group] for group in rows]
 
     pairs = list(zip(predictions, answers, strict=True))
-    judged = {name: [judge(p, a) for p, a in pairs] for name, judge in _TEXT_MATCHERS.items()}
+    scores: dict[str, list[float]] = {
+        name: [matcher(*pair) for pair in pairs] for name, matcher in _TEXT_MATCHERS.items()
+    }
     if (found := _lemmas(frame, predictions, answers, lemmas, spacy_model, path)) is not None:
         both = [
             lemmas_match(*row) if prediction.strip() else (False, False)
             for row, prediction in zip(found, predictions, strict=True)
         ]
-        judged |= {"one_way": [one for one, _ in both], "two_way": [two for _, two in both]}
-    if match not in judged:
+        scores |= {"one_way": [one for one, _ in both], "two_way": [two for _, two in both]}
+    if match not in scores:
         raise UserError(
             f"--match {match}: {path} lacks the columns predict_lemma and answer_lemmas; "
             "--lemmas recompute makes them"
@@ -140,7 +142,7 @@ def score_predictions(
         per_prompt=per_prompt,
         match=match,
         uuids=list(dict.fromkeys(uuids)) if uuids else None,
-        matches={name: np.array(grouped(values)) for name, values in judged.items()},
+        matches={name: np.array(grouped(values)) for name, values in scores.items()},
         predictions=grouped(predictions),
         answers=[answers[group[0]] for group in rows],
         asked=_wordings(frame, rows, per_prompt=per_prompt),
@@ -150,7 +152,7 @@ def score_predictions(
     )
 
 
-_TEXT_MATCHERS: dict[str, Callable] = {
+_TEXT_MATCHERS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": is_right,
     "first_token": first_token_is_right,
     "f1": f1,
@@ -183,9 +185,10 @@ def _lemmas(
     if source is None and not set(LEMMA_COLUMNS) <= set(frame.columns):
         return None
     _check_columns(frame, LEMMA_COLUMNS, path)
+    columns = (frame[name].tolist() for name in LEMMA_COLUMNS)
     return [
-        _lemma_row(*cells, f"{path}, row {i}")
-        for i, cells in enumerate(zip(*(frame[c].tolist() for c in LEMMA_COLUMNS), strict=True), 1)
+        _lemma_row(of_prediction, of_answers, f"{path}, row {i}")
+        for i, (of_prediction, of_answers) in enumerate(zip(*columns, strict=True), 1)
     ]
 
 
@@ -242,11 +245,11 @@ def _missing(cell: Any) -> bool:
     return cell is None or cell != cell  # NaN differs from itself
 
 
-def _rows(column) -> list[tuple[int, Any]]:
+def _rows(column: "Series") -> list[tuple[int, Any]]:
     return list(enumerate(column.tolist(), 1))
 
 
-def _each(values: Sequence) -> list[list[int]]:
+def _each(values: Sequence[Any]) -> list[list[int]]:
     return [[i] for i in range(len(values))]
 
 

@@ -235,7 +235,7 @@ def _fact_of_templates(where: str, rows: list[dict[str, Any]]) -> Fact:
             raise UserError(f"{where}: is_manual is empty")
         kinds[row["is_manual"]].append(fill(template, subject, where))
     return Fact(
-        uuid=checked_label(rows[0]["uuid"], "uuid", where),
+        uuid=checked_text(rows[0]["uuid"], "uuid", where),
         relation=checked_label(rows[0]["rel_uri"], "rel_uri", where),
         answers=checked_texts(rows[0]["obj_aliases"], "obj_aliases", where),
         manual=_distinct(kinds[True]),
@@ -272,7 +272,7 @@ def read_fact_table(files: Sequence[Path]) -> tuple[str, "pyarrow.Table"]:
 def _table_of_rows(path: Path, columns: list[str], rows: list[Row]) -> "pyarrow.Table":
     import pyarrow as pa
 
-    cells: dict[str, list] = {name: [row.get(name) for _, row in rows] for name in columns}
+    cells: dict[str, list[Any]] = {name: [row.get(name) for _, row in rows] for name in columns}
     if "obj_aliases" in cells:  # in CSV a list is written as JSON
         pairs = zip(cells["obj_aliases"], rows, strict=True)
         cells["obj_aliases"] = [list(checked_texts(c, "obj_aliases", at)) for c, (at, _) in pairs]

@@ -21,7 +21,7 @@ from self_ensemble.data.hub_tables import (
 )
 from self_ensemble.data.paraphrase_files import ParaphraseSource, add_paraphrases
 from self_ensemble.data.question_files import demonstration, records_of
-from self_ensemble.data.records import Dataset
+from self_ensemble.data.records import Dataset, FewShot
 from self_ensemble.data.registry import DatasetOptions, register_dataset
 from self_ensemble.data.result_files import safe_name
 from self_ensemble.data.tables import Row, rows_of
@@ -85,7 +85,7 @@ class WebQADataset:
         if self.paraphrase_model is not None:
             source = ParaphraseSource(NAME, self.paraphrase_model, self.data_dir, self.revision)
             records = add_paraphrases(records, source, max_samples=max_samples)
-        few_shot = ()
+        few_shot: tuple[FewShot, ...] = ()
         if needs_few_shot:
             rows = read("train")[-1]
             few_shot = tuple(demonstration(*rows[i]) for i in draw_examples(len(rows)))
