@@ -9,15 +9,19 @@ Legend as in kv_state.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
 import torch
 
 from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import FusedTokenState
-from self_ensemble.attention.scoring import KeyValues
+from self_ensemble.attention.scoring import KeyValues, Scoring
 
 
 class CapturedDecodeState(FusedTokenState):
-    """What `DecodeState` does, in the kernels of triton_kernels.py, so that it can be captured.
+    """What `DecodeState` does, in the kernels of kernels/, so that it can be captured.
 
     The rows of a forward come as one packed sequence, as in encoding, so that the model's layers
     are compiled once for both. Segments stay packed as the encoding left them.
@@ -29,24 +33,37 @@ class CapturedDecodeState(FusedTokenState):
         others: see `FusedTokenState`.
     """
 
-    def __init__(self, *, starts, lengths, segment_positions, buffers: BufferPool, **others):
-        super().__init__(rows=starts.shape[0], buffers=buffers, **others)
+    def __init__(
+        self,
+        *,
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+        segment_positions: torch.Tensor,
+        fusion: Fusion,
+        buffers: BufferPool,
+        **others: Any,
+    ) -> None:
+        assert fusion.in_kernel, f"no kernel computes the fusion {fusion.kind!r}"
+        super().__init__(rows=starts.shape[0], fusion=fusion, buffers=buffers, **others)
+        self.buffers: BufferPool = buffers
         device = self.at.device
         self.starts = buffers.keep("starts", starts.int().to(device))
         self.lengths = buffers.keep("lengths", lengths.int().to(device))
         self.segment_positions = buffers.keep("segment positions", segment_positions.to(device))
+        # In the pool too: a captured step reads the weights of the state that it is replayed under.
+        weights = log_partition_weights(fusion, starts.shape[1], device)
+        self.log_weights = buffers.keep("log weights", weights)
         # The kernel's tiles are of 16, 32, ... keys.
         self.longest = max(16, 1 << (int(lengths.max()) - 1).bit_length())
 
     @property
-    def shape(self) -> tuple:
+    def shape(self) -> tuple[Hashable, ...]:
         """What two states of one pool must share for one's captured forward to be the other's."""
-        weights = None if self.fusion.weights is None else id(self.fusion.weights)
-        rotated = self.rope_offsets is not None
         sizes = *self.starts.shape, self.longest, self.own_mask.shape[1]
-        return *sizes, rotated, self.fusion.kind, self.fusion.tau, weights, self.buffers.version
+        rotated = self.rope_offsets is not None
+        return *sizes, rotated, self.fusion.kind, self.fusion.tau, self.buffers.version
 
-    def keep_rows(self, rows):
+    def keep_rows(self, rows: torch.Tensor) -> None:
         super().keep_rows(rows)
         self.starts = self.buffers.keep("starts", self.starts[rows])
         self.lengths = self.buffers.keep("lengths", self.lengths[rows])
@@ -54,13 +71,20 @@ class CapturedDecodeState(FusedTokenState):
             "segment positions", self.segment_positions[rows]
         )
 
-    def attend(self, layer, query, key, value, scoring):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
         """query, key, value: [1, heads, R * S, D] → [1, H, R * S, D]."""
-        from self_ensemble.attention import triton_kernels
+        from self_ensemble.attention.kernels.launch import fuse
 
         by_row = self.own_mask.shape[0], self.queries
         query, key, value = (x[0].unflatten(1, by_row).transpose(0, 1) for x in (query, key, value))
-        out = triton_kernels.fuse(
+        out = fuse(
             query,
             self.prefix.get(layer),
             self.segments[layer],
@@ -77,8 +101,17 @@ class CapturedDecodeState(FusedTokenState):
             self.angles(layer),
             scoring,
             self.fusion,
+            self.log_weights,
         )  # [R, H, S, D]
         return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+
+
+def log_partition_weights(fusion: Fusion, K: int, device: torch.device) -> torch.Tensor:
+    """[K] float32, in base 2: of ``mean`` the logarithms of u, of ``joint`` what scores gain."""
+    scale = K if fusion.kind == "joint" else 1
+    if fusion.weights is None:
+        return torch.full((K,), scale / K, device=device).log2()
+    return (scale * fusion.weights.float()).log2()
 
 
 class CapturedStep:
@@ -89,9 +122,15 @@ class CapturedStep:
         others: steps whose graphs' memory this one may use too, since replays never overlap.
     """
 
-    def __init__(self, state: CapturedDecodeState, forward, ids, positions, others):
+    def __init__(
+        self,
+        state: CapturedDecodeState,
+        forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        others: Sequence[CapturedStep],
+    ) -> None:
         self.ids, self.positions = ids.clone(), positions.clone()
-        self.fusion = state.fusion  # its weights are read at their address
         pool = others[0].graph.pool() if others else None  # it goes with the last of them
         self.graph = torch.cuda.CUDAGraph()
         try:

@@ -1,4 +1,4 @@
-"""Cases for the kernels of gpu_kernels.py, held against plain math by test_gpu_kernels.py.
+"""Cases for the kernels of attention/kernels/, held against plain math by test_gpu_kernels.py.
 
 TRITON_INTERPRET=1 python test/kernel_cases.py
 
@@ -89,15 +89,15 @@ CASES = (
 
 def distance(case: Case, dtype=torch.float32) -> float:
     """Relative distance of what the kernels and plain math make of some forwards; rows leave."""
-    from self_ensemble.attention import triton_kernels as gpu_kernels
+    from self_ensemble.attention.kernels import launch
 
     with pytest.MonkeyPatch.context() as patch:
         if case.filling is not None:
-            patch.setattr(gpu_kernels, "FILLING", case.filling)
+            patch.setattr(launch, "FILLING", case.filling)
         if case.tile is not None:
-            patch.setattr(gpu_kernels, "SEGMENT_KEYS", case.tile)
+            patch.setattr(launch, "SEGMENT_KEYS", case.tile)
         if case.apart:
-            patch.setattr(gpu_kernels, "INLINE_PREFIX", 0)
+            patch.setattr(launch, "INLINE_PREFIX", 0)
         return _distance(case, dtype)
 
 
