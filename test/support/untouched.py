@@ -77,7 +77,7 @@ def import_all() -> None:
     import self_ensemble
 
     for module in pkgutil.walk_packages(self_ensemble.__path__, "self_ensemble."):
-        if "triton" in module.name and find_spec("triton") is None:
+        if ".kernels." in module.name and find_spec("triton") is None:
             continue
         __import__(module.name)
 

@@ -3,12 +3,13 @@
 A CUDA graph is stood in for by a forward under the very state that it was captured under, so that a
 replay sees what later states wrote only if they wrote it to the same addresses, and the kernels by
 plain math. What needs a GPU, kernels, compilation and graphs, is in test_gpu.py; the kernels also
-run in Triton's interpreter, in test_gpu_kernels.py.
+run in Triton's interpreter, in test_gpu_kernels.py, alone and with all of this.
 """
 
 import copy
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,6 @@ from fused import (
 )
 from tiny import tiny_model
 
-import self_ensemble.attention
 from self_ensemble.attention import cuda_graphs as recorded
 from self_ensemble.attention.buffers import BufferPool
 from self_ensemble.attention.fusion import Fusion
@@ -35,6 +35,8 @@ from self_ensemble.attention.rotary import RotaryTables
 from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.generation.streams import attention_streams
 from self_ensemble.system.errors import UserError
+
+LAUNCH = "self_ensemble.attention.kernels.launch"
 
 
 class StandIn:
@@ -58,15 +60,23 @@ def addresses(plan):
     layers = (kv for kind in (plan.segments, plan.own) for kv in kind.values())
     tensors = [tensor for kv in layers for tensor in (kv.keys, kv.values)]
     tensors += [plan.own_mask, plan.own_positions, plan.at, plan.starts, plan.lengths]
+    tensors += [plan.log_weights]
     tensors += [plan.segment_positions, *([] if plan.rope_offsets is None else [plan.rope_offsets])]
     return [(tensor.data_ptr(), tensor.stride()) for tensor in tensors]
 
 
+def weights_of(log_weights, kind):
+    """The weights that a kernel finds, whatever those of the state that was captured under."""
+    if (log_weights == log_weights[0]).all():
+        return None
+    return log_weights.exp2() / (len(log_weights) if kind == "joint" else 1)
+
+
 def plain_fuse(
     query, prefix, segments, starts, lengths, longest, segment_positions,
-    own, own_mask, own_positions, new, at, turns, angles, scoring, fusion,
+    own, own_mask, own_positions, new, at, rope_offsets, angles, scoring, fusion, log_weights,
 ):  # fmt: skip
-    """What `gpu_kernels.fuse` promises, by the plain plan."""
+    """What `kernels.launch.fuse` promises, by the plain state."""
     assert lengths.max() <= longest
     index = torch.minimum(torch.arange(longest), lengths[:, :, None] - 1)
     cells = starts[:, :, None] + index
@@ -84,10 +94,10 @@ def plain_fuse(
         segments={0: KeyValues(found(segments.keys), found(segments.values))},
         segment_mask=torch.arange(longest) < lengths[:, :, None],
         segment_positions=segment_positions[:, :, None] + index,
-        rope_offsets=turns,
+        rope_offsets=rope_offsets,
         rotary=RotaryTables(tables, interleaved),
         slots=own_mask.shape[1],
-        fusion=fusion,
+        fusion=replace(fusion, weights=weights_of(log_weights, fusion.kind)),
     )
     plan.own, plan.own_mask, plan.own_positions = {0: own}, own_mask, own_positions
     plan.at, plan.filled, plan.queries = at, int(at[0]), len(at)
@@ -100,9 +110,7 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr("self_ensemble.generation.batching.FLEX_BUCKET", 32)
     monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
     kernels = SimpleNamespace(fuse=plain_fuse)
-    name = "self_ensemble.attention.triton_kernels"
-    monkeypatch.setitem(sys.modules, name, kernels)
-    monkeypatch.setattr(self_ensemble.attention, "triton_kernels", kernels, raising=False)
+    monkeypatch.setitem(sys.modules, LAUNCH, kernels)
 
 
 @contextmanager
@@ -280,11 +288,11 @@ def test_every_fusion_is_held_against_the_plain_path_before_it_is_captured(
         expected = answer(engine, streams, fusion)
 
     def only_mean(*args):
-        return plain_fuse(*args[:-1], Fusion())
+        *others, _, log_weights = args
+        return plain_fuse(*others, Fusion(), torch.zeros_like(log_weights))
 
     kernels = SimpleNamespace(fuse=only_mean)
-    monkeypatch.setitem(sys.modules, "self_ensemble.attention.triton_kernels", kernels)
-    monkeypatch.setattr(self_ensemble.attention, "triton_kernels", kernels, raising=False)
+    monkeypatch.setitem(sys.modules, LAUNCH, kernels)
     with FlexAttentionWrapper(tiny_model("gemma3"), "flex", compiled=False) as wrapper:
         engine = make_engine(wrapper, capture=True)
         StandIn.replays = 0
@@ -303,8 +311,7 @@ def test_every_fusion_is_held_against_the_plain_path_before_it_is_captured(
 
 def test_kernels_that_compute_nan_are_found(without_a_gpu, monkeypatch):
     kernels = SimpleNamespace(fuse=lambda *args: plain_fuse(*args) * torch.nan)
-    monkeypatch.setitem(sys.modules, "self_ensemble.attention.triton_kernels", kernels)
-    monkeypatch.setattr(self_ensemble.attention, "triton_kernels", kernels, raising=False)
+    monkeypatch.setitem(sys.modules, LAUNCH, kernels)
     with FlexAttentionWrapper(tiny_model("llama"), "flex", compiled=False) as wrapper:
         assert "off by nan" in make_engine(wrapper, capture=True).capture_problem(Fusion())
 
