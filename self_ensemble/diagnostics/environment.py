@@ -18,10 +18,10 @@ from self_ensemble.diagnostics.hub_check import check_hub
 from self_ensemble.diagnostics.versions import (
     NEWEST_PYTHON,
     OLDEST_PYTHON,
-    TestedVersions,
+    VersionRange,
     is_checkout,
     series,
-    tested_versions,
+    version_ranges,
 )
 from self_ensemble.models.memory import GIB, available_memory
 from self_ensemble.system.bundled import DEMO_MODEL, DEMO_QUESTIONS, PACKAGE
@@ -77,7 +77,7 @@ def check_python() -> Check:
 
 def check_packages() -> Iterator[Check]:
     """Every package that the toolkit asks for."""
-    for tested in tested_versions():
+    for tested in version_ranges():
         try:
             found = version(tested.package)
         except PackageNotFoundError:
@@ -91,7 +91,7 @@ def check_packages() -> Iterator[Check]:
             yield Check(tested.package, WARNING, said, todo)
 
 
-def _not_installed(tested: TestedVersions) -> Check:
+def _not_installed(tested: VersionRange) -> Check:
     needed = NEEDED_ONLY_BY.get(tested.package)
     if needed is None and tested.extra is not None:
         needed = f"what the extra {tested.extra!r} brings"
@@ -123,7 +123,7 @@ def check_imports() -> Iterator[Check]:
 
 
 def _install(package: str) -> str:
-    [tested] = [each for each in tested_versions() if each.package == package]
+    [tested] = [each for each in version_ranges() if each.package == package]
     return tested.install
 
 

@@ -21,13 +21,11 @@ OLDEST_PYTHON, NEWEST_PYTHON = "3.11", "3.12"
 
 
 @dataclass(frozen=True)
-class TestedVersions:
+class VersionRange:
     """A package, and the versions of it that are known to work.
 
     newest: None where nothing is said of it. extra: of the distribution, that brings the package.
     """
-
-    __test__ = False  # pytest would take it for a class of tests
 
     package: str
     oldest: str
@@ -52,7 +50,7 @@ class TestedVersions:
         return f"pip install {self.package}=={self.newest}"
 
 
-def tested_versions() -> list[TestedVersions]:
+def version_ranges() -> list[VersionRange]:
     """Of every package that the toolkit asks for."""
     pins = PACKAGE.parent / "requirements.txt"
     if is_checkout(PACKAGE.parent):
@@ -65,23 +63,23 @@ def is_checkout(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("pyproject.toml", "requirements.txt"))
 
 
-def read_pins(text: str) -> list[TestedVersions]:
+def read_pins(text: str) -> list[VersionRange]:
     """Of the lines of requirements.txt."""
     pins = re.findall(r"^([\w.-]+)==([\w.]+)", text, re.M)
-    return [TestedVersions(name, OLDEST_TESTED.get(name, pin), pin) for name, pin in pins]
+    return [VersionRange(name, OLDEST_TESTED.get(name, pin), pin) for name, pin in pins]
 
 
-def read_ranges(requirements: Iterable[str]) -> list[TestedVersions]:
+def read_ranges(requirements: Iterable[str]) -> list[VersionRange]:
     """Of the requirements in a distribution's metadata, such as ``spacy>=3.8; extra == "lemmas"``.
 
     The distribution's own extras, and what an extra repeats, are left out.
     """
-    found: dict[str, TestedVersions] = {}
+    found: dict[str, VersionRange] = {}
     for requirement in requirements:
         match = re.match(r"([\w.-]+)\s*(?:\[[^]]*])?\s*>=\s*([\w.]+)", requirement)
         if match:
             extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", requirement)
-            versions = TestedVersions(match[1], match[2], extra=extra[1] if extra else None)
+            versions = VersionRange(match[1], match[2], extra=extra[1] if extra else None)
             found.setdefault(versions.package, versions)
     return list(found.values())
 

@@ -10,10 +10,8 @@ from small import stock_answer
 from transformers import MistralConfig, MistralForCausalLM
 
 import example_flexattention as example
-from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
-from self_ensemble.data import load_dataset, load_few_shot, prompt_template
-from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
-from self_ensemble.system.bundled import DEMO_FEW_SHOT
+from self_ensemble import Prompt
+from self_ensemble.data import load_dataset
 
 ROOT = Path(__file__).parents[2]
 OWN = ("What is the capital of Peru?", "Peru's capital?", "[MASK] is the capital of Peru, a land.")
@@ -37,47 +35,18 @@ def token_counts(lines) -> dict[str, int]:
     return {match[1]: int(match[2]) for match in found if match}
 
 
-def drawing(lines) -> tuple[list[str], list[list[str]]]:
+def drawing(lines) -> tuple[list[str], list[str]]:
     """The marks of the columns, and the signs of the rows."""
-    width = example.MARGIN
-    top = next(at for at, line in enumerate(lines) if re.fullmatch(r" +P( [1-9a-zTA])+", line))
-    margin = lines[top].index("P")
-    marks = lines[top].split()
-    rows = [line[margin:].split(" ") for line in lines[top + 1 : top + 1 + len(marks)]]
-    assert all(len(line[:margin].strip()) < width for line in lines[top + 1 : top + 1 + len(marks)])
-    return marks, rows
+    [top] = [at for at, line in enumerate(lines) if re.fullmatch(r" +P+1[1-9a-zTA]+", line)]
+    margin, marks = lines[top].index("P"), lines[top].strip()
+    rows = lines[top + 1 : top + 1 + len(marks)]
+    assert [row[3] for row in rows] == list(marks)
+    return list(marks), [row[margin:] for row in rows]
 
 
-def owners(counts: dict[str, int]) -> list[str]:
-    """Whose each token of the one sequence is, by the mark of its part."""
-    marks = {"prefix": "P", "tail": "T"}
-    named = [
-        (marks.get(name) or example.SEGMENT_MARKS[int(name.split()[1]) - 1], count)
-        for name, count in counts.items()
-    ]
-    named.append(("A", example.ANSWER_TOKENS))
-    return [mark for mark, count in named for _ in range(count)]
-
-
-def sees(owner: list[str], q: int, kv: int) -> bool:
-    return kv <= q and (owner[kv] in ("P", owner[q]) or owner[q] in "TA")
-
-
-def blocks(owner: list[str], marks: list[str], size: int) -> list[list[int]]:
-    """The tokens that each column must stand for."""
-    left, cells = list(range(len(owner))), []
-    for mark in marks:
-        take = owner.count("P") if mark == "P" else 1 if mark in "TA" else size
-        own = [token for token in left[:take] if owner[token] == mark]
-        cells.append(own)
-        left = left[len(own) :]
-    assert left == []
-    return cells
-
-
-def expected_sign(owner, row, column) -> str:
-    seen = [sees(owner, q, kv) for q in row for kv in column]
-    return "#" if all(seen) else "\\" if any(seen) else "."
+def sees(q: str, kv: str) -> bool:
+    """Whether tokens of these parts see each other, by the marks of the parts."""
+    return kv in ("P", q) or q in "TA"
 
 
 @pytest.mark.parametrize(
@@ -88,53 +57,19 @@ def expected_sign(owner, row, column) -> str:
 def test_the_drawing_is_the_mask(small, capsys, paraphrases):
     lines = tour(capsys, small.folder, paraphrases)
     counts = token_counts(lines)
-    template = prompt_template(DEMO_INSTRUCTION, load_few_shot(DEMO_FEW_SHOT))
+    template = Prompt.of_demo().template(small.tokenizer)
     for number, text in enumerate(paraphrases, start=1):
         whole = len(small.tokenizer(template.render(text))["input_ids"])
         assert counts["prefix"] + counts[f"segment {number}"] + counts["tail"] == whole
 
     marks, rows = drawing(lines)
-    size = next(
-        1 if "a token of that" in line else int(re.search(r"up to (\d+) tokens", line)[1])
-        for line in lines
-        if "of that segment; T and A" in line
-    )
-    owner = owners(counts)
-    cells = blocks(owner, marks, size)
-    assert rows == [[expected_sign(owner, row, column) for column in cells] for row in cells]
-    assert max(map(len, lines[1 + len(paraphrases) :])) <= 100
-
-
-def parts_and_mask(lengths, prefix_length=4, tail_length=2):
-    parts = example.list_parts(prefix_length, lengths, tail_length)
-    ranges = [(p.tokens.start, p.tokens.stop) for p in parts if p.mark in example.SEGMENT_MARKS]
-    mask_mod = create_segment_isolation_mask(ranges, ranges[-1][1], prefix_length=prefix_length)
-    total = parts[-1].tokens.stop
-    return parts, dense_mask(mask_mod, total, total)
-
-
-def test_a_leak_is_drawn():
-    parts, mask = parts_and_mask([2, 3, 2])
-    _, before = drawing(example.draw_mask(mask, parts))
-    mask[7, 4] = True  # the second token of segment 2 sees the first of segment 1
-    _, after = drawing(example.draw_mask(mask, parts))
-    changed = [
-        (row, column)
-        for row, signs in enumerate(after)
-        for column, sign in enumerate(signs)
-        if sign != before[row][column]
-    ]
-    assert changed == [(4, 1)]
-    assert (before[4][1], after[4][1]) == (".", "#")
-
-
-@pytest.mark.parametrize("prefix_length", [0, 300])
-@pytest.mark.parametrize("count, length", [(1, 1), (1, 500), (5, 40), (35, 60)])
-def test_the_drawing_fits_a_terminal(count, length, prefix_length):
-    parts, mask = parts_and_mask([length] * (count - 1) + [1], prefix_length)
-    lines = example.draw_mask(mask, parts)
-    assert max(map(len, lines)) <= 97  # printed with three spaces in front
-    assert len(lines) <= max(40, count + 10)
+    assert sorted(set(marks)) == sorted({"P", "T", "A", *"123456789"[: len(paraphrases)]})
+    for at, (q, row) in enumerate(zip(marks, rows, strict=True)):
+        before = "".join("#" if sees(q, kv) else "." for kv in marks[:at])
+        assert row[:at] == before
+        assert row[at] in "#\\"  # itself; a cell of several tokens sees its earlier ones
+        assert set(row[at + 1 :]) <= {"."}
+    assert max(map(len, lines[1 + len(paraphrases) :])) <= 105
 
 
 def states_line(lines) -> list[float]:
@@ -179,12 +114,12 @@ def answers_of(lines) -> dict[str, str]:
 
 
 def test_the_answers_are_those_of_stock_forwards(small, capsys):
-    template = prompt_template(DEMO_INSTRUCTION, load_few_shot(DEMO_FEW_SHOT))
+    template = Prompt.of_demo().template(small.tokenizer)
     prompts = [template.render(text) for text in OWN]
 
     def stock(*given):
         mean = lambda logprobs: logprobs.mean(0)  # noqa: E731
-        return stock_answer(small, given, mean, limit=example.MAX_NEW_TOKENS).prediction
+        return stock_answer(small, given, mean, limit=20).prediction
 
     answers = answers_of(tour(capsys, small.folder, OWN))
     alone = {
@@ -228,7 +163,7 @@ def test_the_question_shows_what_the_example_says_of_it(capsys):
     assert len(alone) == 5
     assert len(set(alone)) > 2, "the wordings do not disagree"
     assert [verdict for name, verdict, _ in verdicts if name == "fusion"] == ["right"]
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 105
     assert "\n".join(lines).endswith(example.CLOSING)
 
 

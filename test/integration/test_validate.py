@@ -182,7 +182,7 @@ def test_flags_in_both_spellings():
 
 
 def pin_of(package):
-    [tested] = [each for each in versions.tested_versions() if each.package == package]
+    [tested] = [each for each in versions.version_ranges() if each.package == package]
     return tested.newest
 
 

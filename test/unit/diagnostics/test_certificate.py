@@ -14,6 +14,7 @@ from tiny import ARCHITECTURES, MIXED, ROTARY, tiny_model
 from tokenizing import CHAT, PLAIN, tokenizer_of
 
 from self_ensemble.attention import checks, fusion, kv_state
+from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
@@ -60,14 +61,17 @@ def certificate_of(
     *,
     chat=False,
     architecture="llama",
+    positions=None,
+    fused=None,
     breaking=lambda: None,
     **settings,
 ):
     """breaking: what is broken once the model is loaded, since loading notices some of it."""
-    positions = "exact" if architecture in ROTARY else "left"
+    positions = positions or ("exact" if architecture in ROTARY else "left")
     with engine_of(tokenizer_of(tokenizer), architecture, **settings) as engine:
         breaking()
-        return certify(engine, template, QUESTIONS, positions=positions, chat=chat)
+        asked = {"positions": positions, "fusion": fused, "chat": chat}
+        return certify(engine, template, QUESTIONS, **asked)
 
 
 def statuses(found) -> dict[str, str]:
@@ -165,6 +169,75 @@ def test_the_engine_is_left_as_it_was():
         assert engine.wrapper.state is state
         assert len(engine.model.base_model._forward_hooks) == 0
         assert engine.model.config._attn_implementation.startswith("self_ensemble")
+
+
+# ---- the fusion that was asked for ----------------------------------------------------------
+
+UNEQUAL = torch.tensor([0.5, 0.0, 0.5])
+FUSIONS = {
+    "tau": (Fusion(tau=0.7), "exact"),
+    "weights": (Fusion(weights=UNEQUAL), "exact"),
+    "tau and weights": (Fusion(tau=2.0, weights=torch.tensor([0.2, 0.7, 0.1])), "left"),
+    "joint": (Fusion("joint"), "left"),
+    "joint, weights": (Fusion("joint", weights=UNEQUAL), "left"),
+    "right": (Fusion(tau=0.5), "right"),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_fusion_is_certified(name, architecture):
+    fused, positions = FUSIONS[name]
+    found = certificate_of(architecture=architecture, fused=fused, positions=positions)
+    assert failed(found) == set()
+    assert "in the shares that the fusion gives them" in reason(found, "fused_sees_all")
+
+
+@pytest.mark.parametrize("name", [name for name in FUSIONS if name != "weights"])
+def test_another_fusion_than_the_one_asked_for_is_named(name, monkeypatch):
+    """The plain mean runs whatever is asked for; joint then has no one softmax."""
+    fused, positions = FUSIONS[name]
+    intact = fusion.fuse_probabilities
+    plain = lambda prefix, segments, own, _: intact(prefix, segments, own, Fusion())  # noqa: E731
+    breaking = lambda: monkeypatch.setattr(fusion, "fuse_probabilities", plain)  # noqa: E731
+    found = certificate_of(fused=fused, positions=positions, breaking=breaking)
+    assert failed(found) & set(MASK_ITEMS) == {"fused_sees_all"}
+
+
+def test_weights_in_another_order_are_named(monkeypatch):
+    intact = fusion.fuse_probabilities
+
+    def rolled(prefix, segments, own, asked):
+        if asked.weights is not None:
+            asked = replace(asked, weights=asked.weights.roll(1))
+        return intact(prefix, segments, own, asked)
+
+    breaking = lambda: monkeypatch.setattr(fusion, "fuse_probabilities", rolled)  # noqa: E731
+    found = certificate_of(fused=Fusion(weights=UNEQUAL), breaking=breaking)
+    assert failed(found) == {"fused_sees_all", ORDER, ALONE}
+
+
+@pytest.fixture
+def surest():
+    """A fusion of a user's own: the partition of the largest attention mass, more than the rest."""
+
+    @fusion.register_fusion("surest")
+    def most_mass(prefix, segments, own, asked):
+        scores = fusion.partition_scores(prefix, segments, own)
+        weights = (scores.logsumexp(-1, keepdim=True) * 4).softmax(2)
+        return fusion.weighted_partitions(scores, weights, prefix, segments)
+
+    yield Fusion("surest")
+    fusion.FUSIONS.remove("surest")
+
+
+def test_a_fusion_of_ones_own(surest, monkeypatch):
+    """Its shares are not known here; what it sees beyond the mask is."""
+    found = certificate_of(fused=surest)
+    assert failed(found) == set()
+    assert "asked with one paraphrase" in reason(found, ALONE)
+    found = certificate_of(fused=surest, breaking=lambda: fused_looks_ahead(monkeypatch))
+    assert "causal_order" in failed(found)
 
 
 # ---- a mask that is broken ------------------------------------------------------------------
@@ -437,6 +510,59 @@ def test_what_is_kept_for_fused_tokens_is_compared(kind, monkeypatch):
     found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodeState, "attend", keeping))
     assert failed(found) == {STATES, ALONE}
     assert f"most in {kind} of segment" in reason(found, STATES)
+
+
+@pytest.mark.parametrize("kind", ["keys", "values"])
+def test_two_segments_that_are_swapped_are_noticed(kind, monkeypatch):
+    """What is kept of two segments of a question, each the other's as far as both go."""
+    (_, _, first, n), (_, _, second, m) = BEFORE, LAST
+    some = min(n, m)
+    intact = EncodeState.attend
+
+    def swapping(self, layer, *given):
+        out = intact(self, layer, *given)
+        kept = getattr(self.layers[layer], kind)
+        if kept.shape[1] == TOTAL and self.prefix:
+            mine, other = slice(first, first + some), slice(second, second + some)
+            changed = kept.clone()
+            changed[:, mine], changed[:, other] = kept[:, other], kept[:, mine]
+            self.layers[layer] = replace(self.layers[layer], **{kind: changed})
+        return out
+
+    found = certificate_of(breaking=lambda: monkeypatch.setattr(EncodeState, "attend", swapping))
+    assert {STATES, ALONE} <= failed(found)
+    assert f"most in {kind} of segment" in reason(found, STATES)
+
+
+@pytest.mark.parametrize("where", ["keys", "logits"])
+def test_nan_fails_and_is_named(where, monkeypatch):
+    """Nothing that is NaN passes, and the certificate goes on past it."""
+    nan = float("nan")
+
+    def kept(self, layer, *given):
+        out = attend(self, layer, *given)
+        if self.prefix:
+            own = self.layers[layer]
+            self.layers[layer] = replace(own, keys=own.keys * nan)
+        return out
+
+    def said(self, *given):
+        return fused(self, *given) * nan
+
+    attend, fused = EncodeState.attend, forward.Forward.fused
+
+    def breaks():
+        if where == "keys":
+            monkeypatch.setattr(EncodeState, "attend", kept)
+        else:
+            monkeypatch.setattr(forward.Forward, "fused", said)
+
+    found = certificate_of(breaking=breaks)
+    expected = {"keys": {STATES, ORDER, ALONE}, "logits": {ORDER, ALONE}}[where]
+    assert failed(found) >= expected
+    figures = {item.name: item.figure for item in found.items if item.name in expected}
+    assert figures == dict.fromkeys(expected)
+    assert "nan" in reason(found, ORDER)
 
 
 # ---- a decode that is wrong under right masks -----------------------------------------------
