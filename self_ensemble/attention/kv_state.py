@@ -21,7 +21,7 @@ from self_ensemble.attention.buffers import Buffers
 from self_ensemble.attention.fusion import Fusion, split_attention
 from self_ensemble.attention.masks import Visible, packed_segment_mask, spread_over_group
 from self_ensemble.attention.rotary import RotaryTables
-from self_ensemble.attention.scoring import KeyValues
+from self_ensemble.attention.scoring import KeyValues, Scoring
 
 
 class EncodeState:
@@ -211,6 +211,17 @@ class FusedTokenState:
         self.filled = 0  # slots of the forwards before
         self.queries = 0  # slots of the next forward
         self.at = torch.empty(0, dtype=torch.long, device=device)  # which these are, [S]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
+        """See `attention.patching.AttentionState`."""
+        raise NotImplementedError
 
     def append(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """The next forward brings these tokens. positions, mask: [R, S]."""
