@@ -21,17 +21,19 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from self_ensemble.cli.parser import (
-    Parser,
+from self_ensemble.cli.flags import (
     add_fusion_arguments,
     add_model_arguments,
     add_prompt_arguments,
     add_question_arguments,
     check_fusion_arguments,
     check_question_arguments,
-    positive_int,
-    run,
+    fusion_config,
+    prompt_config,
+    question_config,
 )
+from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.cli.types import positive_int
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import nearest_existing, temporary_path
 
@@ -92,10 +94,10 @@ def show_question(inspection, title: str, stops: Stops) -> None:
 def main(args) -> None:
     if args.save is not None:
         check_free(args.save.resolve())
-    from self_ensemble.experiment.run import check_weights, read_questions, set_up_logging
+    from self_ensemble.experiment.questions import check_weights, read_questions
 
-    questions = read_questions(args)
-    check_weights(args, questions)
+    questions = read_questions(question_config(args), prompt_config(args), model=args.model)
+    check_weights(fusion_config(args), questions)
 
     set_up_logging(args.verbose)
     from self_ensemble.data import chat_prompt_template

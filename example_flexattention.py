@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from self_ensemble.cli.parser import Parser, run
+from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.evaluation.matchers import is_right
 
 # A question of the demo, in its first five wordings, and what counts as right. The model learned
@@ -172,7 +172,6 @@ def show_answers(ensemble, paraphrases: Sequence[str], right: Sequence[str]) -> 
 def main(args: argparse.Namespace) -> None:
     from self_ensemble import Ensemble, Prompt
     from self_ensemble.attention.segments import split_prompts
-    from self_ensemble.experiment.run import set_up_logging
 
     set_up_logging(verbose=False)
     paraphrases = tuple(args.paraphrase or PARAPHRASES)

@@ -8,204 +8,132 @@ only. The answer's tokens attend to all of them: one decoded row does the work o
     python flex_attention_generate.py --layout concat --fusion joint --positions sequential
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from self_ensemble.cli.parser import (
-    Parser,
+from self_ensemble.cli.flags import (
     add_common_arguments,
     add_fusion_arguments,
     check_common_arguments,
     check_fusion_arguments,
-    run,
+    experiment_config,
+    fusion_config,
 )
-from self_ensemble.data.names import SEPARATOR
-from self_ensemble.data.result_files import attention_method_name
+from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.experiment.config import ExperimentConfig
+from self_ensemble.experiment.identity import attention_settings
+from self_ensemble.experiment.lemmas import lemmatize_finished
+from self_ensemble.experiment.names import attention_method_name
+from self_ensemble.experiment.questions import check_weights, read_questions
+from self_ensemble.experiment.run import Run
+from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
 from self_ensemble.models.aliases import resolve_model
 
-LAYOUTS = ("shared", "concat")
+if TYPE_CHECKING:  # torch takes seconds to import
+    from self_ensemble.attention.fusion import Fusion
+    from self_ensemble.generation.decode import Answer
+    from self_ensemble.generation.engine import Engine
+    from self_ensemble.methods.base import Template
 
-# Parts of the method that can be imported from here too, and the modules they are in: these import
-# torch, which --help does not wait for.
+# What can be imported from here too, and where it is: --help does not wait for it.
 ELSEWHERE = {
     "concatenate_paraphrases_with_positions": "self_ensemble.attention.segments",
     "create_segment_isolation_mask": "self_ensemble.attention.masks",
     "FlexAttentionWrapper": "self_ensemble.attention.patching",
+    **dict.fromkeys(
+        ("init_spacy", "lemmaize_predicts", "lemmaize_chunk", "append_lemmas"),
+        "self_ensemble.evaluation.lemmatizer",
+    ),
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(ELSEWHERE[name]), name)
 
 
-def split_and_place(engine, template, questions, *, layout, positions, max_new_tokens):
-    """The questions as one stream each; the prompts' common prefix is encoded.
-
-    Args, errors: as of `flex_attention_generation`.
-    """
-    from self_ensemble.attention.segments import concatenate_prompts, split_prompts
-    from self_ensemble.generation.legacy import attention_streams, check_turns
-
-    if layout == "shared":
-        prefix, split = split_prompts(engine.tokenizer, template, questions)
-    else:
-        prefix = ()
-        split = [
-            concatenate_prompts(engine.tokenizer, template, paraphrases, SEPARATOR)
-            for paraphrases in questions
-        ]
-    engine.set_prefix(prefix)
-    streams = [attention_streams(question, len(prefix), positions) for question in split]
-    check_turns(engine, streams, max_new_tokens)
-    return streams
-
-
 def flex_attention_generation(
-    engine,
-    template,
+    engine: Engine,
+    template: Template,
     questions: Sequence[Sequence[str]],
     *,
     layout: str,
     positions: str,
-    fusion,
+    fusion: Fusion,
     max_new_tokens: int,
     batch_size: int | None,
-) -> Iterator[list]:
+) -> Iterator[list[tuple[int, Answer]]]:
     """The whole method: split, encode once in isolation, fuse from the tail on, decode greedily.
 
     Args:
-        engine: an `engine.Engine` around a patched model.
-        template: a `dataset.PromptTemplate`.
+        engine: around a model, see `generation.loading.make_engine`.
+        template: what a paraphrase becomes a prompt by.
         questions: the N paraphrases of each question; N is the same for all.
         layout: ``shared`` (prefix once, N segments, tail) or ``concat`` (whole prompts joined).
-        positions: ``exact``, ``left``, ``right`` or ``sequential``; see `positions.py`.
-        fusion: a `fusion.Fusion`.
+        positions: ``exact``, ``left``, ``right`` or ``sequential``; see `attention.positions`.
+        fusion: how the partitions of a fused token are combined.
         max_new_tokens: the limit of generated tokens.
         batch_size: questions a batch; None chooses.
 
     Yields:
-        Batches of (index of the question, `engine.Answer`).
+        Batches of (index of the question, answer).
 
     Raises:
         UserError: the tokenizer, the model or the lengths do not allow it.
     """
-    from self_ensemble.generation.legacy import only_stream
+    from self_ensemble.generation.config import GenerationConfig
+    from self_ensemble.methods.attention_fusion import AttentionFusion
 
-    streams = split_and_place(
-        engine,
-        template,
-        questions,
-        layout=layout,
-        positions=positions,
-        max_new_tokens=max_new_tokens,
-    )
-    return engine.generate(
-        streams,
-        fusion=fusion,
-        combine=only_stream,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    method = AttentionFusion(layout=layout, positions=positions, fusion=fusion.kind)
+    config = GenerationConfig(max_new_tokens, batch_size)
+    request = replace(method.request(engine, template, questions, config), fusion=fusion)
+    return engine.generate(request, batch_size=batch_size)
 
 
-def names_without_a_model(args) -> tuple[list[str], dict]:
-    """What may name the result, and its method's settings, as far as the command line tells.
-
-    A file's name leaves out the positions that are its model's default: exact or left.
-    """
-    chosen = {"layout": args.layout, "fusion": args.fusion}
-    if args.positions:
-        chosen["positions"] = args.positions
-    settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
-    names = [
-        attention_method_name(
-            {"positions": default, **chosen},
-            {"layout": "shared", "positions": default, "fusion": "mean"},
-        )
-        for default in (("left",) if args.fusion == "joint" else ("exact", "left"))
-    ]
-    return list(dict.fromkeys(names)), settings
-
-
-def main(args) -> Path:
+def main(config: ExperimentConfig) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
-    from self_ensemble.experiment.run import (
-        Run,
-        check_weights,
-        lemmatize_finished,
-        read_questions,
-        set_up_logging,
-    )
+    asked, model = config.method, config.model
+    assert isinstance(asked, AttentionFusionConfig)
+    resolve_model(model.name)  # a name that can be nothing is told first
+    questions = read_questions(config.questions, config.prompt, model=model.name)
+    check_weights(asked, questions)
+    if config.lemmas is not None:
+        return lemmatize_finished(config, config.lemmas, questions, attention_settings(asked))
 
-    resolve_model(args.model)  # a name that can be nothing is told first
-    questions = read_questions(args)
-    check_weights(args, questions)
-    if args.lemmaize:
-        return lemmatize_finished(args, questions, *names_without_a_model(args))
-
-    set_up_logging(args.verbose)
-    from self_ensemble.generation.legacy import loaded_engine
+    set_up_logging(config.verbose)
+    from self_ensemble.attention.fusion import Fusion
+    from self_ensemble.generation.loading import loaded_engine
+    from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.models.loading import find_model
 
-    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    default_positions = source.positions_for(args.fusion)
-    defaults = {"layout": "shared", "positions": default_positions, "fusion": "mean"}
-    chosen = {
-        "layout": args.layout,
-        "positions": args.positions or default_positions,
-        "fusion": args.fusion,
-    }
-    settings = {"name": "flex_attention", **chosen, "tau": args.fusion_tau, "weights": args.weights}
-    this = Run(args, questions, source, attention_method_name(chosen, defaults), settings)
+    source = find_model(model.name, revision=model.revision, device=model.device, dtype=model.dtype)
+    default_positions = source.positions_for(asked.fusion)
+    name = attention_method_name(asked, default_positions=default_positions)
+    method = AttentionFusion(**asdict(asked) | {"positions": asked.positions or default_positions})
+    this = Run(config, questions, source, name, attention_settings(method))
     with this.claimed() as unfinished:
         if unfinished:
-            with loaded_engine(source, attention=args.attention) as engine:
-                answer_all(args, this, engine, chosen)
+            with loaded_engine(source, attention=model.attention) as engine:
+                fusion = Fusion.of(method.fusion, method.tau, method.weights, engine.device)
+                this.load(engine, fusion)
+                this.write(this.rows(this.answer(method)))
     return this.stem
 
 
-def answer_all(args, this, engine, chosen: dict[str, str]) -> None:
-    """Answer the questions of `this` run and write the result."""
-    from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.experiment.run import result_row
-    from self_ensemble.generation.legacy import only_stream
-
-    this.begin(engine)
-    streams = split_and_place(
-        engine,
-        this.template,
-        [record.paraphrases for record in this.records],
-        layout=chosen["layout"],
-        positions=chosen["positions"],
-        max_new_tokens=args.max_new_tokens,
-    )
-    answers = this.answer(
-        "attention fusion",
-        streams,
-        fusion=Fusion.of(args.fusion, args.fusion_tau, args.weights, engine.device),
-        combine=only_stream,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=None if args.batch_size == "auto" else args.batch_size,
-    )
-    this.write(
-        [
-            result_row(record, answer, engine.tokenizer)
-            for record, answer in zip(this.records, answers, strict=True)
-        ]
-    )
-
-
-def parse_args(argv: Sequence[str] | None = None):
+def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
     parser = Parser(description=__doc__)
     add_common_arguments(parser)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--layout",
         choices=LAYOUTS,
-        default="shared",
+        default=AttentionFusionConfig.layout,
         help="shared: the common prompt once, then the paraphrases; concat: whole prompts joined, "
         "as first described (default: %(default)s)",
     )
@@ -213,7 +141,7 @@ def parse_args(argv: Sequence[str] | None = None):
     args = parser.parse_args(argv)
     check_common_arguments(parser, args)
     check_fusion_arguments(parser, args)
-    return args
+    return experiment_config(args, fusion_config(args, layout=args.layout))
 
 
 if __name__ == "__main__":

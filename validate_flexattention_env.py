@@ -17,7 +17,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from self_ensemble.cli.parser import Parser, add_fusion_arguments, check_fusion_arguments, run
+from self_ensemble.cli.flags import add_fusion_arguments, check_fusion_arguments
+from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.diagnostics.checks import failed
 from self_ensemble.diagnostics.environment import check_installation, check_machine
 from self_ensemble.diagnostics.environment_report import as_json, as_text
@@ -32,8 +33,6 @@ def main(args: Namespace) -> None:
     checks += check_machine(torch_works=usable)
     certificates = []
     if usable:
-        from self_ensemble.experiment.run import set_up_logging
-
         set_up_logging(args.verbose)
         if args.test_flex_attention:
             from self_ensemble.diagnostics.flex_check import check_flex_attention

@@ -17,15 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from self_ensemble.cli.parser import (
-    Parser,
+from self_ensemble.cli.flags import (
     add_length_argument,
     add_model_arguments,
     add_prompt_arguments,
     add_question_arguments,
     check_question_arguments,
-    run,
+    prompt_config,
+    question_config,
 )
+from self_ensemble.cli.parser import Parser, run, set_up_logging
 
 BATCH = 64
 
@@ -79,7 +80,7 @@ def compare(engine, request) -> dict[str, list[float]]:
 
 def main(args) -> None:
     from self_ensemble.data import chat_prompt_template
-    from self_ensemble.experiment.run import read_questions, set_up_logging
+    from self_ensemble.experiment.questions import read_questions
     from self_ensemble.generation.config import GenerationConfig
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion
@@ -88,7 +89,7 @@ def main(args) -> None:
     from self_ensemble.models.loading import find_model
 
     set_up_logging(verbose=False)
-    data = read_questions(args)
+    data = read_questions(question_config(args), prompt_config(args), model=args.model)
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
     config = GenerationConfig(args.max_new_tokens)
     with loaded_engine(source, attention=args.attention) as engine:

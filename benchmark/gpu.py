@@ -544,7 +544,7 @@ def row_list(text: str) -> list[str]:
 
 
 def parse_args(argv: Sequence[str] | None = None):
-    from self_ensemble.cli.parser import index_list
+    from self_ensemble.cli.types import index_list
 
     parser = Parser(description=__doc__)
     names = ",".join((*ROWS, *MORE_ROWS))

@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flex_attention_generate
 import generate
-from self_ensemble.cli.parser import Parser, positive_int, run
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.cli.types import positive_int
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.system.console import progress, say
 from self_ensemble.system.errors import UserError

@@ -15,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flex_attention_generate
 import generate
-from self_ensemble.cli.parser import Parser, index_list, run
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.cli.types import index_list
 from self_ensemble.evaluation import make_report, render_report
-from self_ensemble.experiment.run import say
+from self_ensemble.system.console import say
 
 LOGIT_METHODS = (
     "per_prompt",

@@ -20,13 +20,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from self_ensemble.cli.parser import (
-    Parser,
+from self_ensemble.cli.flags import (
     add_common_arguments,
     check_common_arguments,
-    index_list,
-    run,
+    prompt_config,
+    question_config,
 )
+from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.cli.types import index_list
 
 STOCK_RUNS = 2
 
@@ -78,19 +79,19 @@ def main(args) -> None:
     import torch
 
     from self_ensemble.data import chat_prompt_template
-    from self_ensemble.experiment.run import read_questions, say, set_up_logging
+    from self_ensemble.experiment.questions import read_questions
     from self_ensemble.generation.config import GenerationConfig
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.methods.prompt_by_prompt import LogitFusion
     from self_ensemble.models.loading import find_model
+    from self_ensemble.system.console import say
 
     set_up_logging(args.verbose)
-    data = read_questions(args)
+    data = read_questions(question_config(args), prompt_config(args), model=args.model)
     questions = [record.paraphrases for record in data.records]
     source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
-    batch_size = None if args.batch_size == "auto" else args.batch_size
-    config = GenerationConfig(args.max_new_tokens, batch_size)
+    config = GenerationConfig(args.max_new_tokens, args.batch_size)
 
     with loaded_engine(source, attention=args.attention) as engine:
         template = data.template

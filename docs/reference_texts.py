@@ -68,7 +68,8 @@ FILES = [
     (
         "`paraphrases_report.csv` beside it",
         "paraphrase.py",
-        "a row a paraphrase in which the gate found something: `uuid`, `paraphrase`, `reasons`",
+        "a row a paraphrase in which the quality filter found something: `uuid`, `paraphrase`, "
+        "`reasons`",
     ),
     ("`paraphrases.json` beside it", "paraphrase.py", "the manifest"),
     (
@@ -146,7 +147,7 @@ PARAPHRASE_MANIFEST = {
     "batch_size": "`--batch_size`",
     "paraphrases": "how many are in the file",
     "draws": "how many were drawn",
-    "flagged": "in how many of them the gate found something",
+    "flagged": "in how many of them the quality filter found something",
     "short": "uuid and number of each question with fewer than were asked for",
     "counts": "as above",
     "fitting": "how many are drawn at a time since memory ran out, or null",
@@ -161,9 +162,9 @@ PARAPHRASE_IDENTITY = {
     "num_paraphrases": "of each question",
     "sampling": "`temperature`, `top_p`, `seed`",
     "max_new_tokens": "the token limit",
-    "drop": "whether the gate takes out what it finds",
+    "drop": "whether the quality filter takes out what it finds",
     "max_attempts": "how often a paraphrase is drawn at most",
-    "names": "how the gate knows names: by capitals, or also by a table of words",
+    "names": "how the quality filter knows names: by capitals, or also by a table of words",
     "dtype": "number format of the weights",
 }
 

@@ -2,23 +2,25 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from self_ensemble.data.paraphrase_files import MissingParaphrases, ParaphraseSource
 from self_ensemble.data.result_files import read_manifest
+from self_ensemble.generation.config import SamplingConfig
+from self_ensemble.models.config import ModelConfig
+from self_ensemble.paraphrasing.config import ParaphraseConfig
 
 # The flags of paraphrase.py that decide what it draws, with their defaults.
 PARAPHRASE_DEFAULTS = {
-    "revision": None,
-    "dtype": "auto",
-    "temperature": 1.0,
-    "top_p": 0.95,
-    "seed": 0,
-    "num_paraphrases": 5,
-    "max_new_tokens": 64,
-    "chat_template": False,
-    "drop": False,
-    "max_attempts": 5,
+    "revision": ModelConfig.revision,
+    "dtype": ModelConfig.dtype,
+    **asdict(SamplingConfig()),
+    "num_paraphrases": ParaphraseConfig.num_paraphrases,
+    "max_new_tokens": ParaphraseConfig.generation.max_new_tokens,
+    "chat_template": ParaphraseConfig.chat_template,
+    "drop": ParaphraseConfig.drop,
+    "max_attempts": ParaphraseConfig.max_attempts,
 }
 
 

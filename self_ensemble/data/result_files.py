@@ -3,9 +3,6 @@
 A result is three files with one stem: `<stem>.feather` (the table), `<stem>.csv` (the same for eyes
 and spreadsheets, lists as JSON) and `<stem>.json` (the manifest: identity, counts, versions).
 The manifest comes last and is taken away first: where it stands the result is whole.
-
-    results/<dataset>/<model>/avg-5.feather                     run_name("avg", num_paraphrases=5)
-    results/<dataset>/<model>/diversity/avg-0_2_4.feather       the same with indexs=[0, 2, 4]
 """
 
 import csv
@@ -14,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,49 +51,6 @@ SHOWN_CHARACTERS = 80
 MAX_REASON = 200
 
 
-def run_name(method: str, *, num_paraphrases: int, indexs: Sequence[int] | None = None) -> str:
-    """`<method>-<n>`, or with chosen paraphrases `<method>-0_2_4`."""
-    which = _index_list(indexs) if indexs is not None else str(num_paraphrases)
-    return f"{method}-{which}"
-
-
-def attention_method_name(chosen: Mapping[str, str], defaults: Mapping[str, str]) -> str:
-    """`flex_attention[-layout][-positions][-fusion]`: only what differs from the defaults is named.
-
-    Args:
-        chosen: layout, positions and fusion of the run.
-        defaults: what the command line takes where nothing is said.
-    """
-    parts = ("layout", "positions", "fusion")
-    return "-".join(["flex_attention", *(chosen[p] for p in parts if chosen[p] != defaults[p])])
-
-
-def result_stem(
-    output_dir: str | Path,
-    dataset_name: str,
-    model_name: str,
-    run_name: str,
-    *,
-    indexs: Sequence[int] | None = None,
-) -> Path:
-    """Path of a result without its suffix: `<output_dir>/<dataset>/<model>/[diversity/]<run>`.
-
-    Args:
-        output_dir: as the user gave it.
-        dataset_name, model_name: names, hub ids or paths; made safe, see `safe_name`.
-        run_name: from `run_name`, with the same `indexs`.
-        indexs: the paraphrases chosen with --indexs; such runs lie under `diversity/`.
-
-    Returns:
-        A path below output_dir, whatever the names hold. Nothing is made on disk.
-    """
-    folder = Path(output_dir) / safe_name(dataset_name) / safe_name(model_name)
-    if indexs is not None:
-        assert run_name.endswith(f"-{_index_list(indexs)}"), (run_name, indexs)
-        folder /= "diversity"
-    return folder / safe_name(run_name)
-
-
 def safe_name(name: str) -> str:
     """One path part that says what `name` is: no separators, no leading dot, not too long.
 
@@ -118,10 +72,6 @@ def result_file(stem: str | Path, suffix: str) -> Path:
     """`<stem><suffix>`; with_suffix would cut a stem such as `avg-0.5` at its dot."""
     stem = Path(stem)
     return stem.with_name(stem.name + suffix)
-
-
-def _index_list(indexs: Sequence[int]) -> str:
-    return "_".join(str(i) for i in indexs)
 
 
 def fingerprint(value: Any) -> str:
@@ -164,7 +114,7 @@ def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
     """How many questions the finished result at `stem` has answered, 0 where there is none.
 
     Args:
-        stem: from `result_stem`.
+        stem: the path without suffix.
         identity: what the run's answers depend on; JSON types.
 
     Raises:
@@ -225,7 +175,7 @@ def write_results(
     """Writes the three files of a result, whole or not at all.
 
     Args:
-        stem: from `result_stem`; its folder is made.
+        stem: the path without suffix; its folder is made.
         frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
         manifest: with `identity` and `num_questions`; JSON types.
         same_answers: the finished result there only gets further columns or further questions.

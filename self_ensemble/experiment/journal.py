@@ -103,7 +103,7 @@ class Journal:
         self,
         name: str,
         count: int,
-        batch_size: int | str,
+        batch_size: int | None,
         plan: Callable[[Sequence[int]], list[list[int]]],
         *,
         questions: int,
@@ -117,7 +117,7 @@ class Journal:
         Args:
             name: of the pass.
             count: how many indices the pass has.
-            batch_size: as it was asked for.
+            batch_size: as it was asked for; None: what fits.
             plan: makes batches of indices.
             questions: of the run, those of `after` included.
         """

@@ -28,3 +28,17 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: {value} is not a whole number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """From what distribution tokens are drawn; the defaults stand here alone.
+
+    temperature: above 0; the logits are divided by it.
+    top_p: above 0; drawn from the likeliest tokens that together have this probability.
+    seed: whatever is drawn with another seed is drawn independently.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 0.95
+    seed: int = 0

@@ -15,32 +15,19 @@ from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
 from self_ensemble.methods.base import Ask, Outcome, Template, check_weights, split_questions
+from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
 from self_ensemble.system.errors import UserError
 
-LAYOUTS = ("shared", "concat")
 PASS_NAME = "attention fusion"
 
 
 @dataclass(frozen=True)
-class AttentionFusion:
-    """The toolkit's own method.
-
-    layout: ``shared`` encodes the common prompt once; ``concat`` joins whole prompts.
-    positions: ``exact``, ``left``, ``right`` or ``sequential``, see `attention.positions`; None for
-        what suits the model and the fusion.
-    fusion: the name of an attention fusion, see `attention.fusion`.
-    tau: the dial of the fusion ``mean``.
-    weights: one for each paraphrase, 0 or more, not all 0; None for equal ones.
+class AttentionFusion(AttentionFusionConfig):
+    """The toolkit's own method, with the settings of `AttentionFusionConfig`.
 
     Raises:
         UserError: a setting is unknown, or settings do not go together.
     """
-
-    layout: str = "shared"
-    positions: str | None = None
-    fusion: str = "mean"
-    tau: float = 0.0
-    weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         kind = FUSIONS.get(self.fusion)

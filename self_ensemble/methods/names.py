@@ -23,6 +23,11 @@ def prompt_by_prompt_names() -> tuple[str, ...]:
     return (*ALONE, *LOGIT_METHODS, *VOTES)
 
 
+def is_weighted(name: str) -> bool:
+    """Whether it is a logit method that weighs paraphrases."""
+    return name in LOGIT_METHODS and LOGIT_METHODS.get(name).weighted
+
+
 def method_names() -> tuple[str, ...]:
     """All of them."""
     return (ATTENTION, *prompt_by_prompt_names())

@@ -35,7 +35,7 @@ LABEL = (
 OPENINGS = tuple(re.compile(p, re.IGNORECASE) for p in (AGREEMENT, OFFER, NUMBER))
 LABELLED = re.compile(LABEL, re.IGNORECASE)
 
-# In words as the gate has them: I'm and can't are `im` and `cant`.
+# In words as the quality filter has them: I'm and can't are `im` and `cant`.
 REFUSAL = re.compile(
     r"(?:(?:im|i am) )?(?:so |very )?sorry\b(?: but| i\b| im\b)?"
     r"|(?:i|we) (?:can ?not|cant|could not|couldnt|will not|wont|am unable|am not able)\b"
@@ -55,7 +55,7 @@ def announces(text: str, question: str) -> bool:
 
 
 def quotes_question(said: Sequence[str], asked: Sequence[str]) -> bool:
-    """Whether the question stands inside a longer text. Both as `gate.key` gives them."""
+    """Whether the question stands inside a longer text. Both as `quality_filter.key` gives them."""
     return len(said) > len(asked) >= SHORTEST_INSIDE and contains_run(said, asked)
 
 
@@ -63,7 +63,7 @@ def refuses(said: Sequence[str], asked: Sequence[str]) -> bool:
     """Whether the text opens with an apology or with what its writer cannot do.
 
     Args:
-        said, asked: the text and the question, as `gate.words` gives them.
+        said, asked: the text and the question, as `quality_filter.words` gives them.
     """
     found = REFUSAL.match(" ".join(said))
     return found is not None and not contains_run(asked, tuple(found[0].split()))

@@ -1,11 +1,11 @@
-"""What a model is shown when it is asked for a paraphrase: instructions and solved examples.
+"""What a model is shown when it is asked for a paraphrase: instructions and demonstrations.
 
 One set for questions, one for sentences with a gap. All were written for this project. An example
 keeps every name of its question and says the rest in other words; where the question is written
 without capitals, so is its paraphrase.
 """
 
-from self_ensemble.data import FewShot
+from self_ensemble.data import FewShot, PromptTemplate, prompt_template
 
 QUESTION_INSTRUCTION = (
     "Ask the same question in other words. Keep its meaning and every name and number in it, "
@@ -68,3 +68,14 @@ SENTENCE_EXAMPLES = (
         "If you visit the head office of Air New Zealand, you go to [MASK].",
     ),
 )
+
+# Kind of question → instruction and few-shot demonstrations.
+PROMPTS = {
+    "questions": (QUESTION_INSTRUCTION, QUESTION_EXAMPLES),
+    "sentences": (SENTENCE_INSTRUCTION, SENTENCE_EXAMPLES),
+}
+
+
+def plain_templates() -> dict[str, PromptTemplate]:
+    """The prompt of each kind of question."""
+    return {kind: prompt_template(*prompt) for kind, prompt in PROMPTS.items()}

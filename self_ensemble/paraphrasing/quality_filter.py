@@ -1,7 +1,7 @@
 """What is wrong with a paraphrase: a copy, a leaked answer, a lost name, text that ran away.
 
-Pure functions over texts; no model is loaded. `reasons` looks at one paraphrase, `verdicts` at all
-of a question. A paraphrase passes where no reason is found:
+Pure functions over texts; no model is loaded. `rejection_reasons` looks at one paraphrase,
+`verdicts` at all of a question. A paraphrase passes where no reason is found:
 
 | reason | the paraphrase |
 | --- | --- |
@@ -40,7 +40,7 @@ from pathlib import Path
 from self_ensemble.evaluation.matchers import contains_run
 from self_ensemble.paraphrasing.boilerplate import announces, quotes_question, refuses
 
-REASONS = (
+REJECTION_REASONS = (
     "empty",
     "many_lines",
     "truncated",
@@ -232,7 +232,7 @@ def _same_name(name: str, word: str) -> bool:
     return any(ENDING.fullmatch(name[cut:]) and ENDING.fullmatch(word[cut:]) for cut in cuts)
 
 
-def reasons(
+def rejection_reasons(
     paraphrase: str,
     *,
     question: str,
@@ -243,7 +243,7 @@ def reasons(
     truncated: bool = False,
     masks: Collection[int] | None = None,
 ) -> tuple[str, ...]:
-    """What is wrong with a paraphrase, in the order of `REASONS`; nothing where it passes.
+    """What is wrong with a paraphrase, in the order of REJECTION_REASONS; nothing where it passes.
 
     Args:
         paraphrase: as it would be asked.
@@ -276,7 +276,7 @@ def reasons(
     wrong = {reason for reason, is_found in found.items() if is_found} | {"copy_of_another"}
     # Of one that is worse, such as one with a marker in front, this is no copy but the better one.
     is_copy = any(key(text) == key(paraphrase) and wrong.issuperset(was) for text, was in earlier)
-    return tuple(r for r in REASONS if r in wrong and (r != "copy_of_another" or is_copy))
+    return tuple(r for r in REJECTION_REASONS if r in wrong and (r != "copy_of_another" or is_copy))
 
 
 def verdicts(
@@ -286,7 +286,7 @@ def verdicts(
     answers: Sequence[str],
     casing: Mapping[str, float] | None,
 ) -> list[tuple[str, ...]]:
-    """The `reasons` of each paraphrase of a question, in the order given.
+    """The `rejection_reasons` of each paraphrase of a question, in the order given.
 
     A question without `[MASK]` may be put as a sentence with one. Without a question, paraphrase 0
     is what the others are to mean, and is looked at alone; which wording comes first is chance, so
@@ -296,7 +296,7 @@ def verdicts(
     for at, paraphrase in enumerate(paraphrases):
         count = (paraphrases[0] if question is None else question).count(MASK)
         asks = question is None and paraphrase.rstrip().endswith(("?", "？"))
-        wrong = reasons(
+        wrong = rejection_reasons(
             paraphrase,
             question=paraphrases[0] if question is None else question,
             answers=answers,
@@ -364,7 +364,7 @@ def report_lines(judged: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
     """
     total = max(len(judged), 1)
     lines = [f"{'reason':17} {'count':>7} {'share':>7}  example"]
-    for reason in REASONS:
+    for reason in REJECTION_REASONS:
         found = [paraphrase for _, paraphrase, wrong in judged if reason in wrong]
         example = f"  {_cell(found[0])}" if found else ""
         lines.append(f"{reason:17} {len(found):7} {len(found) / total:7.4f}{example}")

@@ -229,7 +229,7 @@ def test_the_example_of_a_questions_file_is_a_good_one(tmp_path):
     (record,) = load_dataset(str(path), max_samples=None).records
     assert len(record.paraphrases) == 5
     asked = {"question": record.question, "answers": record.answers, "casing": load_casing()}
-    assert not any(verdicts(record.paraphrases, **asked)), "the gate finds something"
+    assert not any(verdicts(record.paraphrases, **asked)), "the quality filter finds something"
 
 
 def test_names_in_the_pages_are_there():

@@ -33,6 +33,7 @@ from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
 from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
 from self_ensemble.diagnostics.tables import isolation_lines
 from self_ensemble.diagnostics.trace import trace_question, watch
+from self_ensemble.experiment.questions import read_questions
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.loading import loaded_engine
@@ -127,10 +128,9 @@ def engine(small):
 @pytest.fixture(scope="module")
 def asked(small):
     """(records, template) of the small questions."""
-    from self_ensemble.experiment.run import read_questions
-
     argv = ["--dataset", str(small.questions), "--num_paraphrases", "4", "--max_samples", "3"]
-    questions = read_questions(flex_attention_generate.parse_args(argv))
+    config = flex_attention_generate.parse_args(argv)
+    questions = read_questions(config.questions, config.prompt, model=config.model.name)
     return questions.records, questions.template
 
 

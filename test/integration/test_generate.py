@@ -10,9 +10,13 @@ from small import INSTRUCTION, MARK, QUESTIONS, stock_answer, write_jsonl
 import generate
 from self_ensemble.data import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.generation.legacy import Answer
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.loading import make_engine
 from self_ensemble.methods import logit_fusion as reductions
-from self_ensemble.methods.logit_fusion import LOGIT_METHODS
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS, register_logit_method
+from self_ensemble.methods.names import prompt_by_prompt_names
+from self_ensemble.methods.prompt_by_prompt import LogitFusion
 from self_ensemble.methods.votes import majority
 from self_ensemble.system.errors import UserError
 
@@ -65,7 +69,7 @@ BY_HAND = {
 def test_every_method_is_named_once():
     assert REDUCTIONS.keys() == BY_HAND.keys()
     assert set(WEIGHTED) < set(REDUCTIONS)
-    assert sorted(generate.METHODS) == sorted(["origin", "per_prompt", "vote", *BY_HAND])
+    assert sorted(prompt_by_prompt_names()) == sorted(["origin", "per_prompt", "vote", *BY_HAND])
 
 
 @pytest.mark.parametrize("method", BY_HAND)
@@ -157,9 +161,20 @@ def test_confidence(logprobs, expected):
     assert reductions.confidence(an_answer(*logprobs)) == pytest.approx(expected)
 
 
-def test_own_confidences_are_equal_where_no_paraphrase_answers():
-    each = [[an_answer(), an_answer()], [an_answer(), an_answer(math.log(0.5))]]
-    assert generate.own_confidences(each).tolist() == [[1.0, 1.0], [0.0, 0.5]]
+def test_own_confidences_are_equal_where_no_paraphrase_answers(small):
+    """Of two questions the first gets no answer at all."""
+    each = [an_answer(), an_answer(), an_answer(), an_answer(math.log(0.5))]
+    asked = []
+
+    def ask(name, request, *, batch_size, unit="questions"):
+        asked.append(request)
+        yield list(enumerate(each if unit == "prompts" else each[:2]))
+
+    engine = make_engine(small.model, small.tokenizer)
+    questions = [question["paraphrases"][:2] for question in QUESTIONS[:2]]
+    method = LogitFusion("weighted_avg")
+    assert len(list(method.answer(engine, TEMPLATE, questions, ask, GenerationConfig()))) == 2
+    assert asked[-1].weights.tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -289,18 +304,21 @@ def test_origin_without_a_question_asks_the_first_paraphrase(small, alone, tmp_p
         check_row(row, group[0])
 
 
-def test_ties_go_to_the_lowest_id(small, tmp_path, monkeypatch):
+def test_ties_go_to_the_lowest_id(small, tmp_path):
     """Logits that are equal for two tokens, whatever else they are."""
     low, high = small.tokenizer.convert_tokens_to_ids(["a", "s"])
     assert low < high
 
+    @register_logit_method("tied")
     def tied(logits, weights):
         scores = logits.mean(1) - 1000
         scores[:, [low, high]] = 7.0
         return scores
 
-    monkeypatch.setitem(generate.REDUCTIONS, "avg", tied)
-    rows, _ = rows_of(small, tmp_path, "--method", "avg")
+    try:
+        rows, _ = rows_of(small, tmp_path, "--method", "tied")
+    finally:
+        LOGIT_METHODS.remove("tied")
     assert {row["generation"] for row in rows} == {"a" * LIMIT}
 
 

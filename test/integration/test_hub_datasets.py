@@ -24,7 +24,8 @@ from self_ensemble.data.datasets.webqa import INSTRUCTION as WEBQA_INSTRUCTION
 from self_ensemble.data.datasets.webqa import WebQADataset
 from self_ensemble.data.hub_tables import draw_examples
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.paraphrasing import drawing
+from self_ensemble.experiment import paraphrase_run
+from self_ensemble.paraphrasing import candidates
 
 TEST = [
     {"url": "http://a/b", "question": "who rules peru?", "answers": ["Nobody", "Somebody"]},
@@ -217,8 +218,8 @@ def test_no_paraphrases_yet(webqa, here):
 
 def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch):
     """Questions of which all was dropped, and such that were not asked yet, by the file's flags."""
-    monkeypatch.setattr(drawing, "load_casing", lambda: {"Peru": -1.0})
-    monkeypatch.setattr(drawing, "reasons", lambda text, **_: ("empty",))
+    monkeypatch.setattr(paraphrase_run, "load_casing", lambda: {"Peru": -1.0})
+    monkeypatch.setattr(candidates, "rejection_reasons", lambda text, **_: ("empty",))
     source = WebQADataset(data_dir=webqa, paraphrase_model="demo")
     given = ["--dataset", "webqa", "--data_dir", webqa, "--num_paraphrases", 1, "--seed", 2]
     given += ["--max_new_tokens", 2, "--drop", "--max_attempts", 1, "--max_samples", 1]
@@ -232,7 +233,7 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
     assert "no paraphrase left of 1 of 1 questions: 'who rules peru?'; draw more" in sentence
     argv = given_command(sentence)
     assert argv[-5:] == ["--max_attempts", "2", "--max_samples", "1", "--overwrite"]
-    monkeypatch.setattr(drawing, "reasons", lambda text, **_: ())
+    monkeypatch.setattr(candidates, "rejection_reasons", lambda text, **_: ())
     assert run_script(paraphrase, *argv) == 0
     identity = read_manifest(here / "data/webqa/demo/paraphrases")["identity"]
     assert identity["max_attempts"] == 2 and identity["sampling"]["seed"] == 2

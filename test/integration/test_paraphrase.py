@@ -17,16 +17,22 @@ from tiny import TinyTokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import paraphrase
-from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data import Record, load_dataset, prompt_template
 from self_ensemble.data.result_files import read_manifest
+from self_ensemble.experiment import check_paraphrases, paraphrase_run
+from self_ensemble.experiment.config import ParaphraseRunConfig
 from self_ensemble.experiment.journal import Journal
-from self_ensemble.generation import legacy, sampling
-from self_ensemble.generation.legacy import Engine, logit_streams
-from self_ensemble.paraphrasing import drawing
-from self_ensemble.paraphrasing import quality_filter as gate
+from self_ensemble.generation import loading, sampling
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.sampling import Sampling
+from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.streams import logit_streams
+from self_ensemble.paraphrasing import candidates, prompts, quality_filter
+from self_ensemble.paraphrasing.candidates import Candidates
 from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.lock import held
 
@@ -50,7 +56,7 @@ QUESTIONS = [
 @pytest.fixture(autouse=True)
 def small_table(monkeypatch):
     """The real table of words takes seconds to read."""
-    for module in (drawing, paraphrase):
+    for module in (paraphrase_run, check_paraphrases):
         monkeypatch.setattr(module, "load_casing", lambda: {"Faust": -1.0})
 
 
@@ -167,7 +173,7 @@ def test_draws_are_those_of_stock_forwards(plain):
     for row, (uuid, attempt) in [(QUESTIONS[0], ("u0", 0)), (QUESTIONS[1], ("u1", 2))]:
         question = row.get("question") or row["paraphrases"][0]
         prompt = prompt_template(
-            *drawing.PROMPTS["sentences" if "[MASK]" in question else "questions"]
+            *prompts.PROMPTS["sentences" if "[MASK]" in question else "questions"]
         )
         ids = tokenizer(prompt.render(question))["input_ids"]
         text, tokens = "", []
@@ -190,17 +196,14 @@ def test_streams_of_other_models_are_sampled_like_stock(architecture):
     segments = [(20, 21, 22, 23), (30,), (40, 41), (50, 51, 52, 53, 54, 55)]
     draws = [(f"u{i}", i) for i in range(len(segments))]
     with FlexAttentionWrapper(model, "eager") as wrapper:
-        engine = Engine(model, TinyTokenizer(), wrapper, ignore_stops=True)
-        engine.set_prefix(prefix)
-        groups = [logit_streams(SplitQuestion((s,), tail), len(prefix)) for s in segments]
-        batches = engine.generate(
-            groups,
-            fusion=Fusion(),
-            combine=legacy.sampler(draws, seed=3, temperature=1.0, top_p=0.8),
+        request = Request(
+            prefix,
+            [logit_streams(SplitQuestion((s,), tail), len(prefix)) for s in segments],
             max_new_tokens=5,
-            batch_size=3,
-            weights=legacy.fresh_state(len(groups)),
+            stop=NeverStop(),
+            sampling=Sampling(temperature=1.0, top_p=0.8, seed=3, keys=draws),
         )
+        batches = Engine(model, TinyTokenizer(), wrapper).generate(request, batch_size=3)
         got = {index: answer.token_ids for batch in batches for index, answer in batch}
     for index, segment in enumerate(segments):
         tokens = []
@@ -229,15 +232,15 @@ def test_a_seed_changes_every_question(plain, questions, tmp_path):
 
 
 def test_a_batch_that_ran_out_of_memory_is_drawn_the_same(plain, questions, tmp_path, monkeypatch):
-    forward, calls = Engine.forward, []
+    fused, calls = Forward.fused, []
 
     def failing(self, ids, positions):
         calls.append(len(ids))
         if len(calls) == 4:  # some steps into the first batch
             raise torch.OutOfMemoryError
-        return forward(self, ids, positions)
+        return fused(self, ids, positions)
 
-    monkeypatch.setattr(Engine, "forward", failing)
+    monkeypatch.setattr(Forward, "fused", failing)
     stem = made(questions, tmp_path)
     assert read_manifest(stem)["counts"]["out_of_memory"] == 1
     assert contents(stem) == contents(plain)
@@ -320,14 +323,18 @@ def test_a_run_goes_on_where_it_was_stopped(plain, questions, tmp_path, monkeypa
 
 
 def test_a_journal_of_other_draws_is_not_taken(questions, tmp_path, monkeypatch, capsys):
-    """As when another version of the gate planned what is drawn again."""
+    """As when another version of the filter planned what is drawn again."""
     argv = arguments(questions, tmp_path, "--drop", "--max_attempts", 2)
     with monkeypatch.context() as patch:
         stop_after(patch, 5, RuntimeError)
-        patch.setattr(drawing, "reasons", lambda text, **_: ("empty",) if "a" in text else ())
+        patch.setattr(
+            candidates, "rejection_reasons", lambda text, **_: ("empty",) if "a" in text else ()
+        )
         with pytest.raises(RuntimeError):
             run_script(paraphrase, *argv)
-    monkeypatch.setattr(drawing, "reasons", lambda text, **_: () if "a" in text else ("empty",))
+    monkeypatch.setattr(
+        candidates, "rejection_reasons", lambda text, **_: () if "a" in text else ("empty",)
+    )
     assert run_script(paraphrase, *argv) == 2
     assert "does not fit what is to be drawn" in capsys.readouterr().err
 
@@ -336,7 +343,7 @@ KILLED = """
 import os, signal, sys
 import paraphrase
 from self_ensemble.experiment.journal import Journal
-from self_ensemble.paraphrasing import drawing
+from self_ensemble.experiment import paraphrase_run
 
 add = Journal.add
 
@@ -346,7 +353,7 @@ def deadly(self, name, *args):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal.add = deadly
-drawing.load_casing = paraphrase.load_casing = lambda: {"Faust": -1.0}
+paraphrase_run.load_casing = lambda: {"Faust": -1.0}
 paraphrase.main(paraphrase.parse_args())
 """
 
@@ -369,7 +376,7 @@ def test_a_finished_file_is_not_made_again(plain, questions, tmp_path, monkeypat
     folder = plain.parents[2]
     before = contents(plain)
     with monkeypatch.context() as patch:
-        patch.setattr(legacy, "loaded_engine", None)  # calling it would fail
+        patch.setattr(loading, "loaded_engine", None)  # calling it would fail
         for more in ((), ("--max_samples", 2), ("--batch_size", 9)):
             assert made(questions, folder, *more) == plain
             assert "is finished already; --overwrite makes it again" in capsys.readouterr().err
@@ -400,7 +407,7 @@ def test_more_questions_than_a_finished_file_has_are_drawn(questions, plain, tmp
 def test_a_file_of_the_users_is_not_replaced(questions, tmp_path, capsys, monkeypatch, name):
     own = tmp_path / name
     own.write_text('{"identity": {}, "num_questions": 1}\n')
-    monkeypatch.setattr(legacy, "loaded_engine", None)  # calling it would fail
+    monkeypatch.setattr(loading, "loaded_engine", None)  # calling it would fail
     output = tmp_path / "mine.jsonl"
     file = write_jsonl(tmp_path / "checked.jsonl", CHECKED[:2])
     for argv in (["--dataset", questions], ["--check", file, "--drop"]):
@@ -410,7 +417,7 @@ def test_a_file_of_the_users_is_not_replaced(questions, tmp_path, capsys, monkey
     assert own.read_text().startswith('{"identity": {}')
 
 
-# ---- the gate --------------------------------------------------------------------------------
+# ---- the quality filter ----------------------------------------------------------------------
 
 
 def odd_is_wrong(text, **_):
@@ -419,7 +426,7 @@ def odd_is_wrong(text, **_):
 
 def test_what_is_dropped_is_drawn_again(questions, tmp_path, monkeypatch, capsys):
     """With --drop the file holds the first of the draws that pass, in the order of attempts."""
-    monkeypatch.setattr(drawing, "reasons", odd_is_wrong)
+    monkeypatch.setattr(candidates, "rejection_reasons", odd_is_wrong)
     attempts = 3
     every = drawn(made(questions, tmp_path / "all", "--num_paraphrases", NUM * attempts))
     capsys.readouterr()
@@ -448,8 +455,8 @@ def test_what_is_dropped_is_drawn_again(questions, tmp_path, monkeypatch, capsys
     assert run_script(paraphrase, *argv) == paraphrase.SHORT_STATUS  # and so it stays
 
 
-def test_draws_go_through_the_gate(plain):
-    """The report says what the gate finds in each of the draws."""
+def test_draws_go_through_the_quality_filter(plain):
+    """The report says what the filter finds in each of the draws."""
     with open(f"{plain}_report.csv", encoding="utf-8", newline="") as file:
         told = {
             (r["uuid"], r["paraphrase"]): json.loads(r["reasons"]) for r in csv.DictReader(file)
@@ -459,7 +466,7 @@ def test_draws_go_through_the_gate(plain):
         earlier = []
         for said in row["paraphrases"]:
             reported = told.get((row["uuid"], said), [])
-            wrong = gate.reasons(
+            wrong = quality_filter.rejection_reasons(
                 said,
                 question=row["question"],
                 answers=row["answers"],
@@ -476,19 +483,19 @@ def test_draws_go_through_the_gate(plain):
 
 
 def test_an_example_of_the_prompt_is_no_paraphrase():
-    shot = drawing.PROMPTS["questions"][1][0]
+    shot = prompts.PROMPTS["questions"][1][0]
     for question, found in [("Who?", True), (shot.question, False)]:
-        asked = drawing.Asked(Record("u", (question,), ("x",)))
+        asked = Candidates(Record("u", (question,), ("x",)))
         for text in (shot.question, shot.answer):
-            asked.judge(text, truncated=False, casing=None)
-        assert ["echo" in wrong for _, wrong in asked.draws] == [found, True]
+            asked.add(text, truncated=False, casing=None)
+        assert ["echo" in wrong for _, wrong in asked.texts] == [found, True]
 
 
 def test_a_draw_that_came_before_is_a_copy():
-    asked = drawing.Asked(Record("u", ("Who was it?",), ("x",)))
+    asked = Candidates(Record("u", ("Who was it?",), ("x",)))
     for text in ("Who is it?", "who is IT", "Whose is it?"):
-        asked.judge(text, truncated=False, casing=None)
-    assert [wrong for _, wrong in asked.draws] == [(), ("copy_of_another",), ()]
+        asked.add(text, truncated=False, casing=None)
+    assert [wrong for _, wrong in asked.texts] == [(), ("copy_of_another",), ()]
     assert asked.paraphrases(drop=True) == ["Who is it?", "Whose is it?"]
     assert asked.paraphrases(drop=False) == ["Who is it?", "who is IT", "Whose is it?"]
 
@@ -511,7 +518,8 @@ def test_check_reports_and_drops_without_a_model(tmp_path):
     script = """
 import sys, paraphrase
 from self_ensemble.cli import parser as cli
-paraphrase.load_casing = lambda: None
+from self_ensemble.experiment import check_paraphrases
+check_paraphrases.load_casing = lambda: None
 status = 0
 try:
     cli.run(paraphrase.main, paraphrase.parse_args(sys.argv[1:]))
@@ -582,9 +590,9 @@ def test_the_chat_template_of_the_model_is_used(tmp_path):
 
 
 def test_each_kind_has_its_prompt():
-    templates = drawing.plain_templates()
+    templates = prompts.plain_templates()
     for kind, mask in (("questions", 0), ("sentences", 1)):
-        examples = drawing.PROMPTS[kind][1]
+        examples = prompts.PROMPTS[kind][1]
         assert len(examples) >= 5
         for shot in examples:
             assert shot.question.count("[MASK]") == shot.answer.count("[MASK]") == mask
@@ -635,9 +643,11 @@ def test_the_questions_are_not_written_over(questions, tmp_path, capsys, monkeyp
 
 
 def test_defaults_stand_once():
-    args = paraphrase.parse_args([])
-    assert (args.dataset, args.model, args.num_paraphrases, args.seed) == ("demo", "demo", 5, 0)
-    assert (args.max_attempts, args.drop, args.chat_template) == (5, False, False)
+    config = paraphrase.parse_args([])
+    assert config == ParaphraseRunConfig()
+    assert (config.dataset, config.model.name, config.paraphrases.num_paraphrases) == (
+        *("demo", "demo", 5),
+    )
     assert paraphrase.parse_args(["--check", "f.jsonl"]).num_paraphrases == 1
 
 

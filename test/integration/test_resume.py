@@ -19,7 +19,8 @@ import flex_attention_generate
 import generate
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.experiment import journal
-from self_ensemble.generation.legacy import Engine
+from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.forward import Forward
 from self_ensemble.system import files, lock
 from self_ensemble.system.errors import UserError
 
@@ -179,13 +180,13 @@ def test_answered_batches_are_not_answered_again(command, tmp_path, monkeypatch,
     argv = command(tmp_path)
     assert interrupt(monkeypatch, generate, argv, 3)
     answered = []
-    real = Engine._answer_what_fits
+    real = Engine.generate
 
-    def answer(self, batch, *rest):
-        answered.append(list(batch))
-        return real(self, batch, *rest)
+    def generate_batches(self, request, *, batches, **settings):
+        answered.extend(batches)
+        return real(self, request, batches=batches, **settings)
 
-    monkeypatch.setattr(Engine, "_answer_what_fits", answer)
+    monkeypatch.setattr(Engine, "generate", generate_batches)
     capsys.readouterr()
     assert run_script(generate, *argv) == 0
     assert len(answered) == 1 and len(answered[0]) == 1  # 2 + 2 + 2 were there
@@ -219,14 +220,14 @@ def test_what_computed_it_is_told_where_it_changed(command, tmp_path, monkeypatc
 
 def test_a_halved_batch_stays_halved(command, tmp_path, monkeypatch):
     """Batch size after memory ran out is part of what a killed run goes on with."""
-    real = Engine._answer
+    real = Forward.fused
 
-    def answer(self, groups, *rest):
-        if len(groups) > 1:
+    def fused(self, ids, positions):
+        if len(ids) > 3:  # rows: the paraphrases of more than one question
             raise torch.OutOfMemoryError("injected")
-        return real(self, groups, *rest)
+        return real(self, ids, positions)
 
-    monkeypatch.setattr(Engine, "_answer", answer)
+    monkeypatch.setattr(Forward, "fused", fused)
     argv = [command(tmp_path / name) for name in ("undisturbed", "killed", "elsewhere")]
     assert run_script(generate, *argv[0]) == 0
     for killed in argv[1:]:
@@ -411,7 +412,7 @@ def test_a_damaged_file_is_told_before_anything_is_answered(command, tmp_path, c
     assert run_script(generate, *command(tmp_path, "--max_samples", 3)) == 0
     path = next(tmp_path.rglob("*.feather"))
     path.write_bytes(path.read_bytes()[:100])
-    assert f"cannot read {path}" in refused(capsys, generate, command(tmp_path))
+    assert f"{path} is not a whole feather file" in refused(capsys, generate, command(tmp_path))
     assert not any(tmp_path.rglob("*.journal"))
 
 
@@ -618,7 +619,7 @@ def test_ctrl_c_before_any_answer(command, tmp_path, monkeypatch, capsys, argv):
     def loaded_engine(*args, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("self_ensemble.generation.legacy.loaded_engine", loaded_engine)
+    monkeypatch.setattr("self_ensemble.generation.loading.loaded_engine", loaded_engine)
     monkeypatch.setattr(os, "_exit", sys.exit)  # which would end the tests too
     assert run_script(generate, *command(tmp_path, *argv)) == 130
     assert capsys.readouterr().err == (

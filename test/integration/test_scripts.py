@@ -39,7 +39,7 @@ from self_ensemble.data.result_files import (
     read_manifest,
     read_results,
 )
-from self_ensemble.experiment import run as pipeline
+from self_ensemble.experiment.run import result_row
 from self_ensemble.models import loading
 from self_ensemble.system import console as progress
 
@@ -277,7 +277,7 @@ def test_a_finished_file_is_not_made_again(run, tmp_path, monkeypatch, script):
         raise AssertionError("the model is loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr("self_ensemble.generation.legacy.loaded_engine", loaded_engine)
+        patch.setattr("self_ensemble.generation.loading.loaded_engine", loaded_engine)
         # None of these is part of what the answers depend on.
         for argv in (
             [],
@@ -534,7 +534,7 @@ def test_one_wording_is_stock_generation(small, run, script, argv, wording):
 def test_prediction_is_the_first_line_that_holds_anything(generation, prediction):
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: generation)
     answer = SimpleNamespace(token_ids=(1,), logprobs=(-1.0, -0.5), truncated=False)
-    row = pipeline.result_row(Record("u", ("p",), ("a",)), answer, tokenizer)
+    row = result_row(Record("u", ("p",), ("a",)), answer, tokenizer)
     assert (row["prediction"], row["generation"], row["logprob"]) == (prediction, generation, -1.5)
     assert "relation" not in row
 
@@ -606,7 +606,7 @@ def test_a_chat_template_that_prints_the_date_makes_another_prompt(
     }
     with monkeypatch.context() as patch:
         patch.setattr(
-            "self_ensemble.generation.legacy.loaded_engine", None
+            "self_ensemble.generation.loading.loaded_engine", None
         )  # the weights are not needed to tell
         assert "is finished already" in run(script, *argv).err
         monkeypatch.setattr(Clock, "today", datetime(2026, 2, 1))
@@ -627,9 +627,9 @@ def test_both_spellings_of_flags(script):
 
 
 def test_num_ensemble_is_num_paraphrases():
-    assert generate.parse_args(["--num-ensemble", "7"]).num_paraphrases == 7
-    assert generate.parse_args([]).num_paraphrases == 5
-    assert generate.parse_args(["--method", "origin"]).num_paraphrases == 5
+    assert generate.parse_args(["--num-ensemble", "7"]).questions.options.num_paraphrases == 7
+    assert generate.parse_args([]).questions.options.num_paraphrases == 5
+    assert generate.parse_args(["--method", "origin"]).questions.options.num_paraphrases == 5
 
 
 BAD = {

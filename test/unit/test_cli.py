@@ -1,5 +1,6 @@
 """The command line that the scripts share: flags, types, and how mistakes are told."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from self_ensemble.cli import parser as cli
+from self_ensemble.cli.flags import add_common_arguments
+from self_ensemble.cli.parser import Parser, run
+from self_ensemble.cli.types import positive_int, weight_list
 from self_ensemble.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +35,7 @@ DEFAULTS = {
     "num_few_shot": None,
     "chat_template": False,
     "max_new_tokens": 20,
-    "batch_size": "auto",
+    "batch_size": None,
     "output_dir": Path("results"),
     "overwrite": False,
     "verbose": False,
@@ -41,27 +44,28 @@ DEFAULTS = {
 }
 SCRIPT = """
 import sys
-from self_ensemble.cli import parser as cli
+from self_ensemble.cli.flags import add_common_arguments
+from self_ensemble.cli.parser import Parser, run
 from self_ensemble.system.errors import UserError
 def main(args):
     {body}
-parser = cli.Parser(description="What it does.")
-cli.add_common_arguments(parser)
-cli.run(main, parser.parse_args())
+parser = Parser(description="What it does.")
+add_common_arguments(parser)
+run(main, parser.parse_args())
 """
 
 
 def make_parser():
-    parser = cli.Parser()
-    cli.add_common_arguments(parser)
-    parser.add_argument("--weights", type=cli.weight_list)
+    parser = Parser()
+    add_common_arguments(parser)
+    parser.add_argument("--weights", type=weight_list)
     parser.add_argument("--fusion_tau", type=float, default=0.0)
     # A second name for a shared flag must not bring a second default.
     parser.add_argument(
         "--num_ensemble",
         dest="num_paraphrases",
-        type=cli.positive_int,
-        default=cli.argparse.SUPPRESS,
+        type=positive_int,
+        default=argparse.SUPPRESS,
     )
     return parser
 
@@ -129,7 +133,7 @@ def test_flag_in_both_spellings(name):
         (["--fusion-tau", "-0.5"], "fusion_tau", -0.5),
         (["--fusion-tau", "-.5"], "fusion_tau", -0.5),
         (["--num-ensemble", "7"], "num_paraphrases", 7),
-        (["--batch-size", "auto"], "batch_size", "auto"),
+        (["--batch-size", "auto"], "batch_size", None),
         (["--indexs", "0"], "indexs", (0,)),
         (["--instruction", "--answer-in one word"], "instruction", "--answer-in one word"),
         (["--instruction=--answer-in"], "instruction", "--answer-in"),
@@ -227,13 +231,13 @@ def test_run_leaves_faults_of_the_program_alone():
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        cli.run(main, make_parser().parse_args([]))
+        run(main, make_parser().parse_args([]))
 
 
 def test_run_passes_the_arguments():
     seen = []
     args = make_parser().parse_args(["--max_samples", "2"])
-    cli.run(seen.append, args)
+    run(seen.append, args)
     assert seen == [args]
     with pytest.raises(SystemExit):
-        cli.run(lambda args: (_ for _ in ()).throw(UserError("x")), args)
+        run(lambda args: (_ for _ in ()).throw(UserError("x")), args)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import resource
 import shutil
 import stat
@@ -17,14 +16,11 @@ from writing import make_frame, make_manifest
 
 from self_ensemble.data import result_files as results
 from self_ensemble.data.result_files import (
-    attention_method_name,
     count_finished,
     fingerprint,
     read_manifest,
     read_results,
     result_file,
-    result_stem,
-    run_name,
     safe_name,
     write_results,
 )
@@ -32,7 +28,6 @@ from self_ensemble.system import files
 from self_ensemble.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-DEFAULTS = {"layout": "shared", "positions": "exact", "fusion": "mean"}
 # What breaks tables: quotes, separators, line ends of every kind, other scripts, JSON look-alikes.
 TEXTS = [
     "",
@@ -64,34 +59,6 @@ def names_in(folder):
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({}, "flex_attention"),
-        ({"layout": "concat"}, "flex_attention-concat"),
-        ({"positions": "left"}, "flex_attention-left"),
-        ({"positions": "left", "fusion": "joint"}, "flex_attention-left-joint"),
-        (
-            {"layout": "concat", "positions": "sequential", "fusion": "joint"},
-            "flex_attention-concat-sequential-joint",
-        ),
-    ],
-)
-def test_attention_runs_are_named_by_what_differs_from_the_defaults(changed, expected):
-    assert attention_method_name(DEFAULTS | changed, DEFAULTS) == expected
-
-
-def test_stem_of_a_plain_run_and_of_chosen_paraphrases():
-    plain = result_stem("out", "demo", "demo", run_name("avg", num_paraphrases=5))
-    assert plain == Path("out/demo/demo/avg-5")
-    chosen = [0, 2, 4]
-    name = run_name("avg", num_paraphrases=3, indexs=chosen)
-    stem = result_stem("out", "demo", "demo", name, indexs=chosen)
-    assert stem == Path("out/demo/demo/diversity/avg-0_2_4")
-    with pytest.raises(AssertionError):
-        result_stem("out", "demo", "demo", "avg-3", indexs=chosen)
-
-
-@pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("llama3.2_3b_it", "llama3.2_3b_it"),
@@ -109,18 +76,6 @@ def test_stem_of_a_plain_run_and_of_chosen_paraphrases():
 )
 def test_safe_name(name, expected):
     assert safe_name(name) == expected
-
-
-def test_stem_stays_under_output_dir_whatever_the_names_hold(tmp_path):
-    rng = random.Random(0)
-    pieces = ["..", ".", "/", "\\", "~", "a", "\0", "\n", "-", " ", "é", "\udc80", "x" * 300]
-    for _ in range(500):
-        names = ["".join(rng.choices(pieces, k=rng.randrange(6))) for _ in range(3)]
-        stem = result_stem(tmp_path, *names)
-        assert len(stem.relative_to(tmp_path).parts) == 3, names
-        assert stem.resolve().is_relative_to(tmp_path.resolve()), names
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        result_file(stem, ".feather").touch()
 
 
 def test_long_names_that_differ_at_the_end_stay_different():

@@ -1,4 +1,4 @@
-"""The gate: each reason by cases that have it and cases that must not, and what words are."""
+"""The quality filter: each reason by cases with it and cases without it, and what words are."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from self_ensemble.paraphrasing import prompts as rewording
-from self_ensemble.paraphrasing import quality_filter as gate
+from self_ensemble.paraphrasing import quality_filter
 
 # Log-probabilities as the table of words has them: names more often with a capital.
 CASING = {
@@ -39,7 +39,9 @@ CASING = {
 
 
 def found(paraphrase, question, answers=("Zanzibar",), casing=None, **more):
-    return gate.reasons(paraphrase, question=question, answers=answers, casing=casing, **more)
+    return quality_filter.rejection_reasons(
+        paraphrase, question=question, answers=answers, casing=casing, **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def found(paraphrase, question, answers=("Zanzibar",), casing=None, **more):
     ],
 )
 def test_words(text, expected):
-    assert gate.words(text) == tuple(expected.split())
+    assert quality_filter.words(text) == tuple(expected.split())
 
 
 # paraphrase, question → reasons; the answer is Zanzibar
@@ -107,8 +109,10 @@ def test_reasons(paraphrase, question, expected):
 def test_every_reason_has_a_case_and_a_name():
     seen = {reason for *_, expected in CASES for reason in expected.split()}
     elsewhere = {"truncated", "refused", "copy_of_another"}
-    assert seen | elsewhere == set(gate.REASONS)
-    assert all(f"| {reason} |" in gate.__doc__ for reason in gate.REASONS)
+    assert seen | elsewhere == set(quality_filter.REJECTION_REASONS)
+    assert all(
+        f"| {reason} |" in quality_filter.__doc__ for reason in quality_filter.REJECTION_REASONS
+    )
 
 
 PERU = "who is the president of peru"
@@ -165,7 +169,7 @@ def test_announcements_and_refusals(paraphrase, question, expected):
     ],
 )
 def test_a_file_may_mix_questions_and_sentences_with_a_gap(question, paraphrases, lost):
-    found = gate.verdicts(paraphrases, question=question, answers=(), casing=None)
+    found = quality_filter.verdicts(paraphrases, question=question, answers=(), casing=None)
     assert ["lost_mask" in wrong for wrong in found] == list(map(bool, lost))
 
 
@@ -196,7 +200,7 @@ def test_truncated_and_several_at_once_in_order():
     ],
 )
 def test_leaked_answer(answer, paraphrase, question, leaks):
-    assert gate.leaks(answer, paraphrase, question) == leaks
+    assert quality_filter.leaks(answer, paraphrase, question) == leaks
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_leaked_answer(answer, paraphrase, question, leaks):
 )
 def test_names_with_a_table_of_words(question, expected):
     known = dict.fromkeys(["is", "a", "capital", "it", "under", "lives", "sings", "century"], -5.0)
-    assert gate.names(question, CASING | known) == tuple(expected.split())
+    assert quality_filter.names(question, CASING | known) == tuple(expected.split())
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ def test_names_with_a_table_of_words(question, expected):
     ],
 )
 def test_names_without_the_table(question, expected):
-    assert gate.names(question, None) == tuple(expected.split())
+    assert quality_filter.names(question, None) == tuple(expected.split())
 
 
 @pytest.mark.parametrize(
@@ -267,11 +271,11 @@ def test_names_without_the_table(question, expected):
     ],
 )
 def test_kept_name(name, said, kept):
-    assert bool(gate.lost_names(said, f"What is it of {name}?", None)) != kept
+    assert bool(quality_filter.lost_names(said, f"What is it of {name}?", None)) != kept
 
 
 def test_copies_of_each_other():
-    verdicts = gate.verdicts(
+    verdicts = quality_filter.verdicts(
         [
             "Whose flag is it?",
             "A: What flag is it?",  # worse than the next, which so is no copy
@@ -291,7 +295,7 @@ def test_copies_of_each_other():
 
 
 def test_without_a_question_the_first_paraphrase_stands_for_it():
-    verdicts = gate.verdicts(
+    verdicts = quality_filter.verdicts(
         ["Zanzibar is in [MASK].", "zanzibar is in [MASK]", "In which land? [MASK]", "In [MASK]."],
         question=None,
         answers=["Tanzania", "Zanzibar"],
@@ -319,7 +323,7 @@ def test_a_copy_is_known_however_it_is_written(texts, data):
     gap = st.sampled_from([" ", "  ", ", ", " - ", "\u00a0", "; “"])
     said = "".join(word + data.draw(gap) for word in written)
     original = " ".join(texts)
-    assert gate.key(said) == gate.key(original)
+    assert quality_filter.key(said) == quality_filter.key(original)
     assert "copy_of_question" in found(said, original)
 
 
@@ -327,8 +331,13 @@ def test_a_copy_is_known_however_it_is_written(texts, data):
 @given(st.text(max_size=40), st.text(max_size=40), st.lists(st.text(max_size=8), max_size=2))
 def test_any_text_is_judged(paraphrase, question, answers):
     reasons = found(paraphrase, question, answers, CASING)
-    assert list(reasons) == [reason for reason in gate.REASONS if reason in reasons]
-    assert gate.key(paraphrase) != gate.key(question) or {"empty", "copy_of_question"} & {*reasons}
+    assert list(reasons) == [
+        reason for reason in quality_filter.REJECTION_REASONS if reason in reasons
+    ]
+    assert quality_filter.key(paraphrase) != quality_filter.key(question) or {
+        "empty",
+        "copy_of_question",
+    } & {*reasons}
 
 
 @pytest.mark.parametrize(
@@ -341,7 +350,7 @@ def test_the_prompts_own_examples_pass(examples):
 
 
 def test_an_example_of_the_prompt_is_an_echo():
-    echoes = {gate.key("Where is Lima?")}
+    echoes = {quality_filter.key("Where is Lima?")}
     assert found("where is LIMA", "Where is Rome?", echoes=echoes) == ("echo", "lost_name")
 
 
@@ -352,7 +361,7 @@ def test_report():
         ("u2", "x" * 80, ("lost_name",)),
         ("u3", "y", ()),
     ]
-    lines = gate.report_lines(judged)
+    lines = quality_filter.report_lines(judged)
     assert max(map(len, lines)) <= 100
     cells = {line.split()[0]: line.split() for line in lines}
     assert cells["lost_name"][1:3] == ["2", "0.5000"]
@@ -360,7 +369,7 @@ def test_report():
     assert cells["many_lines"][3:] == ["'a", '"b",\\nc' + "d" * 43 + "..."]
     assert cells["empty"] == ["empty", "0", "0.0000"]
     assert lines[-1].split() == ["any", "of", "these", "2", "0.5000", "of", "4", "paraphrases"]
-    rows = list(csv.DictReader(io.StringIO(gate.report_csv(judged), newline="")))
+    rows = list(csv.DictReader(io.StringIO(quality_filter.report_csv(judged), newline="")))
     assert [(r["uuid"], r["paraphrase"], json.loads(r["reasons"])) for r in rows] == [
         (uuid, text, list(wrong)) for uuid, text, wrong in judged if wrong
     ]

@@ -1,0 +1,390 @@
+"""The flags that several scripts share, group by group, and the configurations made of them.
+
+A group is added by `add_*_arguments`, checked by `check_*_arguments`, and becomes a configuration
+by the function named after it. Defaults are the configurations' own. Nothing heavy is imported
+here, so that --help answers at once.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from self_ensemble.cli.types import (
+    auto_or_positive_int,
+    device_name,
+    finite_float,
+    index_list,
+    non_negative_int,
+    positive_int,
+    weight_list,
+)
+from self_ensemble.data.names import (
+    DEFAULT_NUM_AUTO,
+    DEFAULT_NUM_FEW_SHOT,
+    DEFAULT_NUM_MANUAL,
+    DEFAULT_SEED,
+)
+from self_ensemble.data.registry import (
+    DATASET_OPTIONS,
+    SOURCE_OPTIONS,
+    DatasetOptions,
+    check_options,
+    dataset_names,
+    users_of,
+)
+from self_ensemble.experiment.config import (
+    ExperimentConfig,
+    LemmaConfig,
+    MethodConfig,
+    OutputConfig,
+    PromptConfig,
+    QuestionConfig,
+)
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.methods.config import FUSION_NAMES, POSITIONS, AttentionFusionConfig
+from self_ensemble.models.config import ModelConfig
+from self_ensemble.system.errors import UserError
+
+
+class Flags(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *name_or_flags: str, **kwargs: Any) -> argparse.Action: ...
+
+
+def add_question_arguments(
+    parser: argparse.ArgumentParser, *, max_samples: int | None = None
+) -> None:
+    """What `read_questions` asks for but the prompt; ``max_samples`` is a default."""
+    data = parser.add_argument_group("questions")
+    data.add_argument(
+        "--dataset",
+        default=QuestionConfig.dataset,
+        metavar="NAME|FILE",
+        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file with "
+        "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... "
+        "(default: %(default)s)",
+    )
+    add_source_arguments(data)
+    data.add_argument(
+        "--paraphrase_model",
+        metavar="NAME",
+        help=f"{_users('paraphrase_model')}: the model whose paraphrases are taken, as "
+        "paraphrase.py --model had it "
+        "(default: that of --model)",
+    )
+    data.add_argument(
+        "--num_manual",
+        type=non_negative_int,
+        metavar="M",
+        help=f"{_users('num_manual')}: how many manual paraphrases of each question are drawn "
+        f"(default: {DEFAULT_NUM_MANUAL})",
+    )
+    data.add_argument(
+        "--num_auto",
+        type=non_negative_int,
+        metavar="A",
+        help=f"{_users('num_auto')}: and how many automatic ones; they are mixed, and "
+        f"--num_paraphrases or --indexs takes from the mixture (default: {DEFAULT_NUM_AUTO})",
+    )
+    data.add_argument(
+        "--seed",
+        type=non_negative_int,
+        help=f"{_users('seed')}: what the draw depends on, with the question's uuid "
+        f"(default: {DEFAULT_SEED})",
+    )
+    data.add_argument(
+        "--num_paraphrases",
+        type=positive_int,
+        metavar="N",
+        help="the first N paraphrases of each question "
+        f"(default: {DatasetOptions.num_paraphrases})",
+    )
+    data.add_argument(
+        "--num_samples",
+        dest="num_paraphrases",
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="another name of --num_paraphrases",
+    )
+    data.add_argument(
+        "--indexs",
+        type=index_list,
+        metavar="I,J,...",
+        help="these paraphrases instead, counted from 0",
+    )
+    data.add_argument(
+        "--max_samples",
+        type=positive_int,
+        default=max_samples,
+        metavar="N",
+        help=f"the first N questions (default: {max_samples or 'all'})",
+    )
+
+
+def add_source_arguments(data: Flags) -> None:
+    """Where a dataset's tables are from."""
+    data.add_argument(
+        "--data_dir",
+        type=Path,
+        metavar="FOLDER",
+        help=f"{_users('data_dir')}: a folder with the tables as files, instead of the hub",
+    )
+    data.add_argument(
+        "--dataset_revision",
+        metavar="REVISION",
+        help=f"{_users('dataset_revision')}: branch, tag or commit of the dataset on the hub",
+    )
+
+
+def _users(option: str) -> str:
+    return ", ".join(users_of(option))
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is run."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default=ModelConfig.name,
+        help="alias of constants.py, hub id, or folder (default: %(default)s)",
+    )
+    model.add_argument("--revision", help="branch, tag or commit of the model on the hub")
+    model.add_argument(
+        "--device",
+        type=device_name,
+        default=ModelConfig.device,
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="auto: the first GPU if there is one (default: %(default)s)",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default=ModelConfig.dtype,
+        help="number format of the weights (default: %(default)s)",
+    )
+    model.add_argument(
+        "--attention",
+        choices=("auto", "flex", "sdpa", "eager"),
+        default=ModelConfig.attention,
+        help="how attention is computed; what is asked for and not to be had is an error, "
+        "only auto falls back (default: %(default)s)",
+    )
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands around the paraphrase."""
+    prompt = parser.add_argument_group("prompt")
+    prompt.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what the prompt begins with (default: the dataset's own)",
+    )
+    prompt.add_argument(
+        "--few_shot",
+        type=Path,
+        metavar="FILE",
+        help="solved examples, jsonl with question (or paraphrases) and answer "
+        "(default: the dataset's own)",
+    )
+    prompt.add_argument(
+        "--num_few_shot",
+        type=non_negative_int,
+        metavar="N",
+        help=f"how many of them to show, at most (default: {DEFAULT_NUM_FEW_SHOT})",
+    )
+    add_chat_template_argument(prompt)
+
+
+def add_chat_template_argument(prompt: Flags) -> None:
+    prompt.add_argument(
+        "--chat_template",
+        action="store_true",
+        help="put the prompt into the model's own chat format (for instruct models)",
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that both generating scripts take, with their defaults."""
+    add_question_arguments(parser)
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
+    running = parser.add_argument_group("running")
+    add_length_argument(running)
+    running.add_argument(
+        "--batch_size",
+        type=auto_or_positive_int,
+        default=GenerationConfig.batch_size,
+        metavar="{auto,N}",
+        help="questions at a time; auto: what fits (default: auto)",
+    )
+    running.add_argument(
+        "--output_dir",
+        type=Path,
+        default=OutputConfig.folder,
+        metavar="FOLDER",
+        help="where the results are kept, in folders of datasets and models (default: %(default)s)",
+    )
+    running.add_argument("--overwrite", action="store_true", help="make finished results again")
+    running.add_argument("--verbose", action="store_true", help="say more while running")
+
+    lemmas = parser.add_argument_group("lemmas")
+    lemmas.add_argument(
+        "--lemmaize",
+        "--lemmatize",
+        action="store_true",
+        help="add the lemmas of predictions and answers to the finished result of this command "
+        "line; no language model is loaded",
+    )
+    lemmas.add_argument(
+        "--spacy_model",
+        metavar="NAME|FOLDER",
+        help="what lemmatises: a spaCy pipeline, or lookup for a table of words "
+        "(default: en_core_web_lg where it is installed, else lookup)",
+    )
+
+
+def add_length_argument(running: Flags) -> None:
+    running.add_argument(
+        "--max_new_tokens",
+        type=positive_int,
+        default=GenerationConfig.max_new_tokens,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+
+
+def add_fusion_arguments(method: Flags) -> None:
+    """How attention fusion fuses."""
+    method.add_argument(
+        "--positions",
+        choices=POSITIONS,
+        help="where the paraphrases stand (default: exact; left with joint fusion or where a "
+        "model's positions are learned)",
+    )
+    method.add_argument(
+        "--fusion",
+        choices=FUSION_NAMES,
+        default=AttentionFusionConfig.fusion,
+        help="mean of the paraphrases' attentions, or one softmax over all (default: %(default)s)",
+    )
+    method.add_argument(
+        "--fusion_tau",
+        type=finite_float,
+        default=AttentionFusionConfig.tau,
+        metavar="TAU",
+        help="mean fusion: weigh each paraphrase by its attention mass to this power "
+        "(default: %(default)s, equal weights)",
+    )
+    method.add_argument(
+        "--weights",
+        type=weight_list,
+        metavar="U,U,...",
+        help="a weight for each paraphrase (default: equal)",
+    )
+
+
+def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where shared flags do not go together."""
+    check_question_arguments(parser, args)
+    if args.spacy_model is not None and not args.lemmaize:
+        parser.error("--spacy_model: only --lemmaize uses it")
+    if args.lemmaize and args.overwrite:
+        parser.error("--overwrite makes a result again, --lemmaize adds to a finished one")
+
+
+def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where a flag of one dataset is given with another, or flags contradict.
+
+    Sets the number of paraphrases where nothing is said of it.
+    """
+    check_dataset_arguments(parser, args, DATASET_OPTIONS)
+    if args.num_manual == 0 and args.num_auto == 0:
+        parser.error("--num_manual 0 and --num_auto 0 leave nothing to ask")
+    if args.num_paraphrases is None:
+        args.num_paraphrases = DatasetOptions.num_paraphrases
+    elif args.indexs is not None:
+        parser.error("--num_paraphrases: --indexs says which paraphrases are taken")
+
+
+def check_origin_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where a flag chooses paraphrases, of which none is asked."""
+    of_paraphrases = [flag for flag in DATASET_OPTIONS if flag not in SOURCE_OPTIONS]
+    for flag in (*of_paraphrases, "num_paraphrases", "indexs"):
+        if getattr(args, flag) is not None:
+            parser.error(f"--{flag}: --method origin asks the original wording only")
+
+
+def check_dataset_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Iterable[str] = SOURCE_OPTIONS
+) -> None:
+    """Ends the program where one of these flags is given with a dataset that does not use it."""
+    try:
+        check_options(args.dataset, {flag: getattr(args, flag) for flag in flags})
+    except UserError as error:
+        parser.error(str(error))
+
+
+def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where these flags do not go together."""
+    if args.fusion == "joint" and args.fusion_tau != 0:
+        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
+    if args.fusion == "joint" and args.positions == "exact":
+        parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
+
+
+def question_config(args: argparse.Namespace) -> QuestionConfig:
+    """Of `add_question_arguments`, checked."""
+    names = ("max_samples", "num_paraphrases", "indexs", *DATASET_OPTIONS)
+    options = DatasetOptions(**{name: getattr(args, name) for name in names})
+    return QuestionConfig(dataset=args.dataset, options=options)
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    """Of `add_model_arguments`."""
+    return ModelConfig(
+        name=args.model,
+        revision=args.revision,
+        device=args.device,
+        dtype=args.dtype,
+        attention=args.attention,
+    )
+
+
+def prompt_config(args: argparse.Namespace) -> PromptConfig:
+    """Of `add_prompt_arguments`."""
+    return PromptConfig(
+        instruction=args.instruction,
+        few_shot=args.few_shot,
+        num_few_shot=args.num_few_shot,
+        chat_template=args.chat_template,
+    )
+
+
+def fusion_config(
+    args: argparse.Namespace, *, layout: str = AttentionFusionConfig.layout
+) -> AttentionFusionConfig:
+    """Of `add_fusion_arguments`, checked."""
+    return AttentionFusionConfig(
+        layout=layout,
+        positions=args.positions,
+        fusion=args.fusion,
+        tau=args.fusion_tau,
+        weights=args.weights,
+    )
+
+
+def experiment_config(args: argparse.Namespace, method: MethodConfig) -> ExperimentConfig:
+    """Of `add_common_arguments`, checked, and the method that a script's own flags ask for."""
+    return ExperimentConfig(
+        method=method,
+        questions=question_config(args),
+        prompt=prompt_config(args),
+        model=model_config(args),
+        generation=GenerationConfig(max_new_tokens=args.max_new_tokens, batch_size=args.batch_size),
+        output=OutputConfig(folder=args.output_dir, overwrite=args.overwrite),
+        lemmas=LemmaConfig(spacy_model=args.spacy_model) if args.lemmaize else None,
+        verbose=args.verbose,
+    )

@@ -1,0 +1,213 @@
+"""The flags of paraphrase.py, and the configurations made of them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from self_ensemble.cli.flags import (
+    add_chat_template_argument,
+    add_model_arguments,
+    add_source_arguments,
+    check_dataset_arguments,
+    model_config,
+)
+from self_ensemble.cli.parser import Parser
+from self_ensemble.cli.types import (
+    jsonl_path,
+    non_negative_int,
+    positive_float,
+    positive_fraction,
+    positive_int,
+)
+from self_ensemble.data import dataset_names
+from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
+from self_ensemble.generation.config import GenerationConfig, SamplingConfig
+from self_ensemble.paraphrasing.config import ParaphraseConfig
+
+# What --check has no use for.
+SAMPLING_FLAGS = (
+    *("dataset", "data_dir", "dataset_revision"),
+    *("model", "revision", "device", "dtype", "attention", "chat_template"),
+    *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
+    "verbose",
+)
+
+
+def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("questions")
+    data.add_argument(
+        "--dataset",
+        default=ParaphraseRunConfig.dataset,
+        metavar="NAME|FILE",
+        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file: of each "
+        "row the column question, else paraphrase 0, is put in other words (default: %(default)s)",
+    )
+    add_source_arguments(data)
+    data.add_argument(
+        "--max_samples",
+        type=positive_int,
+        metavar="N",
+        help="the first N questions (default: all)",
+    )
+    data.add_argument(
+        "--check",
+        metavar="FILE",
+        help="look through the paraphrases of this file instead; no model is loaded",
+    )
+
+    quality = parser.add_argument_group("paraphrases")
+    quality.add_argument(
+        "--num_paraphrases",
+        type=positive_int,
+        default=ParaphraseConfig.num_paraphrases,
+        metavar="N",
+        help="of each question; with --check --drop how many must be left (default: %(default)s; "
+        f"with --check {ParaphraseCheckConfig.num_paraphrases})",
+    )
+    quality.add_argument(
+        "--drop",
+        action="store_true",
+        help="take out what the quality filter rejects, and draw again; status 1 where too few "
+        "are left",
+    )
+    quality.add_argument(
+        "--max_attempts",
+        type=positive_int,
+        default=ParaphraseConfig.max_attempts,
+        metavar="N",
+        help="with --drop: how often each paraphrase is drawn at most (default: %(default)s)",
+    )
+
+    add_model_arguments(parser)
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument(
+        "--temperature",
+        type=positive_float,
+        default=SamplingConfig.temperature,
+        metavar="T",
+        help="above 0; lower keeps to the likelier tokens (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--top_p",
+        type=positive_fraction,
+        default=SamplingConfig.top_p,
+        metavar="P",
+        help="from the likeliest tokens that together have this probability (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--seed",
+        type=non_negative_int,
+        default=SamplingConfig.seed,
+        metavar="N",
+        help="what the draws depend on, with question and attempt (default: %(default)s)",
+    )
+    add_chat_template_argument(sampling)
+    sampling.add_argument(
+        "--max_new_tokens",
+        type=positive_int,
+        default=ParaphraseConfig.generation.max_new_tokens,
+        metavar="N",
+        help="longest paraphrase, in tokens (default: %(default)s)",
+    )
+    sampling.add_argument(
+        "--batch_size",
+        type=positive_int,
+        default=ParaphraseConfig.generation.batch_size,
+        metavar="N",
+        help="paraphrases drawn at a time (default: %(default)s)",
+    )
+
+    writing = parser.add_argument_group("files")
+    writing.add_argument(
+        "--output_dir",
+        type=Path,
+        default=ParaphraseRunConfig.output_dir,
+        metavar="FOLDER",
+        help="in which <dataset>/<model>/paraphrases.jsonl is made (default: %(default)s)",
+    )
+    writing.add_argument(
+        "--output",
+        type=jsonl_path,
+        metavar="FILE.jsonl",
+        help="this file instead, its report and manifest beside it",
+    )
+    writing.add_argument("--overwrite", action="store_true", help="make finished files again")
+    writing.add_argument("--verbose", action="store_true", help="say more while running")
+
+
+def parse_paraphrase_args(
+    parser: Parser, argv: Sequence[str] | None
+) -> ParaphraseRunConfig | ParaphraseCheckConfig:
+    """The command line of `add_paraphrase_arguments`, checked."""
+    told = ("num_paraphrases", "output_dir", *SAMPLING_FLAGS)
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))  # None: not given
+    if args.check is not None:
+        _check_flags_of_check(parser, args)
+        if args.num_paraphrases is None:
+            args.num_paraphrases = ParaphraseCheckConfig.num_paraphrases
+    if args.max_attempts is not None and not args.drop:
+        parser.error("--max_attempts: without --drop nothing is drawn again")
+    if args.output is not None and args.output_dir is not None:
+        parser.error("--output_dir: --output names the file already, with its folder")
+    for name in told:
+        if getattr(args, name) is None:
+            setattr(args, name, parser.get_default(name))
+    check_dataset_arguments(parser, args)
+    if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
+        parser.error(f"--output: {args.output} is the file that the questions are read from")
+    return _run_config(args) if args.check is None else _check_config(args)
+
+
+def _check_flags_of_check(parser: Parser, args: argparse.Namespace) -> None:
+    for name in SAMPLING_FLAGS:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name}: --check draws nothing and does not use it")
+    if args.check in dataset_names():
+        parser.error(f"--check: {args.check} names a dataset; give the path of a file")
+    if args.drop and args.output is None:
+        parser.error("--drop: --check needs --output FILE.jsonl for what is left")
+    if not args.drop and (args.output is not None or args.overwrite):
+        parser.error("--output, --overwrite: --check writes what is left only with --drop")
+    if not args.drop and args.num_paraphrases is not None:
+        parser.error("--num_paraphrases: --check counts what is left only with --drop")
+
+
+def _is_same_file(path: Path, other: str) -> bool:
+    return Path(other).exists() and path.resolve() == Path(other).resolve()
+
+
+def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
+    return ParaphraseRunConfig(
+        dataset=args.dataset,
+        data_dir=args.data_dir,
+        dataset_revision=args.dataset_revision,
+        max_samples=args.max_samples,
+        paraphrases=ParaphraseConfig(
+            num_paraphrases=args.num_paraphrases,
+            drop=args.drop,
+            max_attempts=args.max_attempts,
+            chat_template=args.chat_template,
+            sampling=SamplingConfig(temperature=args.temperature, top_p=args.top_p, seed=args.seed),
+            generation=GenerationConfig(
+                max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+            ),
+        ),
+        model=model_config(args),
+        output_dir=args.output_dir,
+        output=args.output,
+        overwrite=args.overwrite,
+        verbose=args.verbose,
+    )
+
+
+def _check_config(args: argparse.Namespace) -> ParaphraseCheckConfig:
+    return ParaphraseCheckConfig(
+        file=args.check,
+        max_samples=args.max_samples,
+        drop=args.drop,
+        num_paraphrases=args.num_paraphrases,
+        output_dir=args.output_dir,
+        output=args.output,
+        overwrite=args.overwrite,
+    )

@@ -1,0 +1,103 @@
+"""Types of flags: from a text to a value, or an error that shows the text as it was typed."""
+
+import argparse
+import math
+import re
+from pathlib import Path
+
+
+def positive_int(text: str) -> int:
+    number = _digits(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def non_negative_int(text: str) -> int:
+    number = _digits(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return number
+
+
+def auto_or_positive_int(text: str) -> int | None:
+    """`auto` is None."""
+    number = _digits(text)
+    if text != "auto" and not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number above 0")
+    return number
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    return text
+
+
+def index_list(text: str) -> tuple[int, ...]:
+    """`0,2,4` -> (0, 2, 4); each at most once."""
+    numbers = [_digits(part.strip()) for part in text.split(",")]
+    indexs = tuple(number for number in numbers if number is not None)
+    if len(indexs) < len(numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of whole numbers of 0 or more, like 0,1,2"
+        )
+    if len(set(indexs)) < len(indexs):
+        raise argparse.ArgumentTypeError(f"{text!r} names an index twice")
+    return indexs
+
+
+def finite_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number
+
+
+def positive_float(text: str) -> float:
+    number = finite_float(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def positive_fraction(text: str) -> float:
+    number = finite_float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return number
+
+
+def float_list(text: str) -> tuple[float, ...]:
+    """`1,0.5` -> (1.0, 0.5); finite numbers."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, like 1,0.5,2")
+    return numbers
+
+
+def weight_list(text: str) -> tuple[float, ...]:
+    """A `float_list` of 0 or more each, not all 0."""
+    weights = float_list(text)
+    if min(weights) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a weight below 0")
+    if not any(weights):
+        raise argparse.ArgumentTypeError(f"{text!r} holds no weight above 0")
+    return weights
+
+
+def jsonl_path(text: str) -> Path:
+    if not text.endswith(".jsonl") or text.endswith("/.jsonl") or text == ".jsonl":
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .jsonl")
+    return Path(text)
+
+
+def _digits(text: str) -> int | None:
+    # int() would also take 1_000, +5, a blank, and digits of other scripts.
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None

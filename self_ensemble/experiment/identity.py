@@ -1,0 +1,127 @@
+"""What a run's result depends on, and so which file is its own.
+
+Part of the identity: data, model, prompt, paraphrases, method, dtype and token limit. No part of
+it: device, batch size, attention backend, and how many questions are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from self_ensemble.data import PromptTemplate, chat_prompt_template
+from self_ensemble.experiment.config import ExperimentConfig
+from self_ensemble.experiment.names import identity_part, method_names, result_stem, run_name
+from self_ensemble.experiment.questions import Questions
+from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
+from self_ensemble.methods.names import is_weighted
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from self_ensemble.models.loading import ModelSource
+
+
+def attention_settings(method: AttentionFusionConfig) -> dict[str, Any]:
+    """Attention fusion's part of the identity; without positions where they are not known yet."""
+    positions = {} if method.positions is None else {"positions": method.positions}
+    return {
+        "name": "flex_attention",
+        "layout": method.layout,
+        **positions,
+        "fusion": method.fusion,
+        "tau": method.tau,
+        "weights": method.weights,
+    }
+
+
+def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, Any]:
+    """Logit fusion's part of the identity. content: the fingerprint of the column --confidence."""
+    if not is_weighted(method.method):
+        return {"name": method.method}
+    if method.confidence is None:
+        return {"name": method.method, "confidence": "own answer"}
+    column = {"column": method.confidence, "fingerprint": content}
+    return {"name": method.method, "confidence": column}
+
+
+def run_template(
+    config: ExperimentConfig, questions: Questions, source: ModelSource
+) -> PromptTemplate:
+    """The prompt as the model gets it."""
+    if not config.prompt.chat_template:
+        return questions.template
+    from self_ensemble.models.loading import load_tokenizer
+
+    return chat_prompt_template(load_tokenizer(source), questions.template)
+
+
+def run_identity(
+    config: ExperimentConfig,
+    questions: Questions,
+    source: ModelSource,
+    template: PromptTemplate,
+    method: dict[str, Any],
+) -> dict[str, Any]:
+    """The identity of a run, once its model is found; JSON types.
+
+    template: from `run_template`. method: the method's part.
+    """
+    rendered = {}
+    if config.prompt.chat_template:
+        # A chat template may print what changes from day to day, such as the date.
+        rendered = {"rendered_head": template.head, "rendered_tail": template.tail}
+    return {
+        "data": questions.dataset.fingerprint,
+        # Not its name: a folder has as many names as there are paths to it.
+        "model": source.fingerprint,
+        "prompt": prompt_identity(config, questions) | rendered,
+        "paraphrases": paraphrase_identity(questions),
+        "method": method,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "max_new_tokens": config.generation.max_new_tokens,
+    }
+
+
+def known_identity(
+    config: ExperimentConfig,
+    questions: Questions,
+    method: dict[str, Any],
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is known of a run's identity without its model; the rest is taken from a manifest."""
+    known = {
+        "data": questions.dataset.fingerprint,
+        # What a chat template makes of it is not known without the tokenizer.
+        "prompt": identity_part(manifest, "prompt") | prompt_identity(config, questions),
+        "paraphrases": paraphrase_identity(questions),
+        "method": identity_part(manifest, "method") | method,
+        "max_new_tokens": config.generation.max_new_tokens,
+    }
+    if config.model.dtype != "auto":
+        known["dtype"] = config.model.dtype
+    return known
+
+
+def prompt_identity(config: ExperimentConfig, questions: Questions) -> dict[str, Any]:
+    template = questions.template
+    chat_template = config.prompt.chat_template
+    return {"head": template.head, "tail": template.tail, "chat_template": chat_template}
+
+
+def paraphrase_identity(questions: Questions) -> list[int] | int:
+    return list(questions.indexs) if questions.indexs else questions.num_paraphrases
+
+
+def result_stems(config: ExperimentConfig, questions: Questions) -> list[Path]:
+    """Where the result lies, with one model or another."""
+    return [stem_of(config, questions, name) for name in method_names(config.method)]
+
+
+def stem_of(config: ExperimentConfig, questions: Questions, method_name: str) -> Path:
+    return result_stem(
+        config.output.folder,
+        questions.dataset.name,
+        config.model.name,
+        run_name(method_name, num_paraphrases=questions.num_paraphrases, indexs=questions.indexs),
+        indexs=questions.indexs,
+    )

@@ -1,0 +1,268 @@
+"""Sample paraphrases from a model until enough pass the quality filter; a killed run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from self_ensemble.data import (
+    Dataset,
+    DatasetOptions,
+    PromptTemplate,
+    chat_prompt_template,
+    open_dataset,
+)
+from self_ensemble.data.answers import first_line
+from self_ensemble.data.result_files import (
+    fingerprint,
+    identity_differences,
+    read_manifest,
+    result_file,
+)
+from self_ensemble.experiment.config import ParaphraseRunConfig
+from self_ensemble.experiment.environment import describe_device, versions
+from self_ensemble.experiment.journal import Journal
+from self_ensemble.experiment.paraphrase_files import (
+    Judged,
+    output_stem,
+    refuse_foreign,
+    too_few,
+    write_files,
+)
+from self_ensemble.experiment.resumable import Entries, ResumableRun
+from self_ensemble.paraphrasing.candidates import Candidates
+from self_ensemble.paraphrasing.prompts import plain_templates
+from self_ensemble.paraphrasing.quality_filter import casing_file, load_casing
+from self_ensemble.system.console import say
+from self_ensemble.system.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from self_ensemble.generation.decode import Answer
+    from self_ensemble.generation.engine import Engine
+    from self_ensemble.generation.request import Request
+    from self_ensemble.generation.streams import Stream
+    from self_ensemble.models.loading import ModelSource
+
+Sampled = tuple[str, bool]  # its text, and whether it ran into the token limit
+
+
+def questions_to_paraphrase(config: ParaphraseRunConfig) -> Dataset:
+    """The questions to be put in other words, each in the wording that it has."""
+    options = DatasetOptions(
+        original=True,
+        needs_few_shot=False,
+        data_dir=config.data_dir,
+        dataset_revision=config.dataset_revision,
+    )
+    return open_dataset(config.dataset, options)
+
+
+class ParaphraseRun(ResumableRun):
+    """One run: from the questions of a dataset to the file of their paraphrases.
+
+    Args:
+        config: what is asked for.
+        dataset: whose questions are put in other words.
+        source: the model, found and not yet loaded.
+    """
+
+    result_suffix = ".jsonl"
+    verb = "drawn"
+
+    def __init__(self, config: ParaphraseRunConfig, dataset: Dataset, source: ModelSource):
+        self.config = config
+        self.dataset = dataset
+        self.source = source
+        records = dataset.records[: config.max_samples]
+        self.candidates = [Candidates(record) for record in records]
+        self.templates = _templates(config, source)
+        super().__init__(
+            output_stem(config.output, config.output_dir, dataset.name, source.name),
+            _identity(config, dataset, source, self.templates),
+            num_questions=len(records),
+            overwrite=config.overwrite,
+        )
+
+    @property
+    def next_command(self) -> str:
+        return "the same command without --overwrite" if self.overwrite else "the same command"
+
+    def is_finished(self) -> bool:
+        if self.overwrite or Journal.read(self.stem) is not None:
+            return False
+        try:
+            manifest = read_manifest(self.stem)
+        except UserError as error:
+            raise UserError(f"{error}; --overwrite or another --output") from None
+        if manifest is None or not result_file(self.stem, ".jsonl").exists():
+            refuse_foreign(self.stem)
+            return False
+        differences = identity_differences(manifest["identity"], self.identity)
+        if differences:
+            raise UserError(
+                f"{result_file(self.stem, '.json')} belongs to another run: "
+                f"{'; '.join(differences)}; --overwrite or another --output"
+            )
+        # With fewer questions than asked for now, all are sampled again, and come out the same.
+        return bool(manifest["num_questions"] >= self.num_questions)
+
+    def open_journal(self) -> Journal | None:
+        if self.is_finished():
+            return None
+        # The candidates of a round are numbered over all questions.
+        identity = self.identity | {"num_questions": self.num_questions}
+        journal = None if self.overwrite else Journal.read(self.stem)
+        if journal is None:
+            return Journal(self.stem, identity, remake=True)
+        journal.check_same_run(identity)
+        if journal.cut_short:
+            say(f"{journal.path} ends in the middle of a batch, which is drawn again")
+        return journal
+
+    def load(self, engine: Engine) -> None:
+        """The model is there: see `begin`."""
+        self.casing = load_casing()
+        self.begin(engine, {"device": describe_device(self.source.device), "versions": versions()})
+
+    def sample_all(self) -> None:
+        """Sample what is missing, filter it, and with --drop again, until enough have passed."""
+        from self_ensemble.generation.request import Request
+        from self_ensemble.generation.sampling import Sampling
+
+        for kind, template in self.templates.items():
+            group = [each for each in self.candidates if each.kind == kind]
+            if not group:
+                continue
+            prefix, streams = self._streams(group, template)
+            for attempt in range(self.identity["max_attempts"]):
+                wanted = [
+                    (place, len(each.texts) + k)
+                    for place, each in enumerate(group)
+                    for k in range(self._missing(each))
+                ]
+                if not wanted:
+                    break
+                name = f"{kind}, attempt {attempt + 1}"
+                request = Request(
+                    prefix,
+                    [[streams[place]] for place, _ in wanted],
+                    max_new_tokens=self.config.paraphrases.generation.max_new_tokens,
+                    sampling=Sampling(
+                        **asdict(self.config.paraphrases.sampling),
+                        keys=[(group[place].record.uuid, number) for place, number in wanted],
+                    ),
+                )
+                sampled = self._sample(name, request)
+                for (place, _), (text, truncated) in zip(wanted, sampled, strict=True):
+                    group[place].add(text, truncated=truncated, casing=self.casing)
+
+    def _missing(self, candidates: Candidates) -> int:
+        config = self.config.paraphrases
+        return config.num_paraphrases - len(candidates.paraphrases(drop=config.drop))
+
+    def _streams(
+        self, group: list[Candidates], template: PromptTemplate
+    ) -> tuple[tuple[int, ...], list[Stream]]:
+        from self_ensemble.attention.segments import split_prompts
+        from self_ensemble.generation.streams import logit_streams
+
+        questions = [[each.question] for each in group]
+        prefix, split = split_prompts(self.engine.tokenizer, template, questions)
+        return prefix, [logit_streams(question, len(prefix))[0] for question in split]
+
+    def _sample(self, name: str, request: Request) -> list[Sampled]:
+        """One pass: the first line of each draw, and whether it ran into the token limit."""
+        assert request.sampling is not None
+        keys = request.sampling.keys
+
+        def write(index: int, answer: Answer) -> list[Any]:
+            text = self.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+            return [*keys[index], first_line(text), answer.truncated]
+
+        def read(index: int, entry: list[Any]) -> Sampled:
+            *drawn, text, truncated = entry
+            if index >= len(keys) or keys[index] != tuple(drawn):
+                # What is sampled again hangs on the filter: another version of it, other rounds.
+                raise UserError(
+                    f"{self.journal.path} does not fit what is to be drawn: was it left by another "
+                    "version of this toolkit? --overwrite begins anew"
+                )
+            return text, truncated
+
+        batches = self.answer_pass(
+            name,
+            request,
+            Entries(write, read),
+            batch_size=self.config.paraphrases.generation.batch_size,
+            unit="paraphrases",
+        )
+        found = {index: sampled for batch in batches for index, sampled in batch}
+        return [found[index] for index in range(len(keys))]
+
+    @property
+    def judged(self) -> list[Judged]:
+        """All candidates: uuid, text, and the reasons to reject it."""
+        return [
+            (each.record.uuid, text, rejected)
+            for each in self.candidates
+            for text, rejected in each.texts
+        ]
+
+    def write(self) -> None:
+        """The three files, and what was done on stderr."""
+        config, judged = self.config.paraphrases, self.judged
+        rows = [(c.record, c.question, c.paraphrases(drop=config.drop)) for c in self.candidates]
+        manifest = {
+            "identity": self.identity,
+            "num_questions": self.num_questions,
+            "dataset": self.dataset.name,
+            "model": {"name": self.source.name, "revision": self.source.revision},
+            **self.environment,
+            **self.begun_with(),
+            "batch_size": config.generation.batch_size,
+            "paraphrases": sum(len(kept) for *_, kept in rows),
+            "draws": len(judged),
+            "flagged": sum(1 for *_, rejected in judged if rejected),
+            "short": too_few(rows, config.num_paraphrases),
+            **self.state(),
+        }
+        write_files(self.stem, rows, judged, manifest)
+        self.journal.remove()
+        say(f"wrote {result_file(self.stem, '.jsonl')} (_report.csv and .json beside it)")
+
+
+def _templates(config: ParaphraseRunConfig, source: ModelSource) -> dict[str, PromptTemplate]:
+    """The prompt of each kind of question, as the model gets it."""
+    templates = plain_templates()
+    if not config.paraphrases.chat_template:
+        return templates
+    from self_ensemble.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(source)
+    return {kind: chat_prompt_template(tokenizer, each) for kind, each in templates.items()}
+
+
+def _identity(
+    config: ParaphraseRunConfig,
+    dataset: Dataset,
+    source: ModelSource,
+    templates: dict[str, PromptTemplate],
+) -> dict[str, Any]:
+    """What the paraphrases depend on; JSON types."""
+    asked = config.paraphrases
+    # Not the dataset's own fingerprint: that knows paraphrases, which this very run may make.
+    records = [[r.uuid, Candidates(r).question, r.answers] for r in dataset.records]
+    sampling = asdict(asked.sampling)
+    return {
+        "data": fingerprint(records),
+        "model": source.fingerprint,
+        "prompt": {kind: [each.head, each.tail] for kind, each in templates.items()},
+        "chat_template": asked.chat_template,
+        "num_paraphrases": asked.num_paraphrases,
+        "sampling": {name: sampling[name] for name in ("temperature", "top_p", "seed")},
+        "max_new_tokens": asked.generation.max_new_tokens,
+        "drop": asked.drop,
+        "max_attempts": asked.max_attempts if asked.drop else 1,
+        "names": "capitals" if casing_file() is None else "capitals and a table of words",
+        "dtype": str(source.dtype).removeprefix("torch."),
+    }

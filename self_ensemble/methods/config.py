@@ -1,0 +1,44 @@
+"""What a method is asked for: by which of its variants the paraphrases are fused.
+
+Nothing here imports torch: a command line knows the names and the defaults at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LAYOUTS = ("shared", "concat")
+# Those of attention/positions.py and the registered ones of attention/fusion.py.
+POSITIONS = ("exact", "left", "right", "sequential")
+FUSION_NAMES = ("mean", "joint")
+
+
+@dataclass(frozen=True)
+class AttentionFusionConfig:
+    """Attention fusion; the defaults stand here alone.
+
+    layout: ``shared`` encodes the common prompt once; ``concat`` joins whole prompts.
+    positions: ``exact``, ``left``, ``right`` or ``sequential``, see `attention.positions`; None for
+        what suits the model and the fusion.
+    fusion: the name of an attention fusion, see `attention.fusion`.
+    tau: the exponent of a paraphrase's attention mass in its weight, for the fusion ``mean``.
+    weights: one for each paraphrase, 0 or more, not all 0; None for equal ones.
+    """
+
+    layout: str = "shared"
+    positions: str | None = None
+    fusion: str = "mean"
+    tau: float = 0.0
+    weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitFusionConfig:
+    """Logit fusion, a vote, or single paraphrases; the defaults stand here alone.
+
+    method: the name of a method, see `methods.names`.
+    confidence: weighted methods: a column of the dataset's file with a number for each paraphrase;
+        None: the confidence of each paraphrase's own answer.
+    """
+
+    method: str = "avg"
+    confidence: str | None = None

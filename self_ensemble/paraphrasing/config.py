@@ -1,0 +1,28 @@
+"""How paraphrases are sampled, and what becomes of those that the quality filter rejects."""
+
+from dataclasses import dataclass, field
+
+from self_ensemble.generation.config import GenerationConfig, SamplingConfig
+
+# A paraphrase is longer than an answer.
+PARAPHRASE_LIMITS = GenerationConfig(max_new_tokens=64, batch_size=128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaphraseConfig:
+    """The defaults stand here alone.
+
+    num_paraphrases: of each question.
+    drop: take out what the quality filter rejects, and sample again.
+    max_attempts: with ``drop``, how often each paraphrase is sampled at most.
+    chat_template: put the prompt into the model's own chat format.
+    sampling: temperature, top-p and seed.
+    generation: the longest paraphrase, in tokens, and how many are sampled at a time.
+    """
+
+    num_paraphrases: int = 5
+    drop: bool = False
+    max_attempts: int = 5
+    chat_template: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    generation: GenerationConfig = PARAPHRASE_LIMITS
