@@ -33,9 +33,11 @@ def test_the_kernels_equal_plain_math_on_a_gpu(case):
 
 
 @pytest.mark.interpreter
-def test_the_kernels_equal_plain_math_in_the_interpreter():
+@pytest.mark.parametrize("cases", ["kernel_cases.py", "captured_cases.py"])
+def test_they_equal_plain_math_in_the_interpreter(cases):
+    """Alone, and in whole batches on the captured path."""
     ended = subprocess.run(
-        [sys.executable, FOLDER / "kernel_cases.py"],
+        [sys.executable, FOLDER / cases],
         env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
