@@ -52,12 +52,12 @@ class Journal:
         self.remake = remake
         self.answers: dict[str, dict[int, Any]] = {}
         self.state: dict[str, Any] | None = None
-        self.environment: dict | None = None
-        self.environments: list[dict] = []
+        self.environment: dict[str, Any] | None = None
+        self.environments: list[dict[str, Any]] = []
         self.questions = 0
-        self.plans: dict[str, dict] = {}  # the last one of each pass
+        self.plans: dict[str, dict[str, Any]] = {}  # the last one of each pass
         self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
-        self.unwritten: list[dict] = []
+        self.unwritten: list[dict[str, Any]] = []
         self.cut_short = False
 
     @classmethod
@@ -82,7 +82,7 @@ class Journal:
         journal.size, journal.cut_short = size, size < len(content)
         return journal
 
-    def _take_in(self, record: dict) -> None:
+    def _take_in(self, record: dict[str, Any]) -> None:
         if record["kind"] == "start":
             self.environment = record["environment"]
             if self.environment not in self.environments:
@@ -95,7 +95,7 @@ class Journal:
             kept.update(zip(record["batch"], record["answers"], strict=True))
             self.state = record["state"]
 
-    def begin(self, environment: dict) -> None:
+    def begin(self, environment: dict[str, Any]) -> None:
         """A process starts to work on it."""
         self._note({"kind": "start", "environment": environment})
 
@@ -139,11 +139,13 @@ class Journal:
             self._note(record)
         return batches
 
-    def _note(self, record: dict) -> None:
+    def _note(self, record: dict[str, Any]) -> None:
         self._take_in(record)
         self.unwritten.append(record)
 
-    def add(self, name: str, batch: Sequence[int], answers: Sequence[Any], state: dict) -> None:
+    def add(
+        self, name: str, batch: Sequence[int], answers: Sequence[Any], state: dict[str, Any]
+    ) -> None:
         """Keeps a batch's answers for good.
 
         Raises:
@@ -191,12 +193,12 @@ class Journal:
             raise UserError(f"cannot remove {self.path}: {error.strerror or error}") from None
 
 
-def _line(record: dict) -> bytes:
+def _line(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[dict], int]:
+def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
     """The records, and the length of what holds them. Only the end may be missing."""
     if not content.startswith(FIRST_LINE):
         raise UserError(
@@ -221,9 +223,10 @@ def _parse(path: Path, content: bytes) -> tuple[list[dict], int]:
     return records, size
 
 
-def _record(line: bytes) -> dict | None:
+def _record(line: bytes) -> dict[str, Any] | None:
     """A line's record, or None where the line is not as it was written."""
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
-    return json.loads(text)
+    record: dict[str, Any] = json.loads(text)
+    return record

@@ -138,7 +138,8 @@ def names(text: str, casing: Mapping[str, float] | None) -> tuple[str, ...]:
         casing: log-probabilities of words as they are written, see `load_casing`; or None.
     """
     text = POSSESSIVE.sub("", text.replace(MASK, ";"))
-    quoted = {word for match in QUOTED.finditer(text) for word in words(match[match.lastindex])}
+    quotes = (match[match.lastindex or 0] for match in QUOTED.finditer(text))
+    quoted = {word for quote in quotes for word in words(quote)}
     tokens = [token for token in _tokens(text) if words(token.text)]
     inner = [token.text[0].isupper() for token in tokens if not token.opens]
     # One capital is a name's; where every word has one, it is a headline.
@@ -180,8 +181,9 @@ def _tokens(text: str) -> list[_Token]:
 
 def _continues(token: _Token | None) -> bool:
     """Whether a name that begins before the token goes on with it."""
-    is_capitalised = token is not None and token.adjoins and token.text[0].isupper()
-    return is_capitalised and not COMMON_WORDS.issuperset(words(token.text))
+    if token is None or not (token.adjoins and token.text[0].isupper()):
+        return False
+    return not COMMON_WORDS.issuperset(words(token.text))
 
 
 def _is_mostly_capitalised(token: str, casing: Mapping[str, float]) -> bool:

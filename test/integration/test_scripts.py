@@ -31,6 +31,7 @@ from transformers import StoppingCriteriaList
 import flex_attention_generate
 import generate
 from self_ensemble.attention import masks, patching, segments
+from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import Record, prompt_template
 from self_ensemble.data.result_files import (
@@ -39,7 +40,11 @@ from self_ensemble.data.result_files import (
     read_manifest,
     read_results,
 )
+from self_ensemble.evaluation import lemmatizer
 from self_ensemble.experiment.run import result_row
+from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.loading import make_engine
+from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.models import loading
 from self_ensemble.system import console as progress
 
@@ -846,6 +851,46 @@ def test_parts_of_the_method_can_be_imported_from_its_script():
     assert create_segment_isolation_mask is masks.create_segment_isolation_mask
     with pytest.raises(ImportError, match="'gone'"):
         from flex_attention_generate import gone  # noqa: F401
+
+
+LEMMATIZER = ("init_spacy", "lemmaize_predicts", "lemmaize_chunk", "append_lemmas")
+
+
+@pytest.mark.parametrize("name", LEMMATIZER)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_lemmatizer_can_be_imported_from_the_scripts(script, name):
+    assert getattr(script, name) is getattr(lemmatizer, name)
+
+
+def test_the_models_and_datasets_can_be_imported_from_the_top():
+    from constants import MODEL_PATHs
+    from dataset import MyriadLamaDataset, WebQADataset
+
+    assert MODEL_PATHs["llama3.2_3b"] == "meta-llama/Llama-3.2-3B"
+    assert MyriadLamaDataset().name == "myriadlama" and WebQADataset().name == "webqa"
+
+
+def test_the_whole_method_can_be_called_from_its_script(small):
+    """As the script's own run answers, question by question."""
+    engine = make_engine(small.model, small.tokenizer)
+    template = prompt_template(INSTRUCTION, [])
+    batches = flex_attention_generate.flex_attention_generation(
+        engine,
+        template,
+        [question["paraphrases"] for question in QUESTIONS],
+        layout="shared",
+        positions="exact",
+        fusion=Fusion.of("mean", 1.0, (1, 2, 3, 4), "cpu"),
+        max_new_tokens=LIMIT,
+        batch_size=3,
+    )
+    answers = dict(answer for batch in batches for answer in batch)
+    config = GenerationConfig(LIMIT)
+    method = AttentionFusion(positions="exact", tau=1.0, weights=(1, 2, 3, 4))
+    for index, question in enumerate(QUESTIONS):
+        request = method.request(engine, template, [question["paraphrases"]], config)
+        [[(_, alone)]] = engine.generate(request)
+        assert answers[index].token_ids == alone.token_ids
 
 
 @pytest.mark.parametrize("script", ["generate", "flex_attention_generate"])
