@@ -14,55 +14,44 @@ is given; 1 if anything failed; 2 for a mistake on the command line.
 """
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 
-from self_ensemble.cli.flags import add_fusion_arguments, check_fusion_arguments
+from self_ensemble.cli.flags import add_fusion_arguments, check_fusion_arguments, fusion_config
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.diagnostics.checks import failed
+from self_ensemble.diagnostics.config import CertificateConfig, EnvironmentConfig
 from self_ensemble.diagnostics.environment import check_installation, check_machine
 from self_ensemble.diagnostics.environment_report import as_json, as_text
 from self_ensemble.models.aliases import resolve_model
 
 
-def main(args: Namespace) -> None:
-    if args.model:
-        resolve_model(args.model)  # a name that can be nothing is a mistake on the command line
+def main(config: EnvironmentConfig) -> None:
+    if config.certificate is not None:
+        resolve_model(config.certificate.model)  # what can be nothing is a mistake in typing
     checks = check_installation()
     usable = not failed(checks)
     checks += check_machine(torch_works=usable)
     certificates = []
     if usable:
-        set_up_logging(args.verbose)
-        if args.test_flex_attention:
+        set_up_logging(config.verbose)
+        if config.test_flex_attention:
             from self_ensemble.diagnostics.flex_check import check_flex_attention
 
             checks += check_flex_attention()
-        if args.model:
-            from self_ensemble.diagnostics.model_check import CertificateConfig, check_model
-            from self_ensemble.methods.attention_fusion import AttentionFusion
+        if config.certificate is not None:
+            from self_ensemble.diagnostics.model_check import check_model
 
-            config = CertificateConfig(
-                model=args.model,
-                revision=args.revision,
-                method=AttentionFusion(
-                    positions=args.positions,
-                    fusion=args.fusion,
-                    tau=args.fusion_tau,
-                    weights=args.weights,
-                ),
-            )
-            found, certificates = check_model(config)
+            found, certificates = check_model(config.certificate)
             checks += found
-    if args.json:
+    if config.json:
         print(as_json(checks, certificates))
     else:
-        print(as_text(checks, certificates, verbose=args.verbose))
+        print(as_text(checks, certificates, verbose=config.verbose))
     if failed(checks):
         sys.exit(1)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> EnvironmentConfig:
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--test_flex_attention",
@@ -86,7 +75,17 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     check_fusion_arguments(parser, args)
     if args.positions == "sequential":
         parser.error("--positions sequential promises nothing that a certificate could prove")
-    return args
+    certificate = None
+    if args.model is not None:
+        certificate = CertificateConfig(
+            model=args.model, revision=args.revision, method=fusion_config(args)
+        )
+    return EnvironmentConfig(
+        test_flex_attention=args.test_flex_attention,
+        certificate=certificate,
+        json=args.json,
+        verbose=args.verbose,
+    )
 
 
 if __name__ == "__main__":

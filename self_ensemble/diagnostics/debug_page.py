@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 from self_ensemble.diagnostics.inspection import Inspection
@@ -30,7 +31,13 @@ from self_ensemble.diagnostics.tables import (
     summary_table,
 )
 from self_ensemble.system.errors import UserError
-from self_ensemble.system.files import missing_folders, sync_folder, temporary_path, write_synced
+from self_ensemble.system.files import (
+    missing_folders,
+    nearest_existing,
+    sync_folder,
+    temporary_path,
+    write_synced,
+)
 from self_ensemble.system.html import html_page, html_picture, html_table
 
 
@@ -64,6 +71,31 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
 # ---- the page -----------------------------------------------------------------------------------
 
 
+def check_folder(folder: Path) -> None:
+    """Whether the page could be drawn and written there, told before anything is computed.
+
+    Raises:
+        UserError: it could not, or would overwrite what is there.
+    """
+    folder = folder.resolve()
+    if find_spec("matplotlib") is None:
+        raise UserError(
+            "--save: the pictures are drawn by matplotlib, which is not installed: pip install "
+            "matplotlib, or leave --save out"
+        )
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--save: {folder} is there already; name a new or an empty folder")
+    # Nothing is made above it yet: the run may fail, or be quit.
+    above = nearest_existing(folder.parent)
+    trial = temporary_path(above / folder.name)
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--save: cannot write to {above}: {reason}") from None
+
+
 def render_page(inspections: Sequence[Inspection], pictures: Sequence[Mapping[str, bytes]]) -> str:
     """The page as HTML: a section a question, its steps to be unfolded."""
     questions = [
@@ -87,7 +119,7 @@ def _question(number: int, inspection: Inspection, pictures: Mapping[str, bytes]
     }
     shown = [
         f"<h2>{number}. {escape(inspection.title)}</h2>",
-        _lines([settings_line(inspection.settings), *summary_lines(words, trace, record.answers)]),
+        _lines([settings_line(inspection.method), *summary_lines(words, trace, record.answers)]),
         html_table(summary_table(words, trace, record.answers)),
         "<h3>Prompts</h3>",
         html_table(parts),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 
 from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import PromptTemplate, Record, construct_prompts
+from self_ensemble.diagnostics.config import DebugConfig
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, Isolation, check_isolation
 from self_ensemble.diagnostics.mask_drawing import (
     CELLS,
@@ -37,12 +39,12 @@ from self_ensemble.diagnostics.trace import (
     Step,
     Trace,
     fusion_of,
+    method_of,
     positions_of,
     trace_question,
 )
 from self_ensemble.diagnostics.words import Words, align
 from self_ensemble.generation.engine import Engine
-from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.system.console import say_if_slow, visible
 
 
@@ -50,28 +52,19 @@ class Inspection:
     """One question looked into: computed when it is first asked for, shown as lines of text.
 
     Args:
-        engine, template, record, settings, max_new_tokens: what is asked, and how.
-        verbose: whole prefixes, a larger mask, attention by layer, more candidates.
-        chat: the prompt is a chat template's.
-        indexs: what the paraphrases were chosen by, if they were.
+        engine: that answers it.
+        template: what stands around a paraphrase.
+        record: the question.
+        config: how it is answered, and how much is shown.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        template: PromptTemplate,
-        record: Record,
-        settings: AttentionFusion,
-        *,
-        max_new_tokens: int,
-        verbose: bool,
-        chat: bool,
-        indexs: Sequence[int] | None = None,
+        self, engine: Engine, template: PromptTemplate, record: Record, config: DebugConfig
     ):
-        self.engine, self.template, self.record = engine, template, record
-        self.settings, self.max_new_tokens = settings, max_new_tokens
-        self.verbose, self.chat = verbose, chat
-        self.words = Words(engine.tokenizer, indexs)
+        self.engine, self.template, self.record, self.config = engine, template, record, config
+        method = method_of(config.method)
+        self.method = replace(method, positions=positions_of(method, engine))
+        self.words = Words(engine.tokenizer, config.questions.options.indexs)
         self.prefix, [self.question] = split_prompts(
             engine.tokenizer, template, [record.paraphrases]
         )
@@ -99,7 +92,7 @@ class Inspection:
 
     @property
     def candidates(self) -> int:
-        return 10 if self.verbose else 5
+        return 10 if self.config.verbose else 5
 
     @property
     def prompts(self) -> list[str]:
@@ -112,8 +105,8 @@ class Inspection:
                 self.engine,
                 self.prefix,
                 self.question,
-                positions_of(self.settings, self.engine),
-                fusion_of(self.settings, self.engine),
+                positions_of(self.method, self.engine),
+                fusion_of(self.method, self.engine),
             )
 
     @cached_property
@@ -123,8 +116,8 @@ class Inspection:
                 self.engine,
                 self.template,
                 self.record.paraphrases,
-                settings=self.settings,
-                max_new_tokens=self.max_new_tokens,
+                settings=self.method,
+                max_new_tokens=self.config.max_new_tokens,
             )
 
     def stages(self) -> Iterator[tuple[str, Callable[[], list[str]]]]:
@@ -150,7 +143,7 @@ class Inspection:
 
     def show_settings(self) -> list[str]:
         encode = self.engine.wrapper.backend
-        return [f"{settings_line(self.settings)}; packed segments encoded through {encode}"]
+        return [f"{settings_line(self.method)}; packed segments encoded through {encode}"]
 
     def show_prompts(self) -> list[str]:
         """Every prompt as the model would have it alone."""
@@ -161,11 +154,18 @@ class Inspection:
         return lines
 
     def show_split(self) -> list[str]:
-        most = len(self.prefix) if self.verbose else PREFIX_TOKENS
+        most = len(self.prefix) if self.config.verbose else PREFIX_TOKENS
+        chat = self.config.prompt.chat_template
         return [
             *align(split_table(self.words, self.prefix, self.question, most)),
             saving(self.prefix, self.question),
-            bos_note(self.words, self.prefix, self.question, self.prompts, chat=self.chat),
+            bos_note(
+                self.words,
+                self.prefix,
+                self.question,
+                self.prompts,
+                chat=self.config.prompt.chat_template,
+            ),
             *self.show_settings(),
         ]
 
@@ -175,7 +175,7 @@ class Inspection:
         return mask_cells(self.isolation.mask, parts)
 
     def show_mask(self) -> list[str]:
-        most = VERBOSE_CELLS if self.verbose else CELLS
+        most = VERBOSE_CELLS if self.config.verbose else CELLS
         return draw_text(self.drawing(most)) + self.mask_notes()
 
     def mask_notes(self) -> list[str]:
@@ -230,7 +230,7 @@ class Inspection:
             *align(candidate_table(self.words, step, self.candidates)),
             "",
             attention_title(self.words, self.trace, number, self.question.tail),
-            *align(attention_table(self.words, step, by_layer=self.verbose)),
+            *align(attention_table(self.words, step, by_layer=self.config.verbose)),
             "",
             *align(paraphrase_table(self.words, step)),
             "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from self_ensemble.data import (
     PromptTemplate,
@@ -13,7 +12,8 @@ from self_ensemble.data import (
 )
 from self_ensemble.diagnostics.certificate import Certificate, certify
 from self_ensemble.diagnostics.checks import FAILED, OK, WARNING, Check
-from self_ensemble.diagnostics.trace import fusion_of, positions_of
+from self_ensemble.diagnostics.config import CertificateConfig
+from self_ensemble.diagnostics.trace import fusion_of, method_of, positions_of
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.methods.attention_fusion import AttentionFusion
@@ -21,31 +21,17 @@ from self_ensemble.models.loading import find_model
 from self_ensemble.system.errors import UserError
 
 
-@dataclass(frozen=True)
-class CertificateConfig:
-    """Which model is certified, how it is to fuse, and what it is asked.
-
-    method: its weights, where it has some, say how many wordings are asked.
-    """
-
-    model: str
-    revision: str | None = None
-    method: AttentionFusion = field(default_factory=AttentionFusion)
-    questions: int = 3
-    wordings: int = 5
-    few_shot: int = 5
-
-
 def check_model(config: CertificateConfig) -> tuple[list[Check], list[Certificate]]:
     """Load a model as the main job does; its certificates, plain and with its chat template."""
     try:
+        method = method_of(config.method)
         questions, plain = demo_questions(config)
         source = find_model(config.model, revision=config.revision, device="auto", dtype="auto")
         with loaded_engine(source, attention="auto", capture=False) as engine:
-            certificates = [_certificate(engine, plain, questions, config.method, chat=False)]
+            certificates = [_certificate(engine, plain, questions, method, chat=False)]
             chat, checks = _chat_template(engine, plain)
             if chat is not None:
-                certificates.append(_certificate(engine, chat, questions, config.method, chat=True))
+                certificates.append(_certificate(engine, chat, questions, method, chat=True))
     except UserError as error:
         return [Check("model", FAILED, str(error), "choose another model or mend this one")], []
     said = f"{config.model} runs on {source.device}"

@@ -10,7 +10,7 @@ Legend: ``N`` paraphrases, ``T`` steps, ``L`` layers, ``H`` query heads, ``V`` v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -28,6 +28,7 @@ from self_ensemble.generation.streams import (
     only_stream,
 )
 from self_ensemble.methods.attention_fusion import AttentionFusion
+from self_ensemble.methods.config import AttentionFusionConfig
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Trace:
     def decisive(self) -> list[int]:
         """The paraphrases without which a token of the answer would have been another."""
         return sorted({i for step in self.steps for i in step.decisive})
+
+
+def method_of(config: AttentionFusionConfig) -> AttentionFusion:
+    """Raises UserError where its settings do not go together."""
+    return AttentionFusion(**asdict(config))
 
 
 def positions_of(settings: AttentionFusion, engine: Engine) -> str:

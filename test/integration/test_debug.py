@@ -28,6 +28,7 @@ from self_ensemble.attention.masks import create_segment_isolation_mask, dense_m
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.diagnostics import debug_page, pictures
+from self_ensemble.diagnostics.config import DebugConfig
 from self_ensemble.diagnostics.inspection import Inspection
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
 from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
@@ -136,10 +137,9 @@ def asked(small):
 
 def look_into(engine, asked, number=0, settings=None, **changes):
     records, template = asked
-    given = {"max_new_tokens": 6, "verbose": False, "chat": False} | changes
-    return Inspection(
-        engine, template, records[number], settings or AttentionFusion(positions="exact"), **given
-    )
+    method = settings or AttentionFusion(positions="exact")
+    config = DebugConfig(method=method, max_new_tokens=6, **changes)
+    return Inspection(engine, template, records[number], config)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -680,7 +680,7 @@ def test_a_page_that_cannot_be_made_is_told_before_anything(small, capsys, tmp_p
     with pytest.raises(UserError, match="cannot write"):
         debug_page.save_pages(page, [])
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(debug, "find_spec", lambda name: None)
+    monkeypatch.setattr(debug_page, "find_spec", lambda name: None)
     status, lines, err = run(capsys, "--save", page)
     assert (status, lines, err.count("\n")) == (2, [], 1)
     assert "matplotlib, which is not installed" in err

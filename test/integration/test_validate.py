@@ -22,8 +22,9 @@ from self_ensemble.attention import backends, kv_state
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.diagnostics import environment, flex_check, hub_check, versions
 from self_ensemble.diagnostics.checks import FAILED, OK, WARNING
+from self_ensemble.diagnostics.config import CertificateConfig
 from self_ensemble.diagnostics.environment_report import shown_tokens
-from self_ensemble.diagnostics.model_check import CertificateConfig, check_model
+from self_ensemble.diagnostics.model_check import check_model
 from self_ensemble.models.memory import GIB, available_memory
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def test_a_model_that_works(folder, capsys):
     [found] = report["certificates"]  # it has no chat template
     assert (found["template"], found["passed"], found["bos"]) == ("plain", True, 1)
     assert (found["backend"], found["dtype"], found["positions"]) == ("sdpa", "float32", "exact")
-    config = CertificateConfig("small")
+    config = CertificateConfig(model="small")
     assert [len(cut["segments"]) for cut in found["cuts"]] == [config.wordings] * config.questions
     assert {item["status"] for item in found["items"]} == {"passed"}
 
@@ -546,7 +547,7 @@ def test_compiled_flex_attention_on_the_cpu():
 def test_flex_attention_and_the_demos_certificate_on_a_gpu():
     trial = flex_check.try_flex(torch.device("cuda:0"))
     assert trial.right and trial.difference > 0
-    checks, [found] = check_model(CertificateConfig("demo"))
+    checks, [found] = check_model(CertificateConfig(model="demo"))
     assert found.backend == "flex" and found.dtype == "bfloat16"
     assert found.passed, found.items
     assert {check.status for check in checks} == {OK}
