@@ -110,6 +110,7 @@ def test_batches_that_matter_are_told_with_their_margins(common, capsys, monkeyp
     assert all(float(row[4]) == float(row[5]) > 0 for row in rows if row[2] == "1")
 
 
+@pytest.mark.slow  # test_resume.py kills at every file operation, without new interpreters
 def test_killed_twice_and_started_again():
     """Once a new interpreter, once at a file operation; more of it: python benchmark/kill.py"""
     command = [sys.executable, FOLDER / "kill.py", "--runs", "2", "--questions", "12"]

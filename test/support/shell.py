@@ -12,7 +12,8 @@ from pathlib import Path
 # Imports once what takes seconds, and runs each command in a fork of itself.
 DRIVER = """
 import json, os, runpy, sys
-import datasets, pandas, scipy.stats, torch, transformers
+import datasets, pandas, scipy.stats, spacy, torch, torch._dynamo, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 torch.set_num_threads(1)
 for line in sys.stdin:
     script, *argv = json.loads(line)
