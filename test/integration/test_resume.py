@@ -176,6 +176,28 @@ def test_killed_at_any_file_operation(
         assert tables_in(tmp_path / str(number)) == last
 
 
+def test_a_batch_is_on_the_disk_before_the_next_begins(command, tmp_path, monkeypatch):
+    """Synced with its last byte, and not only written."""
+    fsync, add = os.fsync, journal.Journal.add
+    synced, kept = {}, []
+
+    def noted(descriptor):
+        fsync(descriptor)
+        state = os.fstat(descriptor)
+        synced[state.st_ino] = state.st_size
+
+    def add_and_look(self, *args):
+        add(self, *args)
+        state = self.path.stat()
+        assert synced.get(state.st_ino) == state.st_size == self.size
+        kept.append(state.st_size)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(journal.Journal, "add", add_and_look)
+    assert run_script(generate, *command(tmp_path)) == 0
+    assert len(kept) == 4 and kept == sorted(set(kept))
+
+
 def test_answered_batches_are_not_answered_again(command, tmp_path, monkeypatch, capsys):
     argv = command(tmp_path)
     assert interrupt(monkeypatch, generate, argv, 3)
