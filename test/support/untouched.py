@@ -2,6 +2,7 @@
 
     python untouched.py import        imports self_ensemble, and says what that changed
     python untouched.py modules       imports torch and transformers first, then all of the package
+    python untouched.py call          imports these too, and lets the demo's model answer
 
 Prints one line of JSON: {"changed": [...], "imported": [...], "seconds": ...}.
 """
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -86,16 +88,36 @@ def import_package() -> None:
     import self_ensemble  # noqa: F401
 
 
+def call() -> None:
+    """Answers by all kinds of methods; one of them is left unfinished."""
+    from self_ensemble.ensemble import Ensemble
+
+    ensemble = Ensemble.from_pretrained("demo", device="cpu")
+    asked = [["The capital of Peru is [MASK].", "Which city is the capital of Peru?"]]
+    for method in ("attention", "avg", "weighted_avg", "vote"):
+        ensemble.generate(asked, method=method, max_new_tokens=3)
+    next(ensemble.stream(asked, max_new_tokens=3))
+
+
+ACTIONS = {"import": import_package, "modules": import_all, "call": call}
+
 if __name__ == "__main__":
-    if sys.argv[1] == "modules":
-        import torch._dynamo  # noqa: F401
+    action = ACTIONS[sys.argv[1]]
+    if action is not import_package:
+        import torch._dynamo
         import transformers.modeling_utils  # noqa: F401
+    if action is call:  # loading a model changes something of transformers' own
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        demo = Path(__file__).resolve().parents[2] / "demo" / "model"
+        plain, _ = AutoModelForCausalLM.from_pretrained(demo), AutoTokenizer.from_pretrained(demo)
+        plain.generate(torch.tensor([[1]]), max_new_tokens=1)
     known = set(sys.modules)
     taken = []
 
     def timed() -> None:
         begun = time.perf_counter()
-        import_all() if sys.argv[1] == "modules" else import_package()
+        action()
         taken.append(time.perf_counter() - begun)
 
     changed = changes(timed)
