@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -15,9 +16,6 @@ from self_ensemble.generation.request import Request
 from self_ensemble.generation.stopping import NeverStop
 from self_ensemble.generation.streams import Stream
 from self_ensemble.system.errors import UserError
-
-if TYPE_CHECKING:
-    from self_ensemble.generation.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +28,37 @@ TAU, WEIGHTS = 8.0, (0.1, 0.9)
 TOLERANCE_FLOAT32, TOLERANCE_HALF = 1e-3, 0.1
 
 
-def find_capture_problem(engine: Engine, fusion: Fusion) -> str | None:
-    """Why captured steps cannot be had for this model and fusion; None if they can."""
+def find_capture_problem(
+    fusion: Fusion, answer: Callable[[Request, bool], None], model: Any
+) -> str | None:
+    """Why captured steps cannot be had for this model and fusion; None if they can.
+
+    answer: answers a request in one batch, captured or not.
+    """
     if fusion.tau != 0:  # a small one could be left out without moving the logits enough
         fusion = replace(fusion, tau=TAU)
     if fusion.weights is not None:
-        fusion = replace(fusion, weights=torch.tensor(WEIGHTS, device=engine.device))
+        fusion = replace(fusion, weights=torch.tensor(WEIGHTS, device=model.device))
     try:
-        fast = _logits(engine, fusion, captured=True)
-        plain = _logits(engine, fusion, captured=False)
+        fast = _logits(fusion, lambda request: answer(request, True), model)
+        plain = _logits(fusion, lambda request: answer(request, False), model)
     except Exception as error:  # the compiler's own faults come in every kind
         logger.info("capturing failed", exc_info=True)
         cause = error.__cause__
         return reason_of(cause if isinstance(cause, Exception) else error)
     difference = ((fast - plain).norm() / plain.norm()).item()
-    tolerance = TOLERANCE_FLOAT32 if engine.model.dtype == torch.float32 else TOLERANCE_HALF
+    tolerance = TOLERANCE_FLOAT32 if model.dtype == torch.float32 else TOLERANCE_HALF
     if not difference <= tolerance:
         return f"its logits are off by {difference:.1%}"
     return None
 
 
-def _logits(engine: Engine, fusion: Fusion, *, captured: bool) -> torch.Tensor:
+def _logits(fusion: Fusion, answer: Callable[[Request], None], model: Any) -> torch.Tensor:
     """Logits of all steps of a few questions, [steps * questions, V]."""
-    tokens = [token % engine.config.vocab_size for token in range(1, 9)]
+    config = model.config.get_text_config()
+    tokens = [token % config.vocab_size for token in range(1, 9)]
     # Long enough for the prefix' own kernel, where the model can have it.
-    longest = getattr(engine.config, "max_position_embeddings", None) or 600
+    longest = getattr(config, "max_position_embeddings", None) or 600
     prefix = tuple((tokens * 65)[: min(520, longest // 2)])
     seen: list[torch.Tensor] = []
 
@@ -74,12 +78,9 @@ def _logits(engine: Engine, fusion: Fusion, *, captured: bool) -> torch.Tensor:
             ]
             for pair in LENGTHS
         ]
-        request = Request(
-            prefix, questions, fusion, watch, max_new_tokens=NEW_TOKENS, stop=NeverStop()
+        answer(
+            Request(prefix, questions, fusion, watch, max_new_tokens=NEW_TOKENS, stop=NeverStop())
         )
-        batches = [list(range(len(questions)))]
-        for _ in engine._begin(request, batches, None, captured=captured):
-            pass
 
     try:
         ask("exact" if fusion.rope_offsets else "left")

@@ -22,11 +22,12 @@ import torch
 
 from self_ensemble.attention.cuda_graphs import CapturedDecodeState
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.attention.kv_state import DecodeState, EncodeState, FusedTokenState
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.rotary import RotaryTables, read_rotary
 from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.generation import batching
+from self_ensemble.generation.capture_check import find_capture_problem
 from self_ensemble.generation.captured import CapturedSteps
 from self_ensemble.generation.decode import Answer, DecodeLoop
 from self_ensemble.generation.encode import Prefix, encode_prefix, encode_streams
@@ -48,6 +49,7 @@ STARTING = (
 )
 
 Batch = list[tuple[int, Answer]]
+RowState = DecodeState | CapturedDecodeState
 
 
 class Engine:
@@ -150,9 +152,7 @@ class Engine:
             return f"no kernel computes the fusion {fusion.kind!r}"
         key = fusion.kind, fusion.tau != 0, fusion.weights is not None
         if key not in self._capture_problems:
-            from self_ensemble.generation.capture_check import find_capture_problem
-
-            problem = find_capture_problem(self, fusion)
+            problem = find_capture_problem(fusion, self._answer_all, self.model)
             self._capture_problems[key] = problem
             if problem is not None:
                 logger.warning(
@@ -166,6 +166,11 @@ class Engine:
         """How fused tokens are computed under this fusion, as a manifest says it."""
         captured = self.captures and self.capture_problem(fusion) is None
         return "one kernel, recorded" if captured else "split softmax"
+
+    def _answer_all(self, request: Request, captured: bool) -> None:
+        batch = list(range(len(request.questions)))
+        for _ in self._begin(request, [batch], None, captured=captured):
+            pass
 
     def _is_captured(self, request: Request) -> bool:
         if not (self.captures and request.capture and request.observe is None):
@@ -376,7 +381,7 @@ class Generation(Iterator[Batch]):
             return batching.compacted(running, size)
         return batching.compacted_captured(running, size, self._fewest_slots)
 
-    def _loop(self, state: FusedTokenState, questions: Sequence[int]) -> DecodeLoop:
+    def _loop(self, state: RowState, questions: Sequence[int]) -> DecodeLoop:
         request = self._request
         chooser: Chooser = Greedy()
         if request.sampling is not None:
@@ -394,7 +399,7 @@ class Generation(Iterator[Batch]):
 
     def _decode_state(
         self, streams: Sequence[Stream], rows: Sequence[int], encoded: EncodeState
-    ) -> FusedTokenState:
+    ) -> RowState:
         """What the rows' fused tokens attend to. rows: of which stream each row is."""
         device, S = self._engine.device, len(streams)
         K, separators = len(streams[0].segments), len(streams[0].separators)
@@ -408,7 +413,7 @@ class Generation(Iterator[Batch]):
             "fusion": self._request.fusion,
         }
         lengths = encoded.lengths[: S * K].view(S, K)[list(rows)]
-        state: FusedTokenState
+        state: RowState
         if self._steps is not None:
             starts = torch.tensor([stream.positions.starts for stream in streams])[list(rows)]
             state = CapturedDecodeState(
@@ -442,7 +447,7 @@ class Generation(Iterator[Batch]):
             state.put(layers, encoded.position_ids[at])
         return state
 
-    def _read_tails(self, streams: Sequence[Stream], state: FusedTokenState) -> torch.Tensor:
+    def _read_tails(self, streams: Sequence[Stream], state: RowState) -> torch.Tensor:
         """The first fused tokens, left-padded to the longest tail. Returns logits [R, V]."""
         device = self._engine.device
         width = max(len(stream.tail) for stream in streams)
@@ -457,9 +462,7 @@ class Generation(Iterator[Batch]):
         self.stats.count_forward(len(streams))
         return self._forward.fused(ids.to(device), positions)
 
-    def _step(
-        self, state: FusedTokenState, ids: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
+    def _step(self, state: RowState, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One more token a row: ids, positions [R] → logits [R, V], until the next step."""
         ids, positions = ids[:, None], positions[:, None]
         state.advance(1)
