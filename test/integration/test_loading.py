@@ -18,7 +18,7 @@ from self_ensemble.attention import backends, checks
 from self_ensemble.attention.checks import check_architecture
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.generation import legacy as engine
+from self_ensemble.generation import batching
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.models import loading, memory
 from self_ensemble.system.errors import UserError
@@ -464,7 +464,7 @@ def test_flex_runs_where_it_is_asked_for(small, run, monkeypatch):
         return eager(*args, **settings)
 
     monkeypatch.setattr(backends, "compiled_flex_attention", lambda device: counted)
-    monkeypatch.setattr(engine, "FLEX_BUCKET", 64)
+    monkeypatch.setattr(batching, "FLEX_BUCKET", 64)
     code, _, written = run(generate, "--model", small.folder, "--attention", "flex")
     assert code == 0 and read_manifest(written[0])["attention"]["encode"] == "flex"
     assert calls[0] == (256, 256) and len(calls) > 2  # the trial, then the encoding
