@@ -225,7 +225,9 @@ class FlexAttentionWrapper:
                 (layer, torch.compile(layer.forward, dynamic=not one_token, options={kind: True}))
                 for layer in self._decoder_layers()
             ]
-        before = [(layer, vars(layer).get("forward")) for layer, _ in self._compiled[one_token]]
+        before: list[tuple[nn.Module, Any]] = [
+            (layer, vars(layer).get("forward")) for layer, _ in self._compiled[one_token]
+        ]
         ALL_ATTENTION_FUNCTIONS[self._name] = self._untraced
         try:
             for layer, forward in self._compiled[one_token]:
@@ -233,9 +235,9 @@ class FlexAttentionWrapper:
             with dynamo_settings():
                 yield
         finally:
-            for layer, forward in before:
-                if forward is not None:
-                    layer.forward = forward
+            for layer, own in before:
+                if own is not None:
+                    layer.forward = own
                 else:
                     vars(layer).pop("forward", None)
             ALL_ATTENTION_FUNCTIONS[self._name] = self._function
@@ -267,6 +269,7 @@ class FlexAttentionWrapper:
         scoring = read_scoring(self.model.config, query, options)
         if attention_mask is not None:
             raise ValueError("a patched model takes its mask from the wrapper, not attention_mask")
+        assert self.state is not None and isinstance(module.layer_idx, int)
         self.layers[module.layer_idx] = (module, scoring)
         out = self.state.attend(module.layer_idx, query, key, value, scoring)
         return out.transpose(1, 2).contiguous(), None  # [B, S, H, D]; some layers view it

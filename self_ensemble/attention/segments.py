@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
+from typing import Any
 
 from self_ensemble.data.names import SEPARATOR
+from self_ensemble.data.prompt import WholePrompts
+from self_ensemble.data.prompts import PromptTemplate
 from self_ensemble.system.errors import UserError
 
 # Openings a paraphrase may have. What a tokenizer does before all of them, it does before any:
@@ -51,7 +54,7 @@ class SplitQuestion:
 
 
 def split_prompts(
-    tokenizer, template, questions: Sequence[Sequence[str]]
+    tokenizer: Any, template: PromptTemplate, questions: Sequence[Sequence[str]]
 ) -> tuple[tuple[int, ...], list[SplitQuestion]]:
     """Cut every question's prompts into the shared prefix, their own segments and the shared tail.
 
@@ -99,7 +102,7 @@ def split_prompts(
 
 
 def split_whole_prompts(
-    tokenizer, questions: Sequence[Sequence[str]], *, add_special_tokens: bool = True
+    tokenizer: Any, questions: Sequence[Sequence[str]], *, add_special_tokens: bool = True
 ) -> tuple[tuple[int, ...], list[SplitQuestion]]:
     """Cut prompts of which no template is known.
 
@@ -141,7 +144,7 @@ def split_whole_prompts(
 
 def concatenate_paraphrases_with_positions(
     prompts: Sequence[str],
-    tokenizer,
+    tokenizer: Any,
     separator: str = SEPARATOR,
     *,
     add_special_tokens: bool = True,
@@ -170,7 +173,10 @@ def concatenate_paraphrases_with_positions(
 
 
 def concatenate_prompts(
-    tokenizer, template, paraphrases: Sequence[str], separator: str
+    tokenizer: Any,
+    template: PromptTemplate | WholePrompts,
+    paraphrases: Sequence[str],
+    separator: str,
 ) -> SplitQuestion:
     """The layout ``concat``: whole prompts as segments, separators apart, no prefix and no tail."""
     prompts = [template.render(paraphrase) for paraphrase in paraphrases]
@@ -221,7 +227,7 @@ class _Encoded:
         return bisect_left(range(len(self.ids)), character, key=self.start)
 
 
-def _encode(tokenizer, texts, add_special_tokens) -> list[_Encoded]:
+def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[_Encoded]:
     """Raises UserError where a text cannot be cut, or cannot be continued."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -250,7 +256,7 @@ def _encode(tokenizer, texts, add_special_tokens) -> list[_Encoded]:
     ]
 
 
-def _template_prefix(tokenizer, template) -> tuple[int, ...]:
+def _template_prefix(tokenizer: Any, template: PromptTemplate) -> tuple[int, ...]:
     """The tokens before the paraphrase that come out the same whatever the paraphrase."""
     prompts = [template.render(opening) for opening in _OPENINGS]
     heads = [
@@ -260,12 +266,14 @@ def _template_prefix(tokenizer, template) -> tuple[int, ...]:
     return _common_prefix(heads)
 
 
-def _join(prompts, tokenizer, separator, add_special_tokens):
+def _join(
+    prompts: Sequence[str], tokenizer: Any, separator: str, add_special_tokens: bool
+) -> tuple[str, list[tuple[int, int]], Sequence[int]]:
     """(text, ranges, ids) of `concatenate_paraphrases_with_positions`."""
     assert all(prompts), prompts
     text = separator.join(prompts)
     [encoded] = _encode(tokenizer, [text], add_special_tokens)
-    positions = []
+    positions: list[tuple[int, int]] = []
     begin = taken = 0
     for prompt in prompts:
         # A token that holds characters of two prompts is the earlier one's.

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from self_ensemble.cli.parser import Parser, run
 from self_ensemble.data.registry import dataset_names, hub_datasets
@@ -178,7 +179,7 @@ def plan_fetch(resource: Resource) -> Plan | None:
 
     with problems_told(resource):
         try:
-            about = HfApi().repo_info(
+            about: Any = HfApi().repo_info(
                 resource.repository,
                 repo_type=resource.kind,
                 revision=resource.revision,
@@ -208,7 +209,7 @@ def model_files(names: Sequence[str], resource: Resource) -> tuple[str, ...]:
     return tuple(name for name in names if MODEL_FILE.fullmatch(name)) + tuple(weights)
 
 
-def snapshot(resource: Resource, files: Sequence[str], *, dry_run: bool):
+def snapshot(resource: Resource, files: Sequence[str], *, dry_run: bool) -> Any:
     from huggingface_hub import snapshot_download
 
     return snapshot_download(

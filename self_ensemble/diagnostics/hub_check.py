@@ -66,7 +66,7 @@ def unreachable(endpoint: str) -> str:
     """Why the hub does not answer; empty if it does. Takes `HUB_SECONDS` at most."""
     reasons = [f"no answer within {HUB_SECONDS} s"]
 
-    def ask():
+    def ask() -> None:
         try:
             with urlopen(f"{endpoint.rstrip('/')}/api/models?limit=1", timeout=HUB_SECONDS):
                 reasons.append("")

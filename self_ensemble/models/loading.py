@@ -114,7 +114,7 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_tokenizer(source: ModelSource):
+def load_tokenizer(source: ModelSource) -> Any:
     try:
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=False
@@ -145,7 +145,7 @@ def without_conversion() -> Iterator[None]:
             os.environ[CONVERSION] = before
 
 
-def load_weights(source: ModelSource):
+def load_weights(source: ModelSource) -> Any:
     """The model in eval mode on its device, from safetensors, every weight accounted for."""
     folder = Path(source.path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -156,7 +156,7 @@ def load_weights(source: ModelSource):
     try:
         check_fits(source.name, source.config, source.dtype, source.device)
         with without_conversion():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 revision=source.revision,
                 dtype=source.dtype,
@@ -165,6 +165,7 @@ def load_weights(source: ModelSource):
                 ignore_mismatched_sizes=True,  # they are reported, and refused below
                 output_loading_info=True,
             )
+            model, report = loaded
     except UserError:
         raise
     except Exception as error:
