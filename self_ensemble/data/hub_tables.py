@@ -9,7 +9,8 @@ A `place` is a name for messages.
 import random
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,9 +121,7 @@ def fetch(
         ) from None
     # A proxy, a cache, a file of the repository's, the hub itself: anything may raise anything.
     try:
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        with say_if_slow(f"loading {repository}"):
+        with say_if_slow(f"loading {repository}"), bars_on_a_terminal_only():
             splits = datasets.load_dataset(repository, revision=revision)
             wanted = commit_of(repository, revision)
     except Exception as error:
@@ -136,6 +135,21 @@ def fetch(
             f"{revision or 'main'} is {wanted}; reach the hub once, {OR_FILES}"
         )
     return splits
+
+
+@contextmanager
+def bars_on_a_terminal_only() -> Iterator[None]:
+    """Within, `datasets` draws no progress bars into a log; then it is as it was."""
+    import datasets
+
+    silenced = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if silenced:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silenced:
+            datasets.enable_progress_bars()
 
 
 def commit_of(repository: str, revision: str | None) -> str:
