@@ -158,13 +158,7 @@ class Inspection:
         return [
             *align(split_table(self.words, self.prefix, self.question, most)),
             saving(self.prefix, self.question),
-            bos_note(
-                self.words,
-                self.prefix,
-                self.question,
-                self.prompts,
-                chat=self.config.prompt.chat_template,
-            ),
+            bos_note(self.words, self.prefix, self.question, self.prompts, chat=chat),
             *self.show_settings(),
         ]
 

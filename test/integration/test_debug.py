@@ -405,6 +405,16 @@ def cells_of(found, mask, most):
     return mask_cells(mask, parts)
 
 
+def test_the_mask_is_that_of_the_fusion_asked_for(engine, asked):
+    """A paraphrase of weight 0 is attended to by nobody."""
+    method = AttentionFusion(positions="exact", weights=(1.0, 0.0, 1.0, 1.0))
+    found = look_into(engine, asked, 0, method)
+    ends = torch.tensor(found.question.lengths).cumsum(0) + len(found.prefix)
+    wanted = wanted_mask(found)
+    wanted[ends[-1] :, ends[0] : ends[1]] = False
+    assert torch.equal(found.isolation.mask, wanted)
+
+
 @pytest.mark.parametrize("most", [12, 30, 500])
 def test_cells_hold_every_token_once_and_are_labelled_by_it(engine, asked, most):
     found = look_into(engine, asked, 0)

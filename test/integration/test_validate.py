@@ -101,6 +101,19 @@ def test_what_is_printed(folder, capsys):
     assert "question 3 of 3" in out and " ... " not in out
 
 
+def test_the_certificate_is_of_the_fusion_asked_for(folder, capsys):
+    """As many wordings are asked as there are weights."""
+    flags = ("--fusion", "joint", "--weights", "3,0,1")
+    code, out, _ = run(capsys, "--model", folder, *flags, "--json")
+    [found] = json.loads(out)["certificates"]
+    assert (code, found["positions"], found["passed"]) == (0, "left", True)
+    assert [len(cut["segments"]) for cut in found["cuts"]] == [3, 3, 3]
+    reasons = {item["name"]: item["reason"] for item in found["items"]}
+    assert "in the shares that the fusion gives them" in reasons["fused_sees_all"]
+    assert run(capsys, "--model", folder, "--weights", "1")[0] == 1
+    assert run(capsys, "--fusion", "joint")[0] == 2
+
+
 def test_a_broken_mask_fails_the_run(folder, capsys, monkeypatch):
     """What the certificate finds decides the exit status."""
     intact = DecodeState._build_masks
