@@ -155,6 +155,7 @@ class Inspection:
 
     def show_split(self) -> list[str]:
         most = len(self.prefix) if self.config.verbose else PREFIX_TOKENS
+        chat = self.config.prompt.chat_template
         return [
             *align(split_table(self.words, self.prefix, self.question, most)),
             saving(self.prefix, self.question),
