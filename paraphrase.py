@@ -16,7 +16,7 @@ from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.data.result_files import read_manifest, result_file
 from self_ensemble.experiment.check_paraphrases import check_paraphrases
 from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
-from self_ensemble.experiment.paraphrase_files import Judged
+from self_ensemble.experiment.paraphrase_files import Filtered
 from self_ensemble.experiment.paraphrase_run import ParaphraseRun, questions_to_paraphrase
 from self_ensemble.paraphrasing.quality_filter import report_lines
 from self_ensemble.system.console import say
@@ -40,7 +40,7 @@ def make(config: ParaphraseRunConfig) -> Path:
             with loaded_engine(source, attention=asked.attention) as engine:
                 this.load(engine)
                 this.sample_all()
-            show_report(this.judged, this.casing)
+            show_report(this.filtered, this.casing)
             this.write()
     max_attempts = config.paraphrases.max_attempts
     end_if_short(this.stem, config.paraphrases.num_paraphrases, max_attempts=max_attempts)
@@ -50,16 +50,16 @@ def make(config: ParaphraseRunConfig) -> Path:
 def check(config: ParaphraseCheckConfig) -> Path:
     """Look through a file's own paraphrases. Returns the path of the report without its suffix."""
     checked = check_paraphrases(config)
-    show_report(checked.judged, checked.casing)
+    show_report(checked.filtered, checked.casing)
     stem = checked.write()
     if config.drop:
         end_if_short(stem, config.num_paraphrases, max_attempts=None)
     return stem
 
 
-def show_report(judged: Sequence[Judged], casing: Mapping[str, float] | None) -> None:
+def show_report(filtered: Sequence[Filtered], casing: Mapping[str, float] | None) -> None:
     """The quality filter's report, on stdout."""
-    print("\n".join(report_lines(judged)))
+    print("\n".join(report_lines(filtered)))
     if casing is None:
         say(
             "lost names: known by their capitals alone, so questions in lower case were not looked "

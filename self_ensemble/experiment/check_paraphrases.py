@@ -10,7 +10,7 @@ from self_ensemble.data import Dataset, load_dataset
 from self_ensemble.data.result_files import replace_files, result_file, safe_name
 from self_ensemble.experiment.config import ParaphraseCheckConfig
 from self_ensemble.experiment.paraphrase_files import (
-    Judged,
+    Filtered,
     Row,
     output_stem,
     refuse_foreign,
@@ -26,14 +26,14 @@ from self_ensemble.system.lock import held
 class CheckedParaphrases:
     """What the quality filter says of a file's paraphrases.
 
-    judged: all of them: uuid, text, and the reasons to reject it.
+    filtered: all of them: uuid, text, and the reasons to reject it.
     rows: the questions with those that pass.
     casing: the table of words that the filter knew names by, if any.
     """
 
     config: ParaphraseCheckConfig
     dataset: Dataset
-    judged: list[Judged]
+    filtered: list[Filtered]
     rows: list[Row]
     casing: Mapping[str, float] | None
 
@@ -46,7 +46,7 @@ class CheckedParaphrases:
         if not config.drop:
             stem = config.output_dir / safe_name(dataset.name) / "check"
             path = result_file(stem, "_report.csv")
-            replace_files({path: report_csv(self.judged).encode()}, seal=path, keep_seal=True)
+            replace_files({path: report_csv(self.filtered).encode()}, seal=path, keep_seal=True)
             say(f"wrote {path}")
             return stem
         stem = output_stem(config.output, config.output_dir, dataset.name, "")
@@ -59,7 +59,7 @@ class CheckedParaphrases:
             "short": too_few(self.rows, config.num_paraphrases),
         }
         with held(stem):
-            write_files(stem, self.rows, self.judged, manifest)
+            write_files(stem, self.rows, self.filtered, manifest)
         say(f"wrote {result_file(stem, '.jsonl')} (_report.csv and .json beside it)")
         return stem
 
@@ -68,13 +68,13 @@ def check_paraphrases(config: ParaphraseCheckConfig) -> CheckedParaphrases:
     """Puts a file's paraphrases through the filter. Raises UserError where it cannot be read."""
     dataset = load_dataset(config.file, max_samples=config.max_samples)
     casing = load_casing()
-    judged: list[Judged] = []
+    filtered: list[Filtered] = []
     rows: list[Row] = []
     for record in dataset.records:
         found = verdicts(
             record.paraphrases, question=record.question, answers=record.answers, casing=casing
         )
         told = list(zip(record.paraphrases, found, strict=True))
-        judged += [(record.uuid, text, rejected) for text, rejected in told]
+        filtered += [(record.uuid, text, rejected) for text, rejected in told]
         rows.append((record, record.question, [text for text, rejected in told if not rejected]))
-    return CheckedParaphrases(config, dataset, judged, rows, casing)
+    return CheckedParaphrases(config, dataset, filtered, rows, casing)

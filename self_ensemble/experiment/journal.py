@@ -5,7 +5,7 @@ crc32 of its JSON in hexadecimal, a blank, and the JSON:
 
     run    identity, after (questions that a finished file holds already), remake (--overwrite)
     start  the environment (device, versions, …) of a process that worked on it
-    plan   pass, batch_size, questions (of the run), batches: the indices it is to answer
+    plan   the schedule of a pass: batch_size, questions (of the run), batches of indices
     batch  pass, batch: the indices, answers: one JSON value each, state: of the run after it
 
 A line is on the disk before the next batch begins. A last line that was cut short by a crash is
@@ -40,7 +40,7 @@ class Journal:
         state: what the last batch left behind, None before the first.
         environment: of the last start.
         environments: of all the starts, without repetitions.
-        questions: of the largest plan, those of `after` included.
+        questions: of the largest schedule, those of `after` included.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Journal:
         self.environment: dict[str, Any] | None = None
         self.environments: list[dict[str, Any]] = []
         self.questions = 0
-        self.plans: dict[str, dict[str, Any]] = {}  # the last one of each pass
+        self.schedules: dict[str, dict[str, Any]] = {}  # the last one of each pass
         self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
         self.unwritten: list[dict[str, Any]] = []
         self.cut_short = False
@@ -88,7 +88,7 @@ class Journal:
             if self.environment not in self.environments:
                 self.environments.append(self.environment)
         elif record["kind"] == "plan":
-            self.plans[record["pass"]] = record
+            self.schedules[record["pass"]] = record
             self.questions = max(self.questions, record["questions"])
         else:
             kept = self.answers.setdefault(record["pass"], {})
@@ -104,30 +104,30 @@ class Journal:
         name: str,
         count: int,
         batch_size: int | None,
-        plan: Callable[[Sequence[int]], list[list[int]]],
+        schedule: Callable[[Sequence[int]], list[list[int]]],
         *,
         questions: int,
     ) -> list[list[int]]:
         """What is left of a pass.
 
-        The batches that were planned stay as they are, since a number's last bits depend on what
-        it was computed with. Planned anew is what no plan holds, and everything that is left where
-        another batch size is asked for.
+        The batches that were scheduled stay as they are, since a number's last bits depend on what
+        it was computed with. Scheduled anew is what no schedule holds, and everything that is left
+        where another batch size is asked for.
 
         Args:
             name: of the pass.
             count: how many indices the pass has.
             batch_size: as it was asked for; None: what fits.
-            plan: makes batches of indices.
+            schedule: makes batches of indices.
             questions: of the run, those of `after` included.
         """
         answered = self.answers.get(name, {})
-        old = self.plans.get(name)
+        old = self.schedules.get(name)
         kept = old["batches"] if old and old["batch_size"] == batch_size else []
         left = [batch for batch in kept if batch[0] not in answered]
-        planned = {index for batch in left for index in batch}
-        fresh = [i for i in range(count) if i not in answered and i not in planned]
-        batches = left + (plan(fresh) if fresh else [])
+        scheduled = {index for batch in left for index in batch}
+        fresh = [i for i in range(count) if i not in answered and i not in scheduled]
+        batches = left + (schedule(fresh) if fresh else [])
         if fresh:
             record = {
                 "kind": "plan",

@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", "_report.csv", ".json")
 # The question's record, its wording, its paraphrases.
 Row = tuple[Record, str | None, list[str]]
 # uuid, text, and the reasons to reject it.
-Judged = tuple[str, str, Sequence[str]]
+Filtered = tuple[str, str, Sequence[str]]
 
 
 def output_stem(output: Path | None, folder: Path, dataset_name: str, model_name: str) -> Path:
@@ -60,7 +60,7 @@ def row_line(row: Row) -> str:
 
 
 def write_files(
-    stem: Path, rows: Sequence[Row], judged: Sequence[Judged], manifest: dict[str, Any]
+    stem: Path, rows: Sequence[Row], filtered: Sequence[Filtered], manifest: dict[str, Any]
 ) -> None:
     """All of them, whole or not at all.
 
@@ -68,6 +68,6 @@ def write_files(
         UserError: the disk is full, the folder cannot be written and the like.
     """
     lines = "".join(row_line(row) + "\n" for row in rows)
-    contents = (lines.encode(), report_csv(judged).encode(), manifest_bytes(manifest))
+    contents = (lines.encode(), report_csv(filtered).encode(), manifest_bytes(manifest))
     paths = [result_file(stem, suffix) for suffix in SUFFIXES]
     replace_files(dict(zip(paths, contents, strict=True)), seal=paths[-1], keep_seal=False)

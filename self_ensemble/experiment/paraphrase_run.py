@@ -23,7 +23,7 @@ from self_ensemble.experiment.config import ParaphraseRunConfig
 from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.experiment.paraphrase_files import (
-    Judged,
+    Filtered,
     output_stem,
     refuse_foreign,
     too_few,
@@ -200,7 +200,7 @@ class ParaphraseRun(ResumableRun):
         return [found[index] for index in range(len(keys))]
 
     @property
-    def judged(self) -> list[Judged]:
+    def filtered(self) -> list[Filtered]:
         """All candidates: uuid, text, and the reasons to reject it."""
         return [
             (each.record.uuid, text, rejected)
@@ -210,7 +210,7 @@ class ParaphraseRun(ResumableRun):
 
     def write(self) -> None:
         """The three files, and what was done on stderr."""
-        config, judged = self.config.paraphrases, self.judged
+        config, filtered = self.config.paraphrases, self.filtered
         rows = [(c.record, c.question, c.paraphrases(drop=config.drop)) for c in self.candidates]
         manifest = {
             "identity": self.identity,
@@ -221,12 +221,12 @@ class ParaphraseRun(ResumableRun):
             **self.begun_with(),
             "batch_size": config.generation.batch_size,
             "paraphrases": sum(len(kept) for *_, kept in rows),
-            "draws": len(judged),
-            "flagged": sum(1 for *_, rejected in judged if rejected),
+            "draws": len(filtered),
+            "flagged": sum(1 for *_, rejected in filtered if rejected),
             "short": too_few(rows, config.num_paraphrases),
             **self.state(),
         }
-        write_files(self.stem, rows, judged, manifest)
+        write_files(self.stem, rows, filtered, manifest)
         self.journal.remove()
         say(f"wrote {result_file(self.stem, '.jsonl')} (_report.csv and .json beside it)")
 

@@ -359,20 +359,20 @@ def lost_names(
 CELL_WIDTH = 56
 
 
-def report_lines(judged: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
-    """A table: how many paraphrases each reason was found in, their share, and one of them.
+def report_lines(filtered: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+    """A table: how many paraphrases each reason was found in, their fraction, and one of them.
 
-    judged: uuid, paraphrase and its reasons.
+    filtered: uuid, paraphrase and its reasons.
     """
-    total = max(len(judged), 1)
+    total = max(len(filtered), 1)
     lines = [f"{'reason':17} {'count':>7} {'share':>7}  example"]
     for reason in REJECTION_REASONS:
-        found = [paraphrase for _, paraphrase, wrong in judged if reason in wrong]
+        found = [paraphrase for _, paraphrase, wrong in filtered if reason in wrong]
         example = f"  {_cell(found[0])}" if found else ""
         lines.append(f"{reason:17} {len(found):7} {len(found) / total:7.4f}{example}")
-    wrong = sum(1 for *_, found in judged if found)
+    wrong = sum(1 for *_, found in filtered if found)
     lines.append(
-        f"{'any of these':17} {wrong:7} {wrong / total:7.4f}  of {len(judged)} paraphrases"
+        f"{'any of these':17} {wrong:7} {wrong / total:7.4f}  of {len(filtered)} paraphrases"
     )
     return lines
 
@@ -382,12 +382,12 @@ def _cell(text: str) -> str:
     return shown if len(shown) <= CELL_WIDTH else f"{shown[: CELL_WIDTH - 3]}..."
 
 
-def report_csv(judged: Sequence[tuple[str, str, Sequence[str]]]) -> str:
+def report_csv(filtered: Sequence[tuple[str, str, Sequence[str]]]) -> str:
     """A row a paraphrase in which something was found: uuid, paraphrase, reasons (a JSON list)."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(("uuid", "paraphrase", "reasons"))
     writer.writerows(
-        (uuid, paraphrase, json.dumps(list(wrong))) for uuid, paraphrase, wrong in judged if wrong
+        (uuid, paraphrase, json.dumps(list(wrong))) for uuid, paraphrase, wrong in filtered if wrong
     )
     return buffer.getvalue()

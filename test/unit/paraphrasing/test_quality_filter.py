@@ -355,13 +355,13 @@ def test_an_example_of_the_prompt_is_an_echo():
 
 
 def test_report():
-    judged = [
+    filtered = [
         ("u1", "fine", ()),
         ("u1", 'a "b",\nc' + "d" * 80, ("many_lines", "lost_name")),
         ("u2", "x" * 80, ("lost_name",)),
         ("u3", "y", ()),
     ]
-    lines = quality_filter.report_lines(judged)
+    lines = quality_filter.report_lines(filtered)
     assert max(map(len, lines)) <= 100
     cells = {line.split()[0]: line.split() for line in lines}
     assert cells["lost_name"][1:3] == ["2", "0.5000"]
@@ -369,7 +369,7 @@ def test_report():
     assert cells["many_lines"][3:] == ["'a", '"b",\\nc' + "d" * 43 + "..."]
     assert cells["empty"] == ["empty", "0", "0.0000"]
     assert lines[-1].split() == ["any", "of", "these", "2", "0.5000", "of", "4", "paraphrases"]
-    rows = list(csv.DictReader(io.StringIO(quality_filter.report_csv(judged), newline="")))
+    rows = list(csv.DictReader(io.StringIO(quality_filter.report_csv(filtered), newline="")))
     assert [(r["uuid"], r["paraphrase"], json.loads(r["reasons"])) for r in rows] == [
-        (uuid, text, list(wrong)) for uuid, text, wrong in judged if wrong
+        (uuid, text, list(wrong)) for uuid, text, wrong in filtered if wrong
     ]
