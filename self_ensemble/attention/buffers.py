@@ -33,7 +33,7 @@ class BufferPool(Buffers):
 
     def __init__(self) -> None:
         self.version = 0
-        self._flat: dict[Hashable, torch.Tensor | None] = {}
+        self._flat: dict[Hashable, torch.Tensor] = {}
 
     def take(self, name: Hashable, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         """Uninitialised, contiguous; whatever had this name before is overwritten."""
@@ -43,7 +43,7 @@ class BufferPool(Buffers):
     def reserve(self, name: Hashable, size: int, like: torch.Tensor) -> None:
         """Memory for so many numbers, so that none of what is taken up to this size moves."""
         if name not in self._flat or self._flat[name].numel() < size:
-            self._flat[name] = None  # before the larger one is asked for
+            self._flat.pop(name, None)  # before the larger one is asked for
             self._flat[name] = torch.empty(size, dtype=like.dtype, device=like.device)
             self.version += 1
 

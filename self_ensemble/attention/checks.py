@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from self_ensemble.attention.backends import attend_under_mask, make_mask
 from self_ensemble.attention.kv_state import EncodeState
 from self_ensemble.attention.masks import packed_segment_mask
 from self_ensemble.attention.patching import FlexAttentionWrapper, not_numbers, unsupported
+from self_ensemble.attention.scoring import Scoring
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,20 +21,20 @@ logger = logging.getLogger(__name__)
 PROBE_TOKENS = 8
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Its kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def head_shape(config) -> tuple[int, int, int]:
+def head_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     """Query heads, key/value heads and head size of a text model's configuration."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-def check_config(config) -> None:
+def check_config(config: PretrainedConfig) -> None:
     """Refuse, before any weights are loaded, what the configuration already shows cannot work.
 
     Raises:
@@ -56,11 +59,18 @@ def check_config(config) -> None:
 class _ProbeState(EncodeState):
     """Remembers which layers attended, in order."""
 
-    def __init__(self, *args, **settings):
+    def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.attended = []
+        self.attended: list[int] = []
 
-    def attend(self, layer, query, key, value, scoring):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
         self.attended.append(layer)
         return super().attend(layer, query, key, value, scoring)
 
@@ -115,7 +125,7 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
         )
 
 
-def _probe(wrapper):
+def _probe(wrapper: FlexAttentionWrapper) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """Logits of two segments under the model's own attention and packed under ours, and which
     layers attended, in order."""
     model, n = wrapper.model, PROBE_TOKENS

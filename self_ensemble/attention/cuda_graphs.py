@@ -122,6 +122,8 @@ class CapturedStep:
         others: steps whose graphs' memory this one may use too, since replays never overlap.
     """
 
+    graph: torch.cuda.CUDAGraph
+
     def __init__(
         self,
         state: CapturedDecodeState,

@@ -11,12 +11,13 @@ tokens, ``M`` tokens of the longest segment, ``F`` fused tokens so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 
-from self_ensemble.attention.backends import attend_under_mask, make_mask
+from self_ensemble.attention.backends import Mask, attend_under_mask, make_mask
 from self_ensemble.attention.buffers import Buffers
 from self_ensemble.attention.fusion import Fusion, split_attention
 from self_ensemble.attention.masks import Visible, packed_segment_mask, spread_over_group
@@ -41,16 +42,16 @@ class EncodeState:
 
     def __init__(
         self,
-        lengths,
-        segment_ids,
-        position_ids,
-        prefix,
+        lengths: Sequence[int] | torch.Tensor,
+        segment_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        prefix: dict[int, KeyValues],
         *,
-        backend,
-        compiled=True,
+        backend: str,
+        compiled: bool = True,
         buffers: Buffers | None = None,
         capacity: int = 0,
-    ):
+    ) -> None:
         sizes = torch.as_tensor(lengths)
         self.lengths = sizes
         self.starts = sizes.cumsum(0) - sizes
@@ -63,23 +64,32 @@ class EncodeState:
         self.backend = backend
         self.compiled = compiled
         self.layers: dict[int, KeyValues] = {}
-        self._masks = {}
+        self._masks: dict[int | None, Mask] = {}
 
     @cached_property
     def padding(self) -> tuple[torch.Tensor, torch.Tensor]:
         """See `padding_indices`."""
         indices = padding_indices(self.lengths, self.segment_ids.shape[0])
-        return tuple(index.to(self.segment_ids.device) for index in indices)
+        gather, scatter = (index.to(self.segment_ids.device) for index in indices)
+        return gather, scatter
 
     @property
     def gather(self) -> torch.Tensor:
+        """[rows, M], see `padding_indices`."""
         return self.padding[0]
 
-    def attend(self, layer, query, key, value, scoring):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
         if self.backend == "flex":
-            P, prefix = self.prefix_length, self.prefix.get(layer, KeyValues(None, None))
-            keys = self._behind(prefix.keys, key[0], (layer, "keys"))
-            values = self._behind(prefix.values, value[0], (layer, "values"))
+            P, before = self.prefix_length, self.prefix.get(layer)
+            keys = self._behind(before.keys if before else None, key[0], (layer, "keys"))
+            values = self._behind(before.values if before else None, value[0], (layer, "values"))
             self.layers[layer] = KeyValues(keys[:, P:], values[:, P:])
             mask = self._mask(scoring.window, query.device)
             return attend_under_mask(
@@ -100,7 +110,9 @@ class EncodeState:
         out = attend_under_mask(padded_query, keys, values, mask, scoring, self.backend)
         return out.transpose(0, 1).flatten(1, 2)[:, self.padding[1]][None]  # [1, H, T, D]
 
-    def _behind(self, prefix, own, name) -> torch.Tensor:
+    def _behind(
+        self, prefix: torch.Tensor | None, own: torch.Tensor, name: Hashable
+    ) -> torch.Tensor:
         """The packed tokens behind the prefix, [J, P + T, D].
 
         Token by token in memory, so that what finds a token in it need not know how many there are.
@@ -109,12 +121,12 @@ class EncodeState:
         P = self.prefix_length
         self.buffers.reserve(name, (P + self.capacity) * J * D, own)
         joined = self.buffers.take(name, (P + T, J, D), own).transpose(0, 1)
-        if P:
+        if prefix is not None:
             joined[:, :P] = prefix
         joined[:, P:] = own
         return joined
 
-    def _mask(self, window, device):
+    def _mask(self, window: int | None, device: torch.device) -> Mask:
         if window not in self._masks:
             P, T = self.prefix_length, self.segment_ids.shape[0]
             if self.backend == "flex":
@@ -124,7 +136,7 @@ class EncodeState:
                 self._masks[window] = self._padded_mask(window)
         return self._masks[window]
 
-    def _padded_mask(self, window):
+    def _padded_mask(self, window: int | None) -> torch.Tensor:
         """[rows or 1, 1, M, P + M]: the prefix and the row's own earlier tokens."""
         P, M = self.prefix_length, self.gather.shape[1]
         device = self.gather.device
@@ -138,7 +150,9 @@ class EncodeState:
         return (causal & near)[:, None]
 
 
-def padding_indices(lengths, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padding_indices(
+    lengths: Sequence[int] | torch.Tensor, total: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Between packed and padded: ``gather`` [rows, M] into the packed, ``scatter`` [total] back.
 
     Padding cells of ``gather`` point at some token of the row, padding tokens of the packed
@@ -184,7 +198,7 @@ class FusedTokenState:
         slots: int,
         fusion: Fusion,
         buffers: Buffers,
-    ):
+    ) -> None:
         self.buffers = buffers
         self.prefix = prefix
         self.segments = segments
@@ -199,7 +213,9 @@ class FusedTokenState:
         self.own_mask = buffers.keep("own mask", empty)
         self.own_positions = buffers.keep("own positions", empty.long())
 
-        def some(name, like):  # what is not filled is not read
+        def some(
+            name: Hashable, like: torch.Tensor
+        ) -> torch.Tensor:  # what is not filled is not read
             return buffers.take(name, (like.shape[0], rows, slots, like.shape[-1]), like)
 
         self.own = {
@@ -247,7 +263,7 @@ class FusedTokenState:
         for layer, kv in layers.items():
             self._write(layer, kv.keys, kv.values)
 
-    def _write(self, layer, keys, values):
+    def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """keys, values: [J, R, S, D]."""
         self.own[layer].keys.index_copy_(2, self.at, keys)
         self.own[layer].values.index_copy_(2, self.at, values)
@@ -260,17 +276,20 @@ class FusedTokenState:
         if self.rope_offsets is not None:
             self.rope_offsets = self.buffers.keep("rope offsets", self.rope_offsets[rows])
 
-    def _keep_rows(self, layers, name, rows):
+    def _keep_rows(self, layers: dict[int, KeyValues], name: str, rows: torch.Tensor) -> None:
         for layer, kv in layers.items():
             layers[layer] = KeyValues(
                 self.buffers.keep((layer, f"{name} keys"), kv.keys[:, rows]),
                 self.buffers.keep((layer, f"{name} values"), kv.values[:, rows]),
             )
 
-    def angles(self, layer) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
+    def angles(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
         """Tables of cosines and sines, by offset, and whether pairs are neighbours; None where this
         layer's queries stay as they are."""
-        if self.rope_offsets is None or layer not in self.rotary.tables:
+        if self.rope_offsets is None:
+            return None
+        assert self.rotary is not None, "RoPE offsets need the angles of `read_rotary`"
+        if layer not in self.rotary.tables:
             return None
         return *self.rotary.tables[layer], self.rotary.interleaved[layer]
 
@@ -296,34 +315,41 @@ class DecodeState(FusedTokenState):
         segment_mask: torch.Tensor,
         segment_positions: torch.Tensor,
         observe: Callable[..., None] | None = None,
-        **others,
-    ):
+        **others: Any,
+    ) -> None:
         super().__init__(rows=segment_mask.shape[0], segments=segments, buffers=Buffers(), **others)
         self.segment_mask = segment_mask
         self.segment_positions = segment_positions
         self.observe = observe
-        self._masks = {}
+        self._masks: dict[tuple[int | None, int], Visible] = {}
 
-    def advance(self, queries):
+    def advance(self, queries: int) -> None:
         super().advance(queries)
         self._masks.clear()
 
-    def keep_rows(self, rows):
+    def keep_rows(self, rows: torch.Tensor) -> None:
         super().keep_rows(rows)
         self._keep_rows(self.segments, "segment", rows)
         self.segment_mask = self.segment_mask[rows]
         self.segment_positions = self.segment_positions[rows]
         self._masks.clear()
 
-    def attend(self, layer, query, key, value, scoring):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
         S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
         self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
         end = self.filled + S
-        own, angles, interleaved = self.own[layer], self.angles(layer), False
-        if angles is not None:
-            *tables, interleaved = angles
-            angles = tuple(table[self.rope_offsets] for table in tables)  # [R, K, rotated size]
+        own, angles, interleaved = self.own[layer], None, False
+        if (tables := self.angles(layer)) is not None:
+            cos, sin, interleaved = tables
+            angles = cos[self.rope_offsets], sin[self.rope_offsets]  # [R, K, rotated size]
         return split_attention(
             query,
             self.prefix.get(layer),
@@ -337,12 +363,12 @@ class DecodeState(FusedTokenState):
             None if self.observe is None else partial(self.observe, layer),
         )
 
-    def _visible(self, window, group):
+    def _visible(self, window: int | None, group: int) -> Visible:
         if (window, group) not in self._masks:
             self._masks[window, group] = self._build_masks(window, group)
         return self._masks[window, group]
 
-    def _build_masks(self, window, group):
+    def _build_masks(self, window: int | None, group: int) -> Visible:
         """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""
         S = self.queries
         end = self.filled + S

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 
 from self_ensemble.attention.patching import FlexAttentionWrapper, MaskedState, not_numbers
+from self_ensemble.attention.scoring import Scoring
 from self_ensemble.system.errors import UserError
 
 
@@ -18,7 +21,11 @@ class RotaryTables:
     interleaved: layer → whether neighbouring values form the rotated pairs (else the two halves).
     """
 
-    def __init__(self, tables, interleaved):
+    def __init__(
+        self,
+        tables: dict[int, tuple[torch.Tensor, torch.Tensor]],
+        interleaved: dict[int, bool],
+    ) -> None:
         self.tables = tables
         self.interleaved = interleaved
 
@@ -28,7 +35,13 @@ class RotaryTables:
         return min((len(cos) - 1 for cos, _ in self.tables.values()), default=math.inf)
 
 
-def rotate(query, cos, sin, interleaved: bool) -> torch.Tensor:
+def rotate(
+    query: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool
+) -> torch.Tensor:
+    """The query by these angles on. cos, sin: [..., rotated size], of a head's first values.
+
+    RoPE (Su et al., 2021); what ``interleaved`` says of pairs, see `RotaryTables`.
+    """
     size = cos.shape[-1]
     head, rest = query[..., :size].float(), query[..., size:]
     if interleaved:
@@ -43,17 +56,26 @@ def rotate(query, cos, sin, interleaved: bool) -> torch.Tensor:
 class _QueryState(MaskedState):
     """Causal attention that keeps every layer's queries."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(backend="eager")
-        self.queries = {}
+        self.queries: dict[int, torch.Tensor] = {}
 
-    def attend(self, layer, query, key, value, scoring):
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scoring: Scoring,
+    ) -> torch.Tensor:
         self.queries[layer] = query
         return super().attend(layer, query, key, value, scoring)
 
 
 @torch.inference_mode()
-def read_rotary(wrapper: FlexAttentionWrapper, max_offset: int, last_position: int):
+def read_rotary(
+    wrapper: FlexAttentionWrapper, max_offset: int, last_position: int
+) -> RotaryTables | None:
     """Read off a patched model how its queries rotate, and prove it on every layer.
 
     A token alone in its sequence has the same hidden states wherever it stands, so its queries at
@@ -74,11 +96,12 @@ def read_rotary(wrapper: FlexAttentionWrapper, max_offset: int, last_position: i
         UserError: the model's values are not numbers.
     """
     wrapper.meet_layers()
-    with wrapper.using(_QueryState()):
+    state = _QueryState()
+    with wrapper.using(state):
         angles = _forward_with_angles(wrapper, [[last_position], [last_position - max_offset]])
-        queries = wrapper.state.queries
-        if not angles:
-            return None
+    queries = state.queries
+    if not angles:
+        return None
     # The first token keeps length-dependent rotations at the scale of the run.
     behind = [last_position, *(-offset for offset in range(max_offset + 1))]
     with wrapper.using(_QueryState()):
@@ -109,16 +132,19 @@ def read_rotary(wrapper: FlexAttentionWrapper, max_offset: int, last_position: i
     return rotary
 
 
-def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+def _forward_with_angles(
+    wrapper: FlexAttentionWrapper, positions: list[list[int]]
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """One forward of a token at these positions; the (cos, sin) each attention layer was given.
 
     The token is one whose embedding is not zero, as a padding token's may be.
     """
-    found = {}
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def keep(module, args, kwargs):
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if isinstance(value, tuple) and len(value) == 2 and torch.is_tensor(value[0]):
+                assert isinstance(module.layer_idx, int)
                 found[module.layer_idx] = value
 
     hooks = [
@@ -127,7 +153,9 @@ def _forward_with_angles(wrapper, positions) -> dict[int, tuple[torch.Tensor, to
     ]
     try:
         position_ids = torch.tensor(positions, device=wrapper.model.device)
-        some = wrapper.model.get_input_embeddings().weight[:64]
+        weight = wrapper.model.get_input_embeddings().weight
+        assert isinstance(weight, torch.Tensor)
+        some = weight[:64]
         ids = torch.full_like(position_ids, some.norm(dim=1).argmax().item())
         wrapper.model.base_model(input_ids=ids, position_ids=position_ids, use_cache=False)
     finally:

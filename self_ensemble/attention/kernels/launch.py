@@ -125,7 +125,7 @@ def fuse(
         "ROTATED": cos.shape[-1] if offset and angles is not None else 0,
         "INTERLEAVED": interleaved,
     }
-    offsets = rope_offsets if offset else starts
+    offsets = rope_offsets if offset and rope_offsets is not None else starts
     count = R * (K if offset else 1) * G * S
     prefix_keys = prefix_values = partial = partial_log = query
     spans = 0
