@@ -106,7 +106,7 @@ def choose_template(
 ) -> PromptTemplate:
     """The plain prompt of a run: what the command line gives, else what the dataset brings.
 
-    The first `num_few_shot` solved examples are shown (None: some), or as many as there are.
+    The first `num_few_shot` demonstrations are shown (None: some), or as many as there are.
 
     Raises:
         UserError: some were asked for, and there are none.

@@ -1,5 +1,7 @@
 """The page: its data, that it loads nothing, and (marked browser) that it works in Chromium."""
 
+import base64
+import hashlib
 import json
 import re
 
@@ -102,6 +104,14 @@ def test_texts_do_not_become_markup_and_nothing_is_loaded(methods, tmp_path):
     assert not re.search(r"@import|url\(|fetch\(|XMLHttp", without_data)
     assert "default-src 'none'" in page
     assert "<u>" not in page_of([path])
+
+
+def test_the_policy_lets_the_pages_own_script_run(methods):
+    page = page_of(methods[0])
+    script = re.search(r"<script>(.*?)</script>", page, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
+    assert policy.endswith(f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'")
 
 
 def test_one_file_needs_no_uuid_and_several_do(tmp_path):
