@@ -16,7 +16,6 @@ from writing import error_of, write
 import flex_attention_generate
 import generate
 import paraphrase
-from self_ensemble.cli.remedies import PARAPHRASE_DEFAULTS
 from self_ensemble.data import FewShot, hub_tables, load_dataset, prompt_template
 from self_ensemble.data.datasets import myriadlama as myriadlama_module
 from self_ensemble.data.datasets.myriadlama import INSTRUCTION as MYRIADLAMA_INSTRUCTION
@@ -246,11 +245,6 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
     assert "--overwrite" not in argv and run_script(paraphrase, *argv) == 0
     assert source.load(max_samples=1).records == loaded.records
     assert all(len(record.paraphrases) == 1 for record in source.load().records)
-
-
-def test_the_command_leaves_out_what_is_the_default():
-    usual = vars(paraphrase.parse_args([]))
-    assert {name: usual[name] for name in PARAPHRASE_DEFAULTS} == PARAPHRASE_DEFAULTS
 
 
 @pytest.mark.parametrize(
