@@ -64,7 +64,7 @@ def test_a_dataset_of_the_users_own_is_one_like_the_others(capitals):
 
 def test_its_options_are_flags_and_those_of_others_are_refused(capitals, capsys):
     asked = generate.parse_args(["--dataset", "capitals", "--seed", "7"]).questions
-    assert (asked.dataset, asked.seed) == ("capitals", 7)
+    assert (asked.dataset, asked.options.seed) == ("capitals", 7)
     with pytest.raises(SystemExit):
         generate.parse_args(["--dataset", "capitals", "--num_auto", "1"])
     told = "--num_auto belongs to --dataset myriadlama; capitals does not use it"
