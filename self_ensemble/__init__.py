@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from self_ensemble.data import (
         Dataset,
         FewShot,
+        Prompt,
         PromptTemplate,
         Record,
+        WholePrompts,
         load_dataset,
         register_dataset,
     )
-    from self_ensemble.data.prompt import Prompt, WholePrompts
     from self_ensemble.ensemble import Ensemble, FusedAnswer
     from self_ensemble.methods.logit_fusion import register_logit_method
     from self_ensemble.methods.votes import register_vote
@@ -37,11 +38,11 @@ _WHERE = {
     "FewShot": "self_ensemble.data",
     "FusedAnswer": "self_ensemble.ensemble",
     "Fusion": "self_ensemble.attention.fusion",
-    "Prompt": "self_ensemble.data.prompt",
+    "Prompt": "self_ensemble.data",
     "PromptTemplate": "self_ensemble.data",
     "Record": "self_ensemble.data",
     "UserError": "self_ensemble.system.errors",
-    "WholePrompts": "self_ensemble.data.prompt",
+    "WholePrompts": "self_ensemble.data",
     "load_dataset": "self_ensemble.data",
     "register_alias": "self_ensemble.models.aliases",
     "register_dataset": "self_ensemble.data",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from self_ensemble.data.answers import first_line
-from self_ensemble.data.prompt import Prompt, WholePrompts
+from self_ensemble.data.prompts import Prompt, WholePrompts
 from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.loading import make_engine

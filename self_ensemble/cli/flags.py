@@ -311,6 +311,7 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
 
 def check_origin_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where a flag chooses paraphrases, of which none is asked."""
+    check_dataset_arguments(parser, args, DATASET_OPTIONS)
     of_paraphrases = [flag for flag in DATASET_OPTIONS if flag not in SOURCE_OPTIONS]
     for flag in (*of_paraphrases, "num_paraphrases", "indexs"):
         if getattr(args, flag) is not None:

@@ -1,7 +1,9 @@
 """Questions in several wordings: records, prompts, datasets, and the tables they are read from."""
 
 from self_ensemble.data.prompts import (
+    Prompt,
     PromptTemplate,
+    WholePrompts,
     chat_prompt_template,
     choose_template,
     construct_prompts,
@@ -23,8 +25,10 @@ __all__ = [
     "Dataset",
     "DatasetOptions",
     "FewShot",
+    "Prompt",
     "PromptTemplate",
     "Record",
+    "WholePrompts",
     "chat_prompt_template",
     "choose_template",
     "construct_prompts",

@@ -1,13 +1,16 @@
 """Prompts: an instruction, few-shot demonstrations, and a gap for the paraphrase."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from self_ensemble.data.names import DEFAULT_NUM_FEW_SHOT
+from self_ensemble.data.names import DEFAULT_INSTRUCTION, DEFAULT_NUM_FEW_SHOT
 from self_ensemble.data.question_files import load_few_shot
 from self_ensemble.data.records import Dataset, FewShot
+from self_ensemble.data.registry import load_dataset
 from self_ensemble.system.errors import UserError
 
 # Stands for the paraphrase while a chat template is rendered. Private-use characters: a template
@@ -121,3 +124,49 @@ def choose_template(
         )
     shown = DEFAULT_NUM_FEW_SHOT if num_few_shot is None else num_few_shot
     return prompt_template(instruction, few_shot[:shown])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the Python interface is told of a prompt: what stands around `Q: {paraphrase}` and `A:`.
+
+    instruction: what the prompt begins with; may be empty.
+    few_shot: demonstrations: `FewShot`, or (question, answer) in a tuple.
+    chat_template: put all of it, as one user message, into the model's own chat format.
+    """
+
+    instruction: str = DEFAULT_INSTRUCTION
+    few_shot: Sequence[FewShot | tuple[str, str]] = ()
+    chat_template: bool = False
+
+    def template(self, tokenizer: Any) -> PromptTemplate:
+        """The prompt with a gap for the paraphrase.
+
+        Raises:
+            UserError: there is no chat template, or none that leaves a message as it is.
+        """
+        shots = [shot if isinstance(shot, FewShot) else FewShot(*shot) for shot in self.few_shot]
+        plain = prompt_template(self.instruction, shots)
+        return chat_prompt_template(tokenizer, plain) if self.chat_template else plain
+
+    @classmethod
+    def of_demo(cls) -> Prompt:
+        """The prompt that the bundled model was trained on."""
+        demo = load_dataset("demo", max_samples=1)
+        return cls(demo.instruction, demo.few_shot)
+
+
+@dataclass(frozen=True)
+class WholePrompts:
+    """What is asked are prompts as they are. All prompts of a question must end alike.
+
+    add_special_tokens: what the tokenizer is called with; False where the texts bring their own.
+    """
+
+    add_special_tokens: bool = True
+
+    def template(self, tokenizer: Any) -> WholePrompts:
+        return self
+
+    def render(self, prompt: str) -> str:
+        return prompt

@@ -16,8 +16,7 @@ from self_ensemble.attention.segments import (
     split_prompts,
     split_whole_prompts,
 )
-from self_ensemble.data.prompt import WholePrompts
-from self_ensemble.data.prompts import PromptTemplate
+from self_ensemble.data.prompts import PromptTemplate, WholePrompts
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Batch, Engine
