@@ -25,6 +25,7 @@ from self_ensemble.cli.flags import (
     fusion_config,
 )
 from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.cli.spacy_import import import_spacy_without_torch
 from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.identity import attention_settings
 from self_ensemble.experiment.lemmas import lemmatize_finished
@@ -104,6 +105,7 @@ def main(config: ExperimentConfig) -> Path:
     questions = read_questions(config.questions, config.prompt, model=model.name)
     check_weights(asked, questions)
     if config.lemmas is not None:
+        import_spacy_without_torch(config.lemmas.spacy_model)
         return lemmatize_finished(config, config.lemmas, questions, attention_settings(asked))
 
     set_up_logging(config.verbose)

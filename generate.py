@@ -23,6 +23,7 @@ from self_ensemble.cli.flags import (
     experiment_config,
 )
 from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.cli.spacy_import import import_spacy_without_torch
 from self_ensemble.cli.types import positive_int
 from self_ensemble.experiment.confidences import read_confidences
 from self_ensemble.experiment.config import ExperimentConfig
@@ -62,6 +63,7 @@ def main(config: ExperimentConfig) -> Path:
         )
     settings = logit_settings(asked, content)
     if config.lemmas is not None:
+        import_spacy_without_torch(config.lemmas.spacy_model)
         return lemmatize_finished(config, config.lemmas, questions, settings)
 
     set_up_logging(config.verbose)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from self_ensemble.cli.parser import Parser, run
+from self_ensemble.cli.spacy_import import import_spacy_without_torch
 from self_ensemble.evaluation.page import render_page
 from self_ensemble.evaluation.plots import draw, picture_format
 from self_ensemble.evaluation.report import report_on
@@ -31,6 +32,8 @@ def main(args: argparse.Namespace) -> None:
     if args.spacy_model and args.lemmas != "recompute":
         raise UserError("--spacy_model is for --lemmas recompute")
     form = picture_format(args.plot) if args.plot else None
+    if args.lemmas == "recompute":
+        import_spacy_without_torch(args.spacy_model)
     how = {"match": args.match, "lemmas": args.lemmas, "spacy_model": args.spacy_model}
     files = [score_predictions(path, by=args.by, **how) for path in args.files]
     baseline = score_predictions(args.baseline, **how) if args.baseline else None

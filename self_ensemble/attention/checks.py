@@ -154,8 +154,10 @@ def flex_problem(wrapper: FlexAttentionWrapper) -> str | None:
     heads, kv_heads, size = head_shape(model.config.get_text_config())
     segment_ids = torch.arange(256, device=model.device) // 100
     mask_mod = packed_segment_mask(segment_ids, segment_ids, 0, None)
+    # A generator of its own: the caller's random numbers go on as if nothing had been drawn.
+    drawn = torch.Generator(model.device).manual_seed(0)
     q, k, v = (
-        torch.randn(1, h, 256, size, device=model.device, dtype=model.dtype)
+        torch.randn(1, h, 256, size, device=model.device, dtype=model.dtype, generator=drawn)
         for h in (heads, kv_heads, kv_heads)
     )
     try:

@@ -10,9 +10,7 @@ leaves words it does not hold, names among them, as they are.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -40,9 +38,7 @@ def init_spacy(model: str | None = None) -> Language:
         UserError: spaCy, the model or the table is not installed, or the model gives no lemmas.
     """
     try:
-        # A model of the user's choice may be a transformer.
-        with torch_left_alone() if model in (None, PREFERRED_MODEL, LOOKUP) else nullcontext():
-            import spacy
+        import spacy
     except ImportError as error:
         raise UserError(f"lemmas need spaCy: {error}; pip install -r requirements.txt") from error
 
@@ -73,22 +69,6 @@ def init_spacy(model: str | None = None) -> Language:
     if not lemma:
         raise UserError(f"--spacy_model: {model!r} has no lemmatizer")
     return nlp
-
-
-@contextmanager
-def torch_left_alone() -> Iterator[None]:
-    """spaCy imports torch where it is installed: seconds, and memory, that lemmas have no use for.
-
-    Inside, whatever tries to import torch finds it not installed, unless it is imported already.
-    """
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # as the import system reads it
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
 
 
 def lemmatizer_of(nlp: Language) -> dict[str, str]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:  # numpy and pandas come after parsing: --help stays quick
     from pandas import DataFrame, Series
 
 MATCHERS = ("exact", "first_token", "one_way", "two_way")
-LEMMA_MATCHERS = ("one_way", "two_way")
 LEMMA_COLUMNS = ("predict_lemma", "answer_lemmas")
 RELATION_COLUMNS = ("relation", "rel")
 
@@ -97,7 +96,7 @@ def score_predictions(
         match: one of MATCHERS, which the file's accuracy is by.
         lemmas: `file` takes the columns `predict_lemma` and `answer_lemmas`, `recompute` makes
             lemmas of the texts; None takes the columns where they are.
-        spacy_model: what recomputes; None takes the default of lemmatize.py.
+        spacy_model: what recomputes; None takes the default of `init_spacy`.
         by: a column that splits the questions.
 
     Raises:
