@@ -56,7 +56,7 @@ def main(config: DebugConfig) -> None:
     from self_ensemble.models.loading import find_model
 
     template = questions.template
-    source = find_model(model.name, revision=model.revision, device=model.device, dtype=model.dtype)
+    source = find_model(model)
     with loaded_engine(source, attention=model.attention, capture=False) as engine:
         if config.prompt.chat_template:
             template = chat_prompt_template(engine.tokenizer, template)

@@ -114,7 +114,7 @@ def main(config: ExperimentConfig) -> Path:
     from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.models.loading import find_model
 
-    source = find_model(model.name, revision=model.revision, device=model.device, dtype=model.dtype)
+    source = find_model(model)
     default_positions = source.positions_for(asked.fusion)
     name = attention_method_name(asked, default_positions=default_positions)
     method = AttentionFusion(**asdict(asked) | {"positions": asked.positions or default_positions})

@@ -71,7 +71,7 @@ def main(config: ExperimentConfig) -> Path:
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.models.loading import find_model
 
-    source = find_model(model.name, revision=model.revision, device=model.device, dtype=model.dtype)
+    source = find_model(model)
     this = Run(config, questions, source, asked.method, settings)
     with this.claimed() as unfinished:
         if unfinished:

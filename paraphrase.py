@@ -32,12 +32,11 @@ def make(config: ParaphraseRunConfig) -> Path:
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.models.loading import find_model
 
-    asked = config.model
-    source = find_model(asked.name, revision=asked.revision, device=asked.device, dtype=asked.dtype)
+    source = find_model(config.model)
     this = ParaphraseRun(config, dataset, source)
     with this.claimed() as unfinished:
         if unfinished:
-            with loaded_engine(source, attention=asked.attention) as engine:
+            with loaded_engine(source, attention=config.model.attention) as engine:
                 this.load(engine)
                 this.sample_all()
             show_report(this.filtered, this.casing)

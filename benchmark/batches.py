@@ -23,6 +23,7 @@ from self_ensemble.cli.flags import (
     add_prompt_arguments,
     add_question_arguments,
     check_question_arguments,
+    model_config,
     prompt_config,
     question_config,
 )
@@ -90,7 +91,7 @@ def main(args) -> None:
 
     set_up_logging(verbose=False)
     data = read_questions(question_config(args), prompt_config(args), model=args.model)
-    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    source = find_model(model_config(args))
     config = GenerationConfig(args.max_new_tokens)
     with loaded_engine(source, attention=args.attention) as engine:
         template = data.template

@@ -49,9 +49,10 @@ class OwnCase(Table):
         self.texts = [record.paraphrases for record in records]
 
     def source(self, dtype):
+        from self_ensemble.models.config import ModelConfig
         from self_ensemble.models.loading import find_model
 
-        return find_model(self.model, revision=None, device=measure.DEVICE, dtype=dtype)
+        return find_model(ModelConfig(name=self.model, device=measure.DEVICE, dtype=dtype))
 
     def request(self, engine, texts=None):
         """Attention fusion as it is by default on this model."""

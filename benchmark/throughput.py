@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from self_ensemble.cli.flags import (
     add_common_arguments,
     check_common_arguments,
+    model_config,
     prompt_config,
     question_config,
 )
@@ -90,7 +91,7 @@ def main(args) -> None:
     set_up_logging(args.verbose)
     data = read_questions(question_config(args), prompt_config(args), model=args.model)
     questions = [record.paraphrases for record in data.records]
-    source = find_model(args.model, revision=args.revision, device=args.device, dtype=args.dtype)
+    source = find_model(model_config(args))
     config = GenerationConfig(args.max_new_tokens, args.batch_size)
 
     with loaded_engine(source, attention=args.attention) as engine:

@@ -23,6 +23,7 @@ from self_ensemble.generation.loading import make_engine
 from self_ensemble.generation.request import Request
 from self_ensemble.methods.base import Method, Template
 from self_ensemble.methods.names import make_method
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
 
 
@@ -77,7 +78,7 @@ class Ensemble:
         tokenizer: Any,
         *,
         prompt: Prompt | WholePrompts | None = None,
-        attention: str = "auto",
+        attention: str = ModelConfig.attention,
         capture: bool = True,
     ):
         self.model = model
@@ -91,10 +92,10 @@ class Ensemble:
         name: str,
         *,
         revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str = ModelConfig.device,
+        dtype: str = ModelConfig.dtype,
         prompt: Prompt | WholePrompts | None = None,
-        attention: str = "auto",
+        attention: str = ModelConfig.attention,
         capture: bool = True,
     ) -> Ensemble:
         """Load a model.
@@ -115,8 +116,8 @@ class Ensemble:
         """
         from self_ensemble.models.loading import find_model, load_model
 
-        source = find_model(name, revision=revision, device=device, dtype=dtype)
-        model, tokenizer = load_model(source)
+        config = ModelConfig(name=name, revision=revision, device=device, dtype=dtype)
+        model, tokenizer = load_model(find_model(config))
         if prompt is None and name == "demo":
             prompt = Prompt.of_demo()
         return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)

@@ -17,6 +17,7 @@ from self_ensemble.diagnostics.trace import fusion_of, method_of, positions_of
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.methods.attention_fusion import AttentionFusion
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model
 from self_ensemble.system.errors import UserError
 
@@ -26,8 +27,9 @@ def check_model(config: CertificateConfig) -> tuple[list[Check], list[Certificat
     try:
         method = method_of(config.method)
         questions, plain = demo_questions(config)
-        source = find_model(config.model, revision=config.revision, device="auto", dtype="auto")
-        with loaded_engine(source, attention="auto", capture=False) as engine:
+        model = ModelConfig(name=config.model, revision=config.revision)
+        source = find_model(model)
+        with loaded_engine(source, attention=model.attention, capture=False) as engine:
             certificates = [_certificate(engine, plain, questions, method, chat=False)]
             chat, checks = _chat_template(engine, plain)
             if chat is not None:

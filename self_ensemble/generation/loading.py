@@ -9,11 +9,12 @@ from typing import Any
 from self_ensemble.attention.checks import check_architecture
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation.engine import Engine
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import ModelSource, choose_backend, load_model
 
 
 def make_engine(
-    model: Any, tokenizer: Any, *, attention: str = "auto", capture: bool = True
+    model: Any, tokenizer: Any, *, attention: str = ModelConfig.attention, capture: bool = True
 ) -> Engine:
     """An engine around a model, which is given back as it was.
 

@@ -20,6 +20,7 @@ from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.positions import default_positions
 from self_ensemble.models.aliases import resolve_model
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.memory import check_fits
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
@@ -58,12 +59,15 @@ class ModelSource:
         return default_positions(self.config.get_text_config(), rope_offsets=rope_offsets)
 
 
-def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> ModelSource:
+def find_model(model: ModelConfig) -> ModelSource:
     """Resolve a model's name, read its configuration, choose device and dtype.
+
+    model: which one, and how it is to compute; its attention is for `choose_backend`.
 
     Raises:
         UserError: no such model, device or dtype, or one that needs code of its own.
     """
+    name, revision = model.name, model.revision
     path = resolve_model(name)
     is_folder = Path(path).is_dir()
     if is_folder and not (Path(path) / "config.json").is_file():
@@ -81,7 +85,7 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
             ) from error
         raise _cannot_load(name, path, revision, error) from error
     check_config(config)
-    where = choose_device(device)
+    device = choose_device(model.device)
     with say_if_slow(f"reading {name}"):
         fingerprint = folder_fingerprint(Path(path)) if is_folder else hub_commit(path, revision)
     return ModelSource(
@@ -90,8 +94,8 @@ def find_model(name: str, *, revision: str | None, device: str, dtype: str) -> M
         revision=revision,
         config=config,
         fingerprint=fingerprint,
-        device=where,
-        dtype=choose_dtype(dtype, where),
+        device=device,
+        dtype=choose_dtype(model.dtype, device),
     )
 
 

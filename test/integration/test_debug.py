@@ -42,6 +42,7 @@ from self_ensemble.generation.request import Request
 from self_ensemble.generation.stopping import NeverStop
 from self_ensemble.generation.streams import attention_streams
 from self_ensemble.methods.attention_fusion import AttentionFusion
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model
 from self_ensemble.system.console import visible
 from self_ensemble.system.errors import UserError
@@ -121,7 +122,7 @@ def test_the_demo(capsys, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine(small):
-    source = find_model(str(small.folder), revision=None, device="cpu", dtype="float32")
+    source = find_model(ModelConfig(name=str(small.folder), device="cpu", dtype="float32"))
     with loaded_engine(source, attention="auto") as engine:
         yield engine
 

@@ -21,6 +21,7 @@ from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation import batching
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.models import loading, memory
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
 
 SCRIPTS = [generate, flex_attention_generate]
@@ -333,9 +334,7 @@ def test_tokens_that_meet_outside_the_attention_are_noticed():
 
 
 def find(folder, **settings):
-    return loading.find_model(
-        str(folder), **({"revision": None, "device": "cpu", "dtype": "auto"} | settings)
-    )
+    return loading.find_model(ModelConfig(name=str(folder), **({"device": "cpu"} | settings)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -577,6 +577,7 @@ def drive() -> None:
 
     import flex_attention_generate
     from self_ensemble.models import loading
+    from self_ensemble.models.config import ModelConfig
 
     def run_case(case, folder):
         argv = case["argv"]
@@ -590,7 +591,7 @@ def drive() -> None:
             return 0
         revision = argv[1] if argv[1:] else None
         if case["what"] == "source":
-            source = loading.find_model(argv[0], revision=revision, device="cpu", dtype="auto")
+            source = loading.find_model(ModelConfig(name=argv[0], revision=revision, device="cpu"))
             print(source.fingerprint, end="")
             return 0
         if case["what"] == "explain":

@@ -13,6 +13,7 @@ from self_ensemble.data import load_dataset, prompt_template, select_paraphrases
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.methods.attention_fusion import AttentionFusion
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model
 
 pytestmark = [
@@ -42,7 +43,7 @@ def tokens(generation):
 
 @contextmanager
 def demo(attention):
-    source = find_model("demo", revision=None, device="cuda", dtype="float32")
+    source = find_model(ModelConfig(device="cuda", dtype="float32"))
     with loaded_engine(source, attention=attention) as engine:
         yield engine
 
