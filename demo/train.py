@@ -5,9 +5,9 @@
     python demo/train.py --evaluate             # no training: what the model there answers
 
 A small Llama learns the facts of `facts.csv` in the form in which they are asked later: the
-instruction, solved examples, `Q: …`, `A: …`. Each fact is trained through a few wordings of its
-relation and asked through others, which the model knows from other facts. `README.md` beside this
-file says what is held out.
+instruction, few-shot demonstrations, `Q: …`, `A: …`. Each fact is trained through a few wordings of
+its relation and asked through others, which the model knows from other facts. `README.md` beside
+this file says what is held out.
 
 Legend of shapes: `B` questions, `N` paraphrases of each, `R` rows, `S` tokens, `V` vocabulary.
 """
@@ -72,7 +72,7 @@ class Question:
 class Plan:
     """Who is trained through what, and what is asked.
 
-    trained: every fact with its wordings. few_shot: solved examples, on facts and in templates
+    trained: every fact with its wordings. few_shot: demonstrations, on facts and in templates
     that no test question uses. test: what `questions.parquet` holds. tuning: questions about other
     facts, to choose the settings with.
     """
@@ -117,7 +117,7 @@ def make_plan(
 
     With 1.4 wordings a fact, four facts of ten have two and the others one. Every template of a
     relation is trained on as many facts as any other, but for one. One template of each few-shot
-    relation is kept for the solved example: it is trained, and no question uses it.
+    relation is kept for the demonstration: it is trained, and no question uses it.
     """
     by_relation: dict[str, list[Template]] = {}
     for template in templates:
@@ -263,7 +263,7 @@ def build_model(tokenizer, *, hidden: int, layers: int, intermediate: int, dropo
 
 
 class Documents:
-    """Documents of solved examples, without end.
+    """Documents of few-shot demonstrations, without end.
 
     A document is the instruction and as many facts as it has room for. Every pass asks each fact
     once, in a new order and through one of its trained wordings; a document holds no fact twice.
@@ -312,7 +312,7 @@ class Documents:
 
 
 def encode_pair(tokenizer, question: str, answer: str) -> tuple[list[int], list[bool]]:
-    """A solved example's token ids, and which belong to its answer or the newline that ends it.
+    """A demonstration's token ids, and which belong to its answer or the newline that ends it.
 
     How white space is cut depends on what follows it, so the next example's "Q" is encoded too.
     """

@@ -109,7 +109,7 @@ MANIFEST = {
     "counts": "`encoded_tokens`, `decoded_tokens`, `decode_forwards`, `decode_rows` (summed over "
     "the forwards), `largest_batch`, `out_of_memory` (how often a batch was halved)",
     "seconds": "of the run without loading, over all its parts if it was interrupted",
-    "asked_examples": "only where there are any: how many questions are solved examples too",
+    "asked_examples": "only where there are any: how many questions are demonstrations too",
     "begun_with": "only where an interrupted run went on elsewhere: what computed before",
     "extends": "only of a file that a larger `--max_samples` extended: the manifest before",
     "lemmatizer": "only with `--lemmaize`: what made the lemmas, and its version",

@@ -186,7 +186,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
         "--few_shot",
         type=Path,
         metavar="FILE",
-        help="solved examples, jsonl with question (or paraphrases) and answer "
+        help="few-shot demonstrations, jsonl with question (or paraphrases) and answer "
         "(default: the dataset's own)",
     )
     prompt.add_argument(
@@ -331,7 +331,7 @@ def check_dataset_arguments(
 def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where these flags do not go together."""
     if args.fusion == "joint" and args.fusion_tau != 0:
-        parser.error("--fusion_tau is a dial of --fusion mean; --fusion joint does not use it")
+        parser.error("--fusion_tau is an exponent of --fusion mean; --fusion joint does not use it")
     if args.fusion == "joint" and args.positions == "exact":
         parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
 

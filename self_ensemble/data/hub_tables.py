@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # `train-00001-of-00003.parquet`, as the hub's own files are named.
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 OR_FILES = "or give the tables as files with --data_dir"
-NO_EXAMPLES = "solved examples (give --few_shot FILE, or --num_few_shot 0)"
+NO_EXAMPLES = "few-shot demonstrations (give --few_shot FILE, or --num_few_shot 0)"
 
 # More demonstrations than anyone shows. The first five are the same as if five were drawn, with the
 # seed that the authors of the published predictions drew theirs with.

@@ -119,8 +119,8 @@ def choose_template(
     few_shot = dataset.few_shot if few_shot_file is None else load_few_shot(few_shot_file)
     if num_few_shot and not few_shot:
         raise UserError(
-            f"--num_few_shot {num_few_shot}: the dataset {dataset.name} brings no solved examples; "
-            "give --few_shot FILE"
+            f"--num_few_shot {num_few_shot}: the dataset {dataset.name} brings no few-shot "
+            "demonstrations; give --few_shot FILE"
         )
     shown = DEFAULT_NUM_FEW_SHOT if num_few_shot is None else num_few_shot
     return prompt_template(instruction, few_shot[:shown])

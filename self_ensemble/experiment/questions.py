@@ -78,7 +78,7 @@ def read_questions(
     questions = Questions(dataset, records, template, options.indexs)
     if questions.asked_examples:
         say(
-            f"{questions.asked_examples} of the questions are among the solved examples: "
+            f"{questions.asked_examples} of the questions are among the few-shot demonstrations: "
             "their answers are in the prompt"
         )
     return questions

@@ -156,7 +156,7 @@ class Engine:
             self._capture_problems[key] = problem
             if problem is not None:
                 logger.warning(
-                    "this model cannot be compiled and recorded here (%s): it runs as it is",
+                    "this model cannot be compiled and captured here (%s): it runs as it is",
                     problem,
                 )
                 self.release()

@@ -95,6 +95,23 @@ def test_command(page, line, checkout):
         assert not missing, "not printed any more: " + "\n".join(missing)
 
 
+def test_what_the_readme_says_of_python(checkout):
+    """Its Python blocks are one program; a model of the hub is ours."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M)
+    code = "\n".join(blocks)
+    for name, ours in THEIRS.items():
+        code = code.replace(name, ours)
+    shown = "\nprint([answer.text for answer in answers])\n"
+    (checkout.folder / "from_python.py").write_text(code + shown)
+    *printed, last = checkout.type("python from_python.py").splitlines()
+    answered = re.fullmatch(
+        r"Italy -\d\.\d+ False\nVincent van Gogh -\d\.\d+ False", "\n".join(printed[:2])
+    )
+    assert answered, printed
+    assert sorted(printed[2:]) == ["0 Italy", "1 Vincent van Gogh"]
+    assert re.fullmatch(r"\['.+'\]", last)
+
+
 def excerpts(command: str) -> list[list[str]]:
     """The lines of each block that a page says a command printed: `<!-- printed by: … -->`."""
     marked = re.escape(f"<!-- printed by: {command} -->\n") + "```text\n(.*?)^```"

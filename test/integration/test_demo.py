@@ -164,7 +164,7 @@ def test_the_tokenizer_puts_one_bos_and_loses_nothing(tokenizer, questions):
 
 
 def test_documents_hold_the_prompts_that_are_asked(tokenizer, plan):
-    """A training document is, token for token, a prompt with more and more solved examples."""
+    """A training document is, token for token, a prompt with more and more demonstrations."""
     ids, answers = train.Documents(plan, tokenizer, seed=3).draw(512)
     assert 400 < len(ids) <= 512
     text = tokenizer.decode(ids[1:])

@@ -422,7 +422,7 @@ FUSIONS = {
     "left": (["--positions", "left"], mean_oracle, ("left", 0.0, None)),
     "right": (["--positions", "right"], mean_oracle, ("right", 0.0, None)),
     "sequential": (["--positions", "sequential"], mean_oracle, ("sequential", 0.0, None)),
-    "dial": (
+    "exponent": (
         ["--fusion_tau", "0.7", "--weights", "1,2,0.5,3"],
         mean_oracle,
         ("exact", 0.7, [1.0, 2.0, 0.5, 3.0]),
@@ -555,8 +555,11 @@ def test_few_shot_and_instruction_make_the_prompt(small, tmp_path, run):
     check_rows(ran.rows, [stock_answer(small, [p], lambda x: x[0], limit=LIMIT) for p in prompts])
 
 
-def test_solved_examples_that_are_asked_are_told_of(small, run):
-    told = "2 of the questions are among the solved examples: their answers are in the prompt\n"
+def test_demonstrations_that_are_asked_are_told_of(small, run):
+    told = (
+        "2 of the questions are among the few-shot demonstrations: "
+        "their answers are in the prompt\n"
+    )
     ran = run(generate, "--few_shot", small.questions, "--num_few_shot", 2)
     assert told in ran.err and ran.manifest["asked_examples"] == 2
     ran = run(generate, "--method", "max")

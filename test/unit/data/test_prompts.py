@@ -68,7 +68,7 @@ def test_choose_template(tmp_path):
     assert head("Do.", path, 0) == "Do.\n\nQ: "
     assert head("Own.", None, None) == prompt_template("Own.", SHOTS[:5]).head
     choose = partial(choose_template, own, instruction=None, few_shot_file=None)
-    assert "solved examples; give --few_shot FILE" in error_of(choose, num_few_shot=1)
+    assert "demonstrations; give --few_shot FILE" in error_of(choose, num_few_shot=1)
     for number in (None, 0):
         assert choose(num_few_shot=number).head == prompt_template(own.instruction, ()).head
 
