@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 PARTS = """\
 a part:   python -m pytest test/unit | test/integration | test/documents
-a file:   python -m pytest -n 0 test/unit/test_fusion.py
+a file:   python -m pytest -n 0 test/unit/attention/test_fusion.py
 left out: python -m pytest -n 0 -m slow | interpreter (needs triton) | gpu | browser | network
 """
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from kernel_cases import CASES, Case, distance
 
-FOLDER = Path(__file__).parents[1] / "support"
+FOLDER = Path(__file__).parents[2] / "support"
 # As in the benchmark: every program has all of a row's segments, and the prefix its own kernel.
 FULL = {"rows": 512, "lengths": (8, 16), "partitions": 5, "kv_heads": 8, "group": 3, "size": 128}
 FULL_BATCHES = (
