@@ -40,9 +40,6 @@ MOST_PARAPHRASES = 35  # each has a mark of its own in the drawing
 MARGIN = 12
 
 
-# ---- the mask -----------------------------------------------------------------------------------
-
-
 def isolation_mask(prefix, question):
     """Segments see the prefix and themselves, fused tokens see all. Returns a ``mask_mod``."""
     from self_ensemble.attention.masks import create_segment_isolation_mask
@@ -61,9 +58,6 @@ def draw_mask(tokenizer, prefix, question, mask_mod) -> list[str]:
     total = len(prefix) + sum(question.lengths) + len(question.tail) + ANSWER_TOKENS
     parts = question_parts(Words(tokenizer), prefix, question, ANSWER_TOKENS)
     return draw_text(mask_cells(dense_mask(mask_mod, total, total), parts))
-
-
-# ---- the mask, put into a model -----------------------------------------------------------------
 
 
 def hidden_states(engine, ids: Sequence[int], positions: Sequence[int], mask_mod):
@@ -109,9 +103,6 @@ def relative_difference(states: list, others: list) -> float:
 
     states, others = torch.cat(states), torch.cat(others)
     return ((states - others).abs().max() / others.abs().max()).item()
-
-
-# ---- the tour -----------------------------------------------------------------------------------
 
 
 def show_split(tokenizer, prefix: Sequence[int], question) -> None:

@@ -197,7 +197,7 @@ class Ensemble:
         config: GenerationConfig,
     ) -> Iterator[FusedAnswer]:
         for outcome in method.answer(self.engine, template, questions, self._ask, config):
-            alone = len(outcome.answers) > 1
+            of_each = len(outcome.answers) > 1
             for index, answer in enumerate(outcome.answers):
                 generation = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
                 yield FusedAnswer(
@@ -207,7 +207,7 @@ class Ensemble:
                     generation=generation,
                     token_ids=answer.token_ids,
                     question=outcome.question,
-                    paraphrase=index if alone else outcome.paraphrase,
+                    paraphrase=index if of_each else outcome.paraphrase,
                 )
 
     def _ask(

@@ -88,7 +88,7 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
     model, config = wrapper.model, wrapper.model.config.get_text_config()
     check_config(model.config)
     try:
-        alone, packed, attended = _probe(wrapper)
+        separate, packed, attended = _probe(wrapper)
     except UserError:
         raise
     except torch.OutOfMemoryError as error:
@@ -110,9 +110,9 @@ def check_architecture(wrapper: FlexAttentionWrapper) -> None:
         if (kind == "sliding_attention") != (wrapper.layers[layer][1].window is not None):
             reason = f"layer {layer} does not pass on its window"
             raise UserError(unsupported(model.config, reason))
-    if alone.isnan().any():
+    if separate.isnan().any():
         raise UserError(not_numbers(model))
-    difference = ((packed - alone).norm() / alone.norm()).item()
+    difference = ((packed - separate).norm() / separate.norm()).item()
     # Half precision rounds by shape; layers that look ahead move the logits by their own size.
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     if not difference <= tolerance:  # nor may NaN pass
@@ -134,13 +134,13 @@ def _probe(wrapper: FlexAttentionWrapper) -> tuple[torch.Tensor, torch.Tensor, l
     segment_ids = torch.arange(2, device=model.device).repeat_interleave(n)
     with wrapper.taken_out():
         model.set_attn_implementation("eager")
-        alone = model(
+        separate = model(
             input_ids=ids.view(2, n), position_ids=positions.view(2, n), use_cache=False
         ).logits
     state = _ProbeState([n, n], segment_ids, positions, {}, backend="eager")
     with wrapper.using(state):
         packed = model(input_ids=ids[None], position_ids=positions[None], use_cache=False).logits
-    return alone.flatten(0, 1).float(), packed[0].float(), state.attended
+    return separate.flatten(0, 1).float(), packed[0].float(), state.attended
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""From N tokenised prompts to prefix, segments and tail: token ids, cut by character offsets."""
+"""From N tokenised prompts to prefix, segments and tail: token ids, split by character offsets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OPENINGS = (
 
 @dataclass(frozen=True)
 class SplitQuestion:
-    """One question's token ids, cut at the borders.
+    """One question's token ids, split at the borders.
 
     ``prefix + segments[i] + tail`` is, token for token, prompt i as it stands alone. Under the
     layout ``concat`` there is no tail, and ``separators`` holds (index, token id) of the tokens
@@ -55,9 +55,9 @@ class SplitQuestion:
 def split_prompts(
     tokenizer: Any, template: PromptTemplate, questions: Sequence[Sequence[str]]
 ) -> tuple[tuple[int, ...], list[SplitQuestion]]:
-    """Cut every question's prompts into the shared prefix, their own segments and the shared tail.
+    """Split every question's prompts into shared prefix, their own segments and shared tail.
 
-    Each full prompt is tokenised once and cut by character offsets, never by tokenising pieces. A
+    Each full prompt is tokenised once and split by character offsets, never by tokenising pieces. A
     token that straddles a border belongs to the segment. The tail is the longest token suffix that
     all paraphrases of the question share within the template's text after the paraphrase.
 
@@ -103,7 +103,7 @@ def split_prompts(
 def split_whole_prompts(
     tokenizer: Any, questions: Sequence[Sequence[str]], *, add_special_tokens: bool = True
 ) -> tuple[tuple[int, ...], list[SplitQuestion]]:
-    """Cut prompts of which no template is known.
+    """Split prompts of which no template is known.
 
     The prefix is what the tokenizer puts in front of every text (a BOS), so that it does not depend
     on the data. The tail is the longest token suffix that all prompts of a question share; each
@@ -227,7 +227,7 @@ class _Encoded:
 
 
 def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[_Encoded]:
-    """Raises UserError where a text cannot be cut, or cannot be continued."""
+    """Raises UserError where a text cannot be split, or cannot be continued."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             "this tokenizer gives no character offsets, so prompts cannot be cut; "

@@ -39,9 +39,6 @@ def draw_examples(count: int) -> list[int]:
     return random.Random(FEW_SHOT_SEED).sample(range(count), min(count, NUM_FEW_SHOT))
 
 
-# A folder
-
-
 def checked_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"--data_dir: there is no folder {folder}")
@@ -96,9 +93,6 @@ def read_files(files: Sequence[Path]) -> tuple[str, list[str], list[Row]]:
         columns.update(dict.fromkeys(of_part))
         rows += more
     return str(files[0]), list(columns), rows
-
-
-# The hub
 
 
 def fetch(

@@ -18,7 +18,7 @@ import torch
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion, split_prompts
 from self_ensemble.data import PromptTemplate
-from self_ensemble.diagnostics.items import PASSED, Item, in_order, judged
+from self_ensemble.diagnostics.items import PASSED, Item, checked, in_order
 from self_ensemble.diagnostics.mask_checks import Probed, check_masks
 from self_ensemble.diagnostics.measured_masks import EncodedForward, watched
 from self_ensemble.diagnostics.probes import STEPS, run_prefix, step_logits
@@ -118,7 +118,7 @@ def certify(
         items["cut"] = check_split(prompts, prefix, split)
         items["bos"] = check_bos(tokenizer, template, prompts, prefix, chat=chat)
     except UserError as error:
-        items["cut"] = judged("cut", False, None, str(error))
+        items["cut"] = checked("cut", False, None, str(error))
         because = "the prompts cannot be cut"
     else:
         try:
@@ -126,7 +126,7 @@ def certify(
                 for item in _check_model(engine, prefix, split, positions, fusion):
                     items[item.name] = item
         except UserError as error:
-            items.setdefault("positions", judged("positions", False, None, str(error)))
+            items.setdefault("positions", checked("positions", False, None, str(error)))
             because = str(error)
     return Certificate(
         template="chat" if chat else "plain",
@@ -181,7 +181,7 @@ def positions_item(positions: str) -> Item:
         reason = "on every layer a query turned back is the query of the earlier position"
     else:
         reason = "no query has to be turned"
-    return judged("positions", True, None, f"{positions}: {reason}")
+    return checked("positions", True, None, f"{positions}: {reason}")
 
 
 def check_order(
@@ -216,7 +216,7 @@ def check_order(
         f"(rounding: up to {allowed:.2g}); read off one paraphrase alone they would move by "
         f"{apart:.2g}"
     )
-    return judged("first_token_fused", within(figure, allowed), figure, said)
+    return checked("first_token_fused", within(figure, allowed), figure, said)
 
 
 def _permuted(question: SplitQuestion, order: Sequence[int]) -> SplitQuestion:
@@ -246,7 +246,7 @@ def check_fused(
     )
     first, *others = (each.reference.logits[0] for each in compared[0])
     apart = largest(logit_difference(other, first) for other in others)
-    return judged(
+    return checked(
         "fused_equals_alone",
         within(figure, allowed),
         figure,
@@ -286,7 +286,7 @@ def check_isolation(
         pairs = [pair for (kind, _), pair in found.items() if kind == shown_kind]
         relative, most = (largest(column) for column in zip(*pairs, strict=True))
         shown.append(f"{shown_kind} {relative:.2g} ({most:.2g})")
-    return judged(
+    return checked(
         "packed_equals_separate",
         within(figure, allowed),
         figure,

@@ -68,9 +68,6 @@ def save_pages(folder: Path, inspections: Sequence[Inspection]) -> None:
                 made.rmdir()
 
 
-# ---- the page -----------------------------------------------------------------------------------
-
-
 def check_folder(folder: Path) -> None:
     """Whether the page could be drawn and written there, told before anything is computed.
 

@@ -61,9 +61,6 @@ def check_machine(*, torch_works: bool) -> list[Check]:
     ]
 
 
-# ---- Python and packages ------------------------------------------------------------------------
-
-
 def check_python() -> Check:
     found = platform.python_version()
     oldest, newest = OLDEST_PYTHON, NEWEST_PYTHON
@@ -141,9 +138,6 @@ def check_spacy_model() -> Check:
         f"neither {PREFERRED_MODEL} nor a lookup table; only {LEMMAS} need one",
         f"python -m spacy download {PREFERRED_MODEL}, or pip install spacy-lookups-data",
     )
-
-
-# ---- the machine --------------------------------------------------------------------------------
 
 
 def check_devices() -> Iterator[Check]:

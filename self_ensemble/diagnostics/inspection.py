@@ -208,11 +208,11 @@ class Inspection:
             [
                 "token",
                 "fused",
-                *(f"{self.words.paraphrase(i)} alone" for i in range(len(step.alone))),
+                *(f"{self.words.paraphrase(i)} alone" for i in range(len(step.single))),
             ]
         ]
         for token, _ in best(step.logits, self.candidates):
-            values = [float(logits[token]) for logits in (step.logits, *step.alone)]
+            values = [float(logits[token]) for logits in (step.logits, *step.single)]
             rows.append([self.words.token(token), *(f"{value:.3f}" for value in values)])
         low, high = float(step.logits.min()), float(step.logits.max())
         return [f"{len(step.logits)} fused logits from {low:.3f} to {high:.3f}", *align(rows)]

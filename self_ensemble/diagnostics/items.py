@@ -35,7 +35,7 @@ class Item:
     reason: str
 
 
-def judged(name: str, passed: bool, figure: float | int | None, reason: str) -> Item:
+def checked(name: str, passed: bool, figure: float | int | None, reason: str) -> Item:
     """A promise that was checked."""
     assert name in ITEMS, name
     if figure is not None and not math.isfinite(figure):

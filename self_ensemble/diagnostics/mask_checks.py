@@ -14,7 +14,7 @@ import torch
 
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.diagnostics.items import MASK_ITEMS, Item, judged
+from self_ensemble.diagnostics.items import MASK_ITEMS, Item, checked
 from self_ensemble.diagnostics.measured_masks import EncodedForward, FusedForward
 from self_ensemble.diagnostics.probes import STEPS
 from self_ensemble.generation.streams import Stream
@@ -85,10 +85,7 @@ def _mask_items(findings: Findings, prefix_length: int, fusion: Fusion) -> Itera
         count = findings.counts[name]
         others = f" ({count} such cells in all)" if count > 1 else ""
         reason = findings.first[name] + others if count else right[name]
-        yield judged(name, not count, count, reason)
-
-
-# ---- what is found ------------------------------------------------------------------------------
+        yield checked(name, not count, count, reason)
 
 
 class Findings:
@@ -155,9 +152,6 @@ def _code(owner: tuple[int, int]) -> int:
     return owner[0] * 10**6 + owner[1]
 
 
-# ---- encoded tokens -----------------------------------------------------------------------------
-
-
 def _check_encoded(
     findings: Findings, forward: EncodedForward, prefix: Sequence[Token], packed: Sequence[Token]
 ) -> None:
@@ -175,9 +169,6 @@ def _check_encoded(
             visible = visible & (query.position[:, None] - key.position < window)
         expected = visible / visible.sum(1, keepdim=True)
         _compare(findings, query, key, window, expected, lowest, highest)
-
-
-# ---- fused tokens -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -288,9 +279,6 @@ def fused_shares_of(
     counts = torch.stack([seen.sum(1, keepdim=True) for seen in partitions])  # [K, rows, 1]
     shares = (weights.log()[:, None, None] + fusion.tau * counts.log()).softmax(0)
     return (shares * torch.stack(list(partitions)) / counts).sum(0)
-
-
-# ---- cell by cell -------------------------------------------------------------------------------
 
 
 def _compare(

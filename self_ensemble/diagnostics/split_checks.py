@@ -11,7 +11,7 @@ from typing import Any
 
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data import PromptTemplate
-from self_ensemble.diagnostics.items import Item, judged
+from self_ensemble.diagnostics.items import Item, checked
 from self_ensemble.diagnostics.measured_masks import EncodedForward, FusedForward
 
 
@@ -125,7 +125,7 @@ def check_split(
         f"to {max(lengths)}, a tail of {_span([len(question.tail) for question in split])}; each "
         "is its prompt as the tokenizer has it"
     )
-    return judged("cut", not faults, len(faults), faults[0] if faults else right)
+    return checked("cut", not faults, len(faults), faults[0] if faults else right)
 
 
 def check_fed(
@@ -148,15 +148,12 @@ def check_fed(
         right = right and tuple(row[-len(split[index].tail) :]) == split[index].tail
     if not right:
         said = "the model is fed other tokens than those that were cut"
-        yield judged("cut", False, None, said)
+        yield checked("cut", False, None, said)
 
 
 def _span(numbers: Sequence[int]) -> str:
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
-
-
-# ---- BOS ----------------------------------------------------------------------------------------
 
 
 def explain_bos(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[int, str]:
@@ -212,4 +209,4 @@ def check_bos(
         elif count == 1 and prefix[0] != bos:
             wrong = "it is not the first token"
     reason = f"{max(counts)} in a prompt ({why})"
-    return judged("bos", not wrong, max(counts), f"{reason}: {wrong}" if wrong else reason)
+    return checked("bos", not wrong, max(counts), f"{reason}: {wrong}" if wrong else reason)

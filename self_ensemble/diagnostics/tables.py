@@ -28,9 +28,6 @@ PREFIX_TOKENS = 12
 HALF_PRECISION = 1e-3
 
 
-# ---- the split ----------------------------------------------------------------------------------
-
-
 def split_table(
     words: Words, prefix: Sequence[int], question: SplitQuestion, most_of_prefix: int
 ) -> Table:
@@ -63,9 +60,6 @@ def bos_note(
     puts, why = explain_bos(words.tokenizer, prompts, chat=chat)
     wrong = f": {puts} should be there" if count != puts else ""
     return f"BOS: {count} in a prompt ({why}){wrong}."
-
-
-# ---- isolation ----------------------------------------------------------------------------------
 
 
 def isolation_lines(words: Words, isolation: Isolation) -> list[str]:
@@ -104,9 +98,6 @@ def isolation_lines(words: Words, isolation: Isolation) -> list[str]:
             "What follows is not the method, and no answer of this model here can be trusted."
         )
     return lines
-
-
-# ---- steps --------------------------------------------------------------------------------------
 
 
 def best(logits: torch.Tensor, count: int) -> list[tuple[int, float]]:
@@ -151,7 +142,7 @@ def paraphrase_table(words: Words, step: Step) -> Table:
             [
                 words.paraphrase(i),
                 percent(share),
-                *_says(words, step.alone[i], step.token),
+                *_says(words, step.single[i], step.token),
                 *((NOTHING, NOTHING) if without is None else _says(words, without, step.token)),
                 "<- moved the choice" if i in step.decisive else "",
             ]
@@ -186,10 +177,7 @@ def choice_line(words: Words, trace: Trace, number: int) -> str:
         which = "any one of " if len(step.decisive) > 1 else ""
         named = f"{which}paraphrase {words.paraphrases(step.decisive)}"
         return f"{line}; without {named} it would be another"
-    return f"{line}; no single paraphrase moved it" if len(step.alone) > 1 else line
-
-
-# ---- the summary --------------------------------------------------------------------------------
+    return f"{line}; no single paraphrase moved it" if len(step.single) > 1 else line
 
 
 def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
@@ -205,8 +193,8 @@ def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
         return [name, text, verdict, percent(math.exp(sum(answer.logprobs))), note]
 
     rows = [["", "answer", "", "probability", ""], row("attention fusion", trace.answer)]
-    rows += [row(f"paraphrase {words.paraphrase(i)} alone", a) for i, a in enumerate(trace.alone)]
-    if len(trace.alone) > 1:
+    rows += [row(f"paraphrase {words.paraphrase(i)} alone", a) for i, a in enumerate(trace.single)]
+    if len(trace.single) > 1:
         for i, answer in enumerate(trace.left_out):
             at = [str(n) for n, step in enumerate(trace.steps, start=1) if i in step.decisive]
             note = f"decisive at step {', '.join(at)}" if at else ""
@@ -216,7 +204,7 @@ def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
 
 def summary_lines(words: Words, trace: Trace, right: Sequence[str]) -> list[str]:
     lines = ["right answers: " + " | ".join(map(visible, right))]
-    if len(trace.alone) > 1:
+    if len(trace.single) > 1:
         lines.append(f"decisive paraphrases: {words.paraphrases(trace.decisive)}")
     return lines
 

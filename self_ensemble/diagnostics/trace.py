@@ -39,7 +39,7 @@ class Step:
     attention: of the token whose output these logits are (the last of the tail, then the one chosen
         before), [L, H, N + 2]: the shares of the prefix, of each paraphrase and of its own text
         (tail and answer so far, itself included); over the last axis they sum to 1.
-    alone: logits of each paraphrase by itself after the same tokens, [N, V].
+    single: logits of each paraphrase by itself after the same tokens, [N, V].
     left_out: logits of the fusion without paraphrase i after the same tokens, [V] each; None where
         nothing is left.
     """
@@ -47,7 +47,7 @@ class Step:
     token: int
     logits: torch.Tensor
     attention: torch.Tensor
-    alone: torch.Tensor
+    single: torch.Tensor
     left_out: tuple[torch.Tensor | None, ...]
 
     @property
@@ -64,13 +64,13 @@ class Step:
 class Trace:
     """A question's whole decode.
 
-    answer: as `flex_attention_generate.py` gives it. alone: each paraphrase's own. left_out: that
+    answer: as `flex_attention_generate.py` gives it. single: each paraphrase's own. left_out: that
     of the fusion without paraphrase i, None where nothing is left.
     """
 
     steps: tuple[Step, ...]
     answer: Answer
-    alone: tuple[Answer, ...]
+    single: tuple[Answer, ...]
     left_out: tuple[Answer | None, ...]
 
     @property

@@ -247,8 +247,8 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
 
 def _cut(label: str, remark: str, width: int = LABEL_WIDTH) -> str:
     """Label and remark within the width; of a label too long the end tells most."""
-    room = width - len(remark)
-    return (label if len(label) <= room else "..." + label[3 - room :]) + remark
+    most = width - len(remark)
+    return (label if len(label) <= most else "..." + label[3 - most :]) + remark
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -67,9 +67,9 @@ def tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) ->
     # Keys and values of all layers, packed and (uncaptured) by row, and the widest activations.
     values = 2 * 3 * config.num_hidden_layers * heads * size + 32 * config.hidden_size
     free, _ = torch.cuda.mem_get_info(device)
-    fitting = free // 2 // (values * bytes_per_value)
+    tokens = free // 2 // (values * bytes_per_value)
     least = 1024
-    rounded = fitting // least * least  # slightly less free memory gives the same batches
+    rounded = tokens // least * least  # slightly less free memory gives the same batches
     return max(least, min(GPU_TOKENS_PER_BATCH, rounded))
 
 

@@ -125,10 +125,10 @@ def pad_packed(
     device: what they will be encoded on.
     """
     missing = padded_length(len(ids), device) - len(ids)
-    alone = segment_ids[-1] + 1 + torch.arange(missing)
+    padding_ids = segment_ids[-1] + 1 + torch.arange(missing)
     zeros = torch.zeros(missing, dtype=torch.long)
     return (
         torch.cat([ids, zeros]),
-        torch.cat([segment_ids, alone]),
+        torch.cat([segment_ids, padding_ids]),
         torch.cat([position_ids, zeros]),
     )

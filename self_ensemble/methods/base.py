@@ -90,7 +90,7 @@ class Method(Protocol):
 def split_questions(
     tokenizer: Any, template: Template, questions: Sequence[Sequence[str]]
 ) -> tuple[tuple[int, ...], list[SplitQuestion]]:
-    """The prefix's token ids, and every question cut into its segments and its tail.
+    """The prefix's token ids, and every question split into its segments and its tail.
 
     Raises:
         UserError: the tokenizer does not allow it, see `attention.segments`.

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from self_ensemble.methods.base import Method
 
 ATTENTION = "attention"
-ALONE = ("origin", "per_prompt")
+UNFUSED = ("origin", "per_prompt")
 
 
 def prompt_by_prompt_names() -> tuple[str, ...]:
     """Those of `generate.py --method`."""
-    return (*ALONE, *LOGIT_METHODS, *VOTES)
+    return (*UNFUSED, *LOGIT_METHODS, *VOTES)
 
 
 def is_weighted(name: str) -> bool:
@@ -53,7 +53,7 @@ def make_method(name: str, **settings: Any) -> Method:
     known: set[str] = set()
     if name == ATTENTION:
         kind, known = AttentionFusion, {field.name for field in fields(AttentionFusion)}
-    elif name in ALONE:
+    elif name in UNFUSED:
         kind = PerPrompt if name == "per_prompt" else Origin
     elif name in LOGIT_METHODS:
         kind, known = partial(LogitFusion, name), {"weights"}

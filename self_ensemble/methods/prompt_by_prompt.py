@@ -84,8 +84,8 @@ class PerPrompt:
     ) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         request = logit_request(engine, template, questions, config)
-        for question, answers in _each_alone(request, ask, config):
-            yield Outcome(question, answers)
+        for question, answers in _answer_each(request, ask, config):
+            yield Outcome(question, answers, 0 if len(answers) == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Vote:
         """See `methods.base.Method`."""
         rule = VOTES.get(self.name)
         request = logit_request(engine, template, questions, config)
-        for question, answers in _each_alone(request, ask, config):
+        for question, answers in _answer_each(request, ask, config):
             generated = [
                 engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
                 for answer in answers
@@ -146,18 +146,18 @@ def logit_request(
     return Request(prefix, streams, max_new_tokens=config.max_new_tokens)
 
 
-def _each_alone(
+def _answer_each(
     request: Request, ask: Ask, config: GenerationConfig
 ) -> Iterator[tuple[int, tuple[Answer, ...]]]:
     """(question, the answers of its paraphrases) as soon as all of a question's are there."""
     if not request.questions:
         return
     count = len(request.questions[0])
-    alone = [[stream] for group in request.questions for stream in group]
+    single = [[stream] for group in request.questions for stream in group]
     batch_size = config.batch_size and config.batch_size * count
     found: dict[int, dict[int, Answer]] = {}
     for batch in ask(
-        EACH_PASS, replace(request, questions=alone), batch_size=batch_size, unit="prompts"
+        EACH_PASS, replace(request, questions=single), batch_size=batch_size, unit="prompts"
     ):
         for index, answer in batch:
             question, paraphrase = divmod(index, count)
@@ -169,7 +169,7 @@ def _each_alone(
 
 def _own_confidences(request: Request, ask: Ask, config: GenerationConfig) -> torch.Tensor:
     """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
-    each = dict(_each_alone(request, ask, config))
+    each = dict(_answer_each(request, ask, config))
     rows = [[confidence(answer) for answer in each[index]] for index in range(len(each))]
     weights = torch.tensor(rows)
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))

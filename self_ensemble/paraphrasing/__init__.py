@@ -1,1 +1,1 @@
-"""Making paraphrases with a model, and telling good ones from bad."""
+"""Sampling paraphrases from a model, and telling good ones from bad."""

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, atomic files, locks, interrupts, the console."""
+"""What the rest of the package stands on: errors, atomic files, locks, interrupts, the console."""

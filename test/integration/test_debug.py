@@ -153,7 +153,7 @@ def test_alone_is_a_stock_forward_of_that_prompt(small, engine, asked, number):
         for t, step in enumerate(found.trace.steps):
             with torch.no_grad():
                 stock = small.model(torch.tensor([ids + tokens[:t]])).logits[0, -1]
-            assert (step.alone[i] - stock).abs().max() < 1e-3
+            assert (step.single[i] - stock).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -239,12 +239,12 @@ def test_nothing_is_left_out_of_nothing(engine, asked):
     trace = trace_question(engine, template, records[0].paraphrases[:1], **given)
     assert trace.left_out == (None,)
     assert all(step.left_out == (None,) and step.decisive == [] for step in trace.steps)
-    assert trace.alone[0].token_ids == trace.answer.token_ids
+    assert trace.single[0].token_ids == trace.answer.token_ids
     # All the weight on one: without it nothing is asked.
     given["settings"] = AttentionFusion(positions="exact", weights=(0.0, 2.0))
     trace = trace_question(engine, template, records[0].paraphrases[:2], **given)
     assert [answer is None for answer in trace.left_out] == [False, True]
-    assert trace.left_out[0].token_ids == trace.answer.token_ids == trace.alone[1].token_ids
+    assert trace.left_out[0].token_ids == trace.answer.token_ids == trace.single[1].token_ids
 
 
 # ---- the attention that is shown ----------------------------------------------------------------

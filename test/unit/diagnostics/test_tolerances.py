@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from self_ensemble.diagnostics.items import FAILED, PASSED, judged
+from self_ensemble.diagnostics.items import FAILED, PASSED, checked
 from self_ensemble.diagnostics.tolerances import (
     fused_rounding,
     largest,
@@ -24,7 +24,7 @@ NAN = math.nan
 )
 def test_what_is_within(difference, passes):
     assert within(difference, 1.0) is passes
-    item = judged("first_token_fused", within(difference, 1.0), difference, "")
+    item = checked("first_token_fused", within(difference, 1.0), difference, "")
     assert item.status == (PASSED if passes else FAILED)
     assert item.figure == (difference if math.isfinite(difference) else None)
 
