@@ -111,11 +111,11 @@ def asked_for(args: argparse.Namespace) -> list[Resource]:
     names = args.dataset or (dataset_names() if args.dataset_only else ())
     resources = []
     for name in dict.fromkeys(names):
-        if name == "demo":
-            print("demo: its questions come with the project, nothing to fetch")
-        elif name in hub_datasets():
+        if name in hub_datasets():
             repository = hub_datasets()[name]
             resources.append(Resource("--dataset", name, repository, args.dataset_revision))
+        elif name in dataset_names():
+            print(f"{name}: its questions come with the project, nothing to fetch")
         else:
             known = ", ".join(dataset_names())
             raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
@@ -347,9 +347,13 @@ def fetch_spacy() -> None:
 
 def show_list() -> None:
     """Every name that can be given, where it comes from, and whether it is here."""
-    rows = [("--dataset", "demo", "comes with the project")]
-    for name, repository in hub_datasets().items():
-        rows.append(("--dataset", name, described(Resource("--dataset", name, repository))))
+    rows = []
+    for name in dataset_names():
+        repository = hub_datasets().get(name)
+        about = "comes with the project"
+        if repository is not None:
+            about = described(Resource("--dataset", name, repository))
+        rows.append(("--dataset", name, about))
     for name, path in MODEL_PATHs.items():
         is_bundled = os.path.isdir(path)
         about = (

@@ -505,6 +505,14 @@ def test_what_needs_no_hub(capfd, small):
     assert done["code"] == 0 and done["out"].count("nothing to fetch") == 3
 
 
+def test_a_third_dataset_that_no_hub_has(capfd, monkeypatch):
+    names = resources.dataset_names
+    monkeypatch.setattr(resources, "dataset_names", lambda: (*names(), "capitals"))
+    assert resources.asked_for(resources.parse_args(["--dataset", "capitals"])) == []
+    assert capfd.readouterr().out.startswith("capitals: its questions come with the project")
+    assert len(resources.asked_for(resources.parse_args(["--dataset-only"]))) == 2
+
+
 def test_the_list_has_every_name(online):
     lines = [line.split() for line in online("fetch", "--list")["out"].splitlines()]
     named = {(line[0], line[1]) for line in lines}
