@@ -111,12 +111,14 @@ class Ensemble:
             attention, capture: see `Ensemble`.
 
         Raises:
-            UserError: no such model or device, damaged files, too little memory, or an architecture
-                that cannot work.
+            UserError: no such model, device, dtype or attention, damaged files, too little memory,
+                or an architecture that cannot work.
         """
         from self_ensemble.models.loading import find_model, load_model
 
-        config = ModelConfig(name=name, revision=revision, device=device, dtype=dtype)
+        config = ModelConfig(
+            name=name, revision=revision, device=device, dtype=dtype, attention=attention
+        )
         model, tokenizer = load_model(find_model(config))
         if prompt is None and name == "demo":
             prompt = Prompt.of_demo()

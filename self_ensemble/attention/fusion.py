@@ -7,6 +7,7 @@ the longest segment, ``F`` fused tokens so far, ``Q = G * S``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -99,7 +100,7 @@ class Fusion:
         weights: ``u`` [K], non-negative, summing to one; None for equal ones.
 
     Raises:
-        UserError: there is no such fusion, or it has no tau.
+        UserError: there is no such fusion, it has no tau, or tau is not finite.
     """
 
     kind: str = "mean"
@@ -109,6 +110,8 @@ class Fusion:
     def __post_init__(self) -> None:
         if not FUSIONS.get(self.kind).tau and self.tau != 0:
             raise UserError(f"the fusion {self.kind!r} has no tau: leave it at 0")
+        if not math.isfinite(self.tau):
+            raise UserError(f"the fusion's tau must be a finite number, not {self.tau}")
 
     @classmethod
     def of(
@@ -121,7 +124,7 @@ class Fusion:
         """With weights as they are typed: any non-negative numbers, not all zero."""
         if weights is None:
             return cls(kind, tau)
-        u = torch.tensor(weights, dtype=torch.float64) / max(weights)  # a sum could overflow
+        u = torch.tensor(list(weights), dtype=torch.float64) / max(weights)  # a sum could overflow
         return cls(kind, tau, (u / u.sum()).float().to(device))
 
     @property

@@ -43,7 +43,7 @@ from self_ensemble.experiment.config import (
 )
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import FUSION_NAMES, POSITIONS, AttentionFusionConfig
-from self_ensemble.models.config import ModelConfig
+from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
 
 
@@ -161,13 +161,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        choices=DTYPES,
         default=ModelConfig.dtype,
         help="number format of the weights (default: %(default)s)",
     )
     model.add_argument(
         "--attention",
-        choices=("auto", "flex", "sdpa", "eager"),
+        choices=ATTENTIONS,
         default=ModelConfig.attention,
         help="how attention is computed; what is asked for and not to be had is an error, "
         "only auto falls back (default: %(default)s)",

@@ -5,6 +5,8 @@ import math
 import re
 from pathlib import Path
 
+from self_ensemble.models.config import DEVICE_NAME
+
 
 def positive_int(text: str) -> int:
     number = _digits(text)
@@ -29,7 +31,7 @@ def auto_or_positive_int(text: str) -> int | None:
 
 
 def device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+    if not DEVICE_NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from self_ensemble.system.errors import UserError
 
@@ -17,7 +18,7 @@ class GenerationConfig:
     batch_size: questions at a time; None takes what fits.
 
     Raises:
-        UserError: one of them is below 1.
+        UserError: one of them is no whole number above 0.
     """
 
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
@@ -26,7 +27,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
                 raise UserError(f"{name}: {value} is not a whole number above 0")
 
 

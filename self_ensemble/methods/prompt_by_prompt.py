@@ -67,7 +67,7 @@ class LogitFusion:
                     f"{index}"
                 )
             check_weights(f"weights of question {index}", row)
-        return torch.tensor(self.weights, dtype=torch.float32)
+        return torch.tensor([list(row) for row in self.weights], dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,13 @@
 """Which model is asked, and how it computes."""
 
+import re
 from dataclasses import dataclass
+
+from self_ensemble.system.errors import UserError
+
+DEVICE_NAME = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTIONS = ("auto", "flex", "sdpa", "eager")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +19,9 @@ class ModelConfig:
     device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     dtype: number format of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
     attention: what computes attention: ``auto``, ``flex``, ``sdpa`` or ``eager``.
+
+    Raises:
+        UserError: device, dtype or attention is none of these.
     """
 
     name: str = "demo"
@@ -19,3 +29,16 @@ class ModelConfig:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not DEVICE_NAME.fullmatch(self.device):
+            raise UserError(f"--device: {self.device!r} is none of auto, cpu, cuda, cuda:N")
+        if self.dtype not in DTYPES:
+            raise UserError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
+        check_attention(self.attention)
+
+
+def check_attention(name: str) -> None:
+    """Raises UserError where there is no such way to compute attention."""
+    if name not in ATTENTIONS:
+        raise UserError(f"--attention: {name!r} is none of {', '.join(ATTENTIONS)}")

@@ -20,7 +20,7 @@ from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.positions import default_positions
 from self_ensemble.models.aliases import resolve_model
-from self_ensemble.models.config import ModelConfig
+from self_ensemble.models.config import ModelConfig, check_attention
 from self_ensemble.models.memory import check_fits
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
@@ -236,8 +236,9 @@ def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> tuple[str, str 
         The backend, and why auto did not take FlexAttention where it tried to.
 
     Raises:
-        UserError: what was asked for is not to be had.
+        UserError: what was asked for is not to be had, or unknown.
     """
+    check_attention(asked)
     capped = any(scoring.softcap is not None for _, scoring in wrapper.layers.values())
     without_flex = "eager" if capped else "sdpa"
     if asked == "sdpa" and capped:

@@ -188,6 +188,8 @@ BAD = {
     "weights of zero": ([["a?", "b?"]], {"weights": (0, 0)}, "weights"),
     "a long answer": ([["a?"]], {"max_new_tokens": 10**6}, "positions"),
     "no answer": ([["a?"]], {"max_new_tokens": 0}, "max_new_tokens"),
+    "half a token": ([["a?"]], {"max_new_tokens": 2.5}, "2.5 is not a whole number"),
+    "a tau that is no number": ([["a?"]], {"tau": float("nan")}, "finite number, not nan"),
     "no batch": ([["a?"]], {"batch_size": 0}, "batch_size"),
     "exact with joint": ([["a?"]], {"fusion": "joint", "positions": "exact"}, "exact"),
     "no such positions": ([["a?"]], {"positions": "middle"}, "middle"),
@@ -201,6 +203,14 @@ def test_mistakes_are_told_in_one_sentence(demo, name):
     with pytest.raises(UserError) as caught:
         demo.generate(questions, **settings)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["device", "dtype", "attention"])
+def test_how_a_model_cannot_be_loaded(demo, setting):
+    with pytest.raises(UserError, match=f"--{setting}: 'flash' is none of auto, "):
+        Ensemble.from_pretrained("demo", **{setting: "flash"})
+    with pytest.raises(UserError, match="--attention: 'flash' is none of auto, flex"):
+        Ensemble(demo.model, demo.tokenizer, attention="flash")
 
 
 def test_no_questions_get_no_answers(demo):
