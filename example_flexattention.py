@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.evaluation.matchers import is_right
+from self_ensemble.models.config import ATTENTIONS, ModelConfig
 
 # A question of the demo, in its first five wordings, and what counts as right. The model learned
 # this fact through other wordings.
@@ -207,13 +208,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--model",
-        default="demo",
+        default=ModelConfig.name,
         help="alias of constants.py, hub id, or folder (default: %(default)s)",
     )
     parser.add_argument(
         "--attention",
-        choices=("auto", "flex", "sdpa", "eager"),
-        default="auto",
+        choices=ATTENTIONS,
+        default=ModelConfig.attention,
         help="how attention is computed, always under the same mask (default: %(default)s)",
     )
     args = parser.parse_args(argv)
