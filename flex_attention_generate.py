@@ -111,13 +111,13 @@ def main(config: ExperimentConfig) -> Path:
     set_up_logging(config.verbose)
     from self_ensemble.attention.fusion import Fusion
     from self_ensemble.generation.loading import loaded_engine
-    from self_ensemble.methods.attention_fusion import AttentionFusion
+    from self_ensemble.methods.attention_fusion import AttentionFusion, default_positions_on
     from self_ensemble.models.loading import find_model
 
     source = find_model(model)
-    default_positions = source.positions_for(asked.fusion)
-    name = attention_method_name(asked, default_positions=default_positions)
-    method = AttentionFusion(**asdict(asked) | {"positions": asked.positions or default_positions})
+    default = default_positions_on(source.config, asked.fusion)
+    name = attention_method_name(asked, default_positions=default)
+    method = AttentionFusion(**asdict(asked) | {"positions": asked.positions or default})
     this = Run(config, questions, source, name, attention_settings(method))
     with this.claimed() as unfinished:
         if unfinished:

@@ -42,8 +42,10 @@ def attention_scores(query: torch.Tensor, keys: torch.Tensor, scoring: Scoring) 
 
 
 def masked(scores: torch.Tensor, visible: torch.Tensor | None) -> torch.Tensor:
+    """Scores, minus infinity where ``visible`` (which broadcasts to them) is false; None: all."""
     return scores if visible is None else scores.masked_fill(~visible, float("-inf"))
 
 
 def read_values(probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[J, batch, queries, tokens] and [J, batch, tokens, D] → [J, batch, queries, D]."""
     return torch.matmul(probabilities.to(values.dtype), values)

@@ -28,6 +28,7 @@ def check_request(request: Request, config: Any, tokenizer: Any) -> None:
 
 
 def check_lengths(questions: Sequence[Sequence[Stream]], max_new_tokens: int, config: Any) -> None:
+    """Raises UserError where the longest question and its answer do not fit; see `check_length`."""
     starts = [stream.answer_start for group in questions for stream in group]
     if starts:
         check_length(max(starts) + max_new_tokens, config)
@@ -53,6 +54,7 @@ def check_length(length: int, config: Any) -> None:
 
 
 def check_tokens(tokens: Iterable[int], config: Any, tokenizer: Any) -> None:
+    """Raises UserError where a token is beyond the model's vocabulary."""
     highest = max(tokens, default=0)
     if highest >= config.vocab_size:
         raise UserError(

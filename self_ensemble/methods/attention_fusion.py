@@ -21,6 +21,12 @@ from self_ensemble.system.errors import UserError
 PASS_NAME = "attention fusion"
 
 
+def default_positions_on(config: Any, fusion: str) -> str:
+    """The positions where none are asked for: of a model of this configuration, under a fusion."""
+    rope_offsets = FUSIONS.get(fusion).rope_offsets
+    return default_positions(config.get_text_config(), rope_offsets=rope_offsets)
+
+
 @dataclass(frozen=True)
 class AttentionFusion(AttentionFusionConfig):
     """The toolkit's own method, with the settings of `AttentionFusionConfig`.
@@ -48,10 +54,7 @@ class AttentionFusion(AttentionFusionConfig):
 
     def positions_on(self, config: Any) -> str:
         """The positions on a model of this configuration."""
-        rope_offsets = FUSIONS.get(self.fusion).rope_offsets
-        return self.positions or default_positions(
-            config.get_text_config(), rope_offsets=rope_offsets
-        )
+        return self.positions or default_positions_on(config, self.fusion)
 
     def request(
         self,

@@ -16,9 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from self_ensemble.attention.checks import check_config, flex_problem
-from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.attention.patching import FlexAttentionWrapper
-from self_ensemble.attention.positions import default_positions
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.config import ModelConfig, check_attention
 from self_ensemble.models.memory import check_fits
@@ -47,16 +45,6 @@ class ModelSource:
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
-
-    @property
-    def default_positions(self) -> str:
-        """``exact`` where positions are rotary; learned absolute ones cannot do it: ``left``."""
-        return self.positions_for("mean")
-
-    def positions_for(self, fusion: str) -> str:
-        """The default of a fusion, see `attention.positions.default_positions`."""
-        rope_offsets = FUSIONS.get(fusion).rope_offsets
-        return default_positions(self.config.get_text_config(), rope_offsets=rope_offsets)
 
 
 def find_model(model: ModelConfig) -> ModelSource:
@@ -119,6 +107,7 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
 
 
 def load_tokenizer(source: ModelSource) -> Any:
+    """The model's own tokenizer. Raises UserError where it is missing or damaged."""
     try:
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=False
@@ -204,6 +193,7 @@ def load_weights(source: ModelSource) -> Any:
 
 
 def choose_device(name: str) -> torch.device:
+    """auto: the first GPU if there is one. Raises UserError where that asked for is not there."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device("cuda:0" if name == "cuda" else name)

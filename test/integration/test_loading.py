@@ -20,6 +20,7 @@ from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation import batching
 from self_ensemble.generation.loading import loaded_engine
+from self_ensemble.methods.attention_fusion import default_positions_on
 from self_ensemble.models import loading, memory
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
@@ -360,7 +361,7 @@ def test_auto_device_and_dtype(small):
     source = find(small.folder, device="auto")
     if not torch.cuda.is_available():
         assert (source.device, source.dtype) == (torch.device("cpu"), torch.float32)
-    assert source.default_positions == "exact"
+    assert default_positions_on(source.config, "mean") == "exact"
 
 
 def test_sdpa_cannot_cap_scores(tmp_path, small, run):
