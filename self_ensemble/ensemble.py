@@ -11,7 +11,7 @@ answers[0].text, answers[0].logprob, answers[0].truncated
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,6 +226,11 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     """
     asked = []
     for index, paraphrases in enumerate(questions):
+        if isinstance(paraphrases, Mapping | Set):
+            raise UserError(
+                f"question {index} is a {type(paraphrases).__name__}; give the list of its "
+                "paraphrases"
+            )
         if isinstance(paraphrases, str):
             raise UserError(
                 f"question {index} is a text; give the list of its paraphrases, if only of one"

@@ -45,6 +45,7 @@ class FusionKind:
 
     fuse: FuseProbabilities
     tau: bool
+    weights: bool
     rope_offsets: bool
     in_kernel: bool
 
@@ -55,7 +56,12 @@ Function = TypeVar("Function", bound=FuseProbabilities)
 
 
 def register_fusion(
-    name: str, *, tau: bool = False, rope_offsets: bool = True, in_kernel: bool = False
+    name: str,
+    *,
+    tau: bool = False,
+    weights: bool = False,
+    rope_offsets: bool = True,
+    in_kernel: bool = False,
 ) -> Callable[[Function], Function]:
     """A decorator that registers a function as the fusion ``Fusion(name)``.
 
@@ -73,6 +79,7 @@ def register_fusion(
     Args:
         name: what `Fusion` is asked for.
         tau: whether the function reads ``fusion.tau``.
+        weights: whether it reads ``fusion.weights``.
         rope_offsets: whether it can do with scores of the prefix that differ from partition to
             partition, which the positions ``exact`` give.
         in_kernel: whether the Triton kernels compute it too. What they do not know runs in plain
@@ -83,7 +90,7 @@ def register_fusion(
     """
 
     def decorate(fuse: Function) -> Function:
-        FUSIONS.add(name, FusionKind(fuse, tau, rope_offsets, in_kernel))
+        FUSIONS.add(name, FusionKind(fuse, tau, weights, rope_offsets, in_kernel))
         return fuse
 
     return decorate
@@ -110,6 +117,8 @@ class Fusion:
     def __post_init__(self) -> None:
         if not FUSIONS.get(self.kind).tau and self.tau != 0:
             raise UserError(f"the fusion {self.kind!r} has no tau: leave it at 0")
+        if not FUSIONS.get(self.kind).weights and self.weights is not None:
+            raise UserError(f"the fusion {self.kind!r} uses no weights: leave them out")
         if not math.isfinite(self.tau):
             raise UserError(f"the fusion's tau must be a finite number, not {self.tau}")
 
@@ -163,7 +172,7 @@ def fuse_probabilities(
     return kind.fuse(prefix, segments, fused, fusion)
 
 
-@register_fusion("mean", tau=True, in_kernel=True)
+@register_fusion("mean", tau=True, weights=True, in_kernel=True)
 def mean_of_partitions(
     prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
 ) -> Probabilities:
@@ -175,7 +184,7 @@ def mean_of_partitions(
     return weighted_partitions(scores, _partition_weights(scores, fusion), prefix, segments)
 
 
-@register_fusion("joint", rope_offsets=False, in_kernel=True)
+@register_fusion("joint", weights=True, rope_offsets=False, in_kernel=True)
 def joint_softmax(
     prefix: torch.Tensor, segments: torch.Tensor, fused: torch.Tensor, fusion: Fusion
 ) -> Probabilities:

@@ -42,7 +42,7 @@ from self_ensemble.experiment.config import (
     QuestionConfig,
 )
 from self_ensemble.generation.config import GenerationConfig
-from self_ensemble.methods.config import FUSION_NAMES, POSITIONS, AttentionFusionConfig
+from self_ensemble.methods.config import POSITIONS, AttentionFusionConfig, fusion_names
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -266,7 +266,7 @@ def add_fusion_arguments(method: Flags) -> None:
     )
     method.add_argument(
         "--fusion",
-        choices=FUSION_NAMES,
+        choices=fusion_names(),
         default=AttentionFusionConfig.fusion,
         help="mean of the paraphrases' attentions, or one softmax over all (default: %(default)s)",
     )

@@ -139,6 +139,16 @@ class Prompt:
     few_shot: Sequence[FewShot | tuple[str, str]] = ()
     chat_template: bool = False
 
+    def __post_init__(self) -> None:
+        for shot in self.few_shot:
+            pair = (shot.question, shot.answer) if isinstance(shot, FewShot) else shot
+            texts = isinstance(pair, tuple | list) and all(isinstance(x, str) for x in pair)
+            if not texts or len(pair) != 2:
+                raise UserError(
+                    f"few_shot holds {shot!r}: give a FewShot, or (question, answer), for each "
+                    "demonstration"
+                )
+
     def template(self, tokenizer: Any) -> PromptTemplate:
         """The prompt with a gap for the paraphrase.
 

@@ -14,8 +14,10 @@ from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.names import identity_part, method_names, result_stem, run_name
 from self_ensemble.experiment.questions import Questions
-from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
+from self_ensemble.methods.config import FUSION_NAMES, AttentionFusionConfig, LogitFusionConfig
 from self_ensemble.methods.names import is_weighted
+from self_ensemble.methods.own_code import source_of
+from self_ensemble.methods.registries import LOGIT_METHODS, VOTES
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from self_ensemble.models.loading import ModelSource
@@ -31,17 +33,32 @@ def attention_settings(method: AttentionFusionConfig) -> dict[str, Any]:
         "fusion": method.fusion,
         "tau": method.tau,
         "weights": method.weights,
+        **_fusion_source(method.fusion),
     }
+
+
+def _fusion_source(name: str) -> dict[str, str]:
+    if name in FUSION_NAMES:  # without torch
+        return {}
+    from self_ensemble.attention.fusion import FUSIONS
+
+    return source_of(FUSIONS.get(name).fuse)
 
 
 def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, Any]:
     """Logit fusion's part of the identity. content: the fingerprint of the column --confidence."""
+    settings: dict[str, Any] = {"name": method.method, **_method_source(method.method)}
     if not is_weighted(method.method):
-        return {"name": method.method}
+        return settings
     if method.confidence is None:
-        return {"name": method.method, "confidence": "own answer"}
-    column = {"column": method.confidence, "fingerprint": content}
-    return {"name": method.method, "confidence": column}
+        return settings | {"confidence": "own answer"}
+    return settings | {"confidence": {"column": method.confidence, "fingerprint": content}}
+
+
+def _method_source(name: str) -> dict[str, str]:
+    if name in LOGIT_METHODS:
+        return source_of(LOGIT_METHODS.get(name).reduce)
+    return source_of(VOTES.get(name)) if name in VOTES else {}
 
 
 def run_template(

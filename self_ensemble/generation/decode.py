@@ -92,6 +92,12 @@ class DecodeLoop:
         drafts = [_Draft() for _ in alive]
         for step in range(self.max_new_tokens):
             scores = self.reduce(logits.unflatten(0, (-1, n)), weights)  # [B, V]
+            if scores.shape != (len(logits) // n, logits.shape[-1]):
+                raise UserError(
+                    "a logit method must return scores of the shape [questions, vocabulary] = "
+                    f"[{len(logits) // n}, {logits.shape[-1]}]; this one returns "
+                    f"{list(scores.shape)}"
+                )
             chosen = self.chooser.choose(scores, step)
             logprob = scores.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             stop, answers, seen = self.stop(chosen, seen)

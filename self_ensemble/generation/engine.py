@@ -14,9 +14,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -48,6 +48,16 @@ STARTING = (
     "is kept on disk (--attention sdpa starts at once, and is slower after that)"
 )
 
+# What attends is a setting of the model, and so of all threads and all engines around it.
+_LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = Lock()
+
+
+def _lock_of(model: Any) -> RLock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, RLock())
+
+
 Batch = list[tuple[int, Answer]]
 RowState = DecodeState | CapturedDecodeState
 
@@ -66,10 +76,18 @@ class Engine:
         wrapper: a `FlexAttentionWrapper` around the model.
         capture: on a GPU, with compiled FlexAttention: compile the model's layers, capture the
             decode step as a CUDA graph and replay it; see docs/performance.md.
+        keep_prefix: the model does not change between requests, so that a prefix encoded for one
+            serves the next one too. Not for a model that somebody else may train or load anew.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, wrapper: FlexAttentionWrapper, *, capture: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        wrapper: FlexAttentionWrapper,
+        *,
+        capture: bool = False,
+        keep_prefix: bool = False,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -82,11 +100,11 @@ class Engine:
         assert not capture or wrapper.backend == "flex", wrapper.backend
         self._captured = CapturedSteps() if capture else None
         self._capture_problems: dict[tuple[object, ...], str | None] = {}
-        self._prefixes: WeakValueDictionary[tuple[int, ...], Prefix] = WeakValueDictionary()
         self._last_prefix: Prefix | None = None
         self._rotary: dict[tuple[int, int], RotaryTables | None] = {}
         self._started = not capture
-        self._lock = RLock()  # what attends is a setting of the model, and so of all threads
+        self._keep_prefix = keep_prefix
+        self._lock = _lock_of(model)
 
     @property
     def captures(self) -> bool:
@@ -195,9 +213,9 @@ class Engine:
         )
 
     def _encoded_prefix(self, ids: tuple[int, ...], *, captured: bool) -> Prefix:
-        """The prefix, encoded now or for a request that is still open, or for the last one."""
-        found = self._prefixes.get(ids)
-        if found is None:
+        """The prefix, encoded now, or where prefixes are kept, for the request before."""
+        found = self._last_prefix
+        if found is None or found.ids != ids:
             # Outside the buffers that batches share, and with all the memory that they had.
             self._last_prefix = None
             if self._captured is not None:
@@ -211,8 +229,7 @@ class Engine:
                         f"out of memory with the {len(ids)} tokens that all prompts begin with: "
                         "take fewer few-shot examples, or a smaller model"
                     ) from error
-            self._prefixes[ids] = found
-        self._last_prefix = found
+            self._last_prefix = found if self._keep_prefix else None
         return found
 
     def _rotary_for(self, request: Request) -> RotaryTables | None:

@@ -14,7 +14,12 @@ from self_ensemble.models.loading import ModelSource, choose_backend, load_model
 
 
 def make_engine(
-    model: Any, tokenizer: Any, *, attention: str = ModelConfig.attention, capture: bool = True
+    model: Any,
+    tokenizer: Any,
+    *,
+    attention: str = ModelConfig.attention,
+    capture: bool = True,
+    keep_prefix: bool = False,
 ) -> Engine:
     """An engine around a model, which is given back as it was.
 
@@ -23,6 +28,7 @@ def make_engine(
         tokenizer: the model's own.
         attention: ``auto``, ``flex``, ``sdpa`` or ``eager``; only ``auto`` falls back.
         capture: see `Engine`; taken where FlexAttention runs on a GPU, and no wish elsewhere.
+        keep_prefix: see `Engine`.
 
     Raises:
         UserError: an architecture that cannot work, or a backend asked for and not to be had.
@@ -32,7 +38,13 @@ def make_engine(
         check_architecture(wrapper)
         wrapper.backend, wrapper.fallback = choose_backend(attention, wrapper)
     can_capture = wrapper.backend == "flex" and model.device.type == "cuda"
-    return Engine(model, tokenizer, wrapper, capture=capture and can_capture)
+    return Engine(
+        model,
+        tokenizer,
+        wrapper,
+        capture=capture and can_capture,
+        keep_prefix=keep_prefix,
+    )
 
 
 @contextmanager
@@ -47,6 +59,6 @@ def loaded_engine(source: ModelSource, *, attention: str, capture: bool = True) 
         UserError: damaged files, and what `make_engine` raises.
     """
     model, tokenizer = load_model(source)
-    engine = make_engine(model, tokenizer, attention=attention, capture=capture)
+    engine = make_engine(model, tokenizer, attention=attention, capture=capture, keep_prefix=True)
     with engine.wrapper:
         yield engine

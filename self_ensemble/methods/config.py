@@ -3,6 +3,7 @@
 Nothing here imports torch: a command line knows the names and the defaults at once.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,12 @@ LAYOUTS = ("shared", "concat")
 # Those of attention/positions.py and the registered ones of attention/fusion.py.
 POSITIONS = ("exact", "left", "right", "sequential")
 FUSION_NAMES = ("mean", "joint")
+
+
+def fusion_names() -> tuple[str, ...]:
+    """The bundled fusions, and those that were registered: whoever did has imported torch."""
+    loaded = sys.modules.get("self_ensemble.attention.fusion")
+    return FUSION_NAMES if loaded is None else tuple(loaded.FUSIONS)
 
 
 @dataclass(frozen=True)

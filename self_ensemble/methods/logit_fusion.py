@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from self_ensemble.system.registry import Registry
+from self_ensemble.methods.own_code import check_name
+from self_ensemble.methods.registries import LOGIT_METHODS, VOTES, LogitMethod
 
 if TYPE_CHECKING:
     import torch
@@ -22,23 +22,16 @@ if TYPE_CHECKING:
     from self_ensemble.generation.streams import Reduce
 
 
-@dataclass(frozen=True)
-class LogitMethod:
-    """A way to combine the logits of a question's paraphrases.
-
-    weighted: it is given a weight for each paraphrase, by default the confidence of the
-        paraphrase's own answer, which costs a pass over every paraphrase alone.
-    """
-
-    reduce: Reduce
-    weighted: bool = False
-
-
-LOGIT_METHODS: Registry[LogitMethod] = Registry("unknown logit method {name!r}: there is {names}")
+__all__ = ["LOGIT_METHODS", "LogitMethod", "confidence", "register_logit_method"]
 
 
 def register_logit_method(name: str, *, weighted: bool = False) -> Callable[[Reduce], Reduce]:
-    """Register a function of (logits, weights) as the method ``name``."""
+    """Register a function of (logits, weights) as the method ``name``.
+
+    Raises:
+        ValueError: the name is taken, or can name no file.
+    """
+    check_name(name, VOTES.__contains__)
 
     def register(reduce: Reduce) -> Reduce:
         LOGIT_METHODS.add(name, LogitMethod(reduce, weighted))

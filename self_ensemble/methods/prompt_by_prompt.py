@@ -131,7 +131,12 @@ class Vote:
                 for answer in answers
             ]
             taken = rule([first_line(text) for text in generated])
-            yield Outcome(question, (answers[taken],), taken)
+            if isinstance(taken, bool) or taken not in range(len(answers)):
+                raise UserError(
+                    f"the vote {self.name} must return the index of one of the "
+                    f"{len(answers)} answers, counted from 0; it returns {taken!r}"
+                )
+            yield Outcome(question, (answers[taken],), int(taken))
 
 
 def logit_request(

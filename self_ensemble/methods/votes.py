@@ -10,15 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from self_ensemble.data.answers import normalize_answer
-from self_ensemble.system.registry import Registry
+from self_ensemble.methods.own_code import check_name
+from self_ensemble.methods.registries import LOGIT_METHODS, VOTES, VoteRule
 
-VoteRule = Callable[[Sequence[str]], int]
-
-VOTES: Registry[VoteRule] = Registry("unknown vote {name!r}: there is {names}")
+__all__ = ["VOTES", "VoteRule", "majority", "register_vote"]
 
 
 def register_vote(name: str) -> Callable[[VoteRule], VoteRule]:
-    """Register a function of N predictions as the method ``name``."""
+    """Register a function of N predictions as the method ``name``.
+
+    Raises:
+        ValueError: the name is taken, or can name no file.
+    """
+    check_name(name, LOGIT_METHODS.__contains__)
     return VOTES.register(name)
 
 

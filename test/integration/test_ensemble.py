@@ -1,5 +1,10 @@
 """The library's face, on the demo model, on a caller's own, and on what a user may get wrong."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from small import stock_answer
@@ -9,7 +14,10 @@ import self_ensemble
 from self_ensemble import Ensemble, FewShot, Prompt, UserError, WholePrompts
 from self_ensemble.data import load_dataset
 from self_ensemble.methods.names import method_names
+from self_ensemble.methods.registries import VOTES
 from self_ensemble.system.bundled import DEMO_MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
 
 QUESTIONS = [
     ["What is the capital of France?", "France's capital is which city?"],
@@ -184,6 +192,7 @@ BAD = {
         {"method": "avg", "weights": [(1,)]},
         "the method avg uses no weights",
     ),
+    "a mapping for a list": ([{"question": "a?"}], {}, "question 0 is a dict"),
     "negative weights": ([["a?", "b?"]], {"weights": (1, -1)}, "weights"),
     "weights of zero": ([["a?", "b?"]], {"weights": (0, 0)}, "weights"),
     "a long answer": ([["a?"]], {"max_new_tokens": 10**6}, "positions"),
@@ -224,3 +233,61 @@ def test_what_a_notebook_needs_is_on_top():
     assert FewShot("a?", "b").answer == "b"
     with pytest.raises(AttributeError, match="'gone'"):
         self_ensemble.gone  # noqa: B018
+
+
+def test_demonstrations_are_pairs_of_texts():
+    for few_shot in ([{"question": "a?", "answer": "b"}], ("a?", "b"), [("a?", None)]):
+        with pytest.raises(UserError, match="few_shot holds"):
+            Prompt("x", few_shot)
+
+
+def test_names_of_other_methods_are_not_taken():
+    for register in (self_ensemble.register_logit_method, self_ensemble.register_vote):
+        for name in ("attention", "flex_attention", "per_prompt", "", "../up", 3):
+            with pytest.raises(ValueError):
+                register(name)
+    with pytest.raises(ValueError, match="another method"):
+        self_ensemble.register_logit_method("vote")
+    with pytest.raises(ValueError, match="another method"):
+        self_ensemble.register_vote("avg")
+
+
+@pytest.mark.parametrize("index", [-1, 3, True, None])
+def test_a_vote_of_no_answer_is_told(demo, asked, index):
+    VOTES.register("odd")(lambda predictions: index)
+    try:
+        with pytest.raises(UserError, match="must return the index of one of the 3 answers"):
+            demo.generate(asked[:1], method="odd")
+    finally:
+        VOTES.remove("odd")
+
+
+def test_results_of_an_edited_function_are_told_apart(tmp_path):
+    """Else a file would hold the answers of both."""
+    program = """
+import sys, generate
+from self_ensemble import register_logit_method
+@register_logit_method("mine")
+def mine(logits, weights):
+    return logits.log_softmax(-1).{}(1)
+generate.run(generate.main, generate.parse_args(["--method", "mine", *sys.argv[1:]]))
+"""
+    (tmp_path / "first.py").write_text(program.format("mean"))
+    (tmp_path / "edited.py").write_text(program.format("amin"))
+
+    def run(name, count):
+        command = [
+            sys.executable,
+            tmp_path / name,
+            "--output_dir",
+            tmp_path,
+            "--max_samples",
+            count,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    assert run("first.py", "2").returncode == 0
+    assert run("first.py", "3").returncode == 0
+    refused = run("edited.py", "4")
+    assert refused.returncode == 2 and "source" in refused.stderr, refused.stderr

@@ -223,19 +223,47 @@ def test_a_request_that_is_consumed_late_is_answered_as_if_at_once(llama_engine)
     assert [pair for batch in late for pair in batch] == expected
 
 
-def test_a_prefix_is_encoded_once_for_requests_that_share_it(llama_engine):
-    calls = []
-    llama_engine.model.register_forward_pre_hook(
+@pytest.mark.parametrize(("keep", "times"), [(True, 1), (False, 3)])
+def test_a_kept_prefix_is_encoded_once_for_requests_that_share_it(keep, times):
+    wrapper, calls = FlexAttentionWrapper(tiny_model("llama"), "sdpa"), []
+    wrapper.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    llama_engine.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(("base", kwargs["input_ids"].shape[1])),
-        with_kwargs=True,
-    )
+    engine = Engine(wrapper.model, TinyTokenizer(), wrapper, keep_prefix=keep)
     first, _ = requests()
     for _ in range(3):
-        alone(llama_engine, first)
-    assert calls.count(("base", 5)) == 1  # no batch packs five tokens
+        alone(engine, first)
+    assert calls.count(5) == times  # no batch packs five tokens
+
+
+def test_weights_that_change_between_requests_are_those_that_answer():
+    """Fine-tuning, say, that looks at some answers now and then."""
+    wrapper = FlexAttentionWrapper(tiny_model("llama"), "sdpa")
+    engine = Engine(wrapper.model, TinyTokenizer(), wrapper)
+    first, _ = requests()
+    before = alone(engine, first)
+    for parameter in wrapper.model.parameters():
+        parameter.data.mul_(0.7)
+    fresh = Engine(wrapper.model, TinyTokenizer(), FlexAttentionWrapper(wrapper.model, "sdpa"))
+    assert alone(engine, first) == alone(fresh, first) != before
+
+
+def test_engines_around_one_model_wait_for_each_other():
+    model = tiny_model("llama")
+    engines = [Engine(model, TinyTokenizer(), FlexAttentionWrapper(model, "sdpa")) for _ in "ab"]
+    expected = [alone(engines[0], request) for request in requests()]
+    with ThreadPoolExecutor(4) as pool:
+        asked = [(e, which) for e in engines for which in (0, 1) for _ in range(5)]
+        found = list(pool.map(lambda case: alone(case[0], requests()[case[1]]), asked))
+    assert found == [expected[which] for _, which in asked]
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("wrong", [lambda x, w: x.mean(0), lambda x, w: x.mean(1)[:, :9]])
+def test_a_reduction_of_the_wrong_shape_is_told(llama_engine, wrong):
+    questions = [logit_streams(split(3, 4, 2), 0)]
+    with pytest.raises(UserError, match=r"must return scores of the shape"):
+        generate(llama_engine, questions, reduce=wrong)
 
 
 def test_several_threads_may_ask_at_once():
