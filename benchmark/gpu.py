@@ -125,6 +125,7 @@ class Bench(Table):
             capture=measure.DEVICE == "cuda"
             and settings.attention == "flex"
             and not settings.plain,
+            keep_prefix=True,  # as the scripts do: the model is the run's own
         )
         generator = torch.Generator().manual_seed(0)
         self.ids = lambda n: tuple(torch.randint(0, VOCABULARY, (n,), generator=generator).tolist())
