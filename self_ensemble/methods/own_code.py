@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # Methods that are no registered function, and how results of attention fusion are called.
@@ -32,10 +33,16 @@ def source_of(function: Any) -> dict[str, str]:
     Results of a function and of what it was edited to are then told apart. Of the package's own
     functions nothing is said: their names are enough, and results of earlier releases go on.
     """
-    if function.__module__.partition(".")[0] == "self_ensemble":
+    bound = ""
+    while isinstance(function, partial):
+        bound += f"{function.args!r}{function.keywords!r}"
+        function = function.func
+    # A callable object's code is its class'.
+    code = function if inspect.isroutine(function) else type(function)
+    if not bound and code.__module__.partition(".")[0] == "self_ensemble":
         return {}
     try:
-        text = inspect.getsource(function)
-    except OSError:  # typed at a prompt
-        text = repr(function.__code__.co_code)
-    return {"source": hashlib.sha256(text.encode()).hexdigest()}
+        text = inspect.getsource(code)
+    except (OSError, TypeError):  # typed at a prompt, or not written in Python
+        text = repr(function.__code__.co_code) if hasattr(function, "__code__") else repr(code)
+    return {"source": hashlib.sha256((text + bound).encode()).hexdigest()}
