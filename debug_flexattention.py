@@ -43,11 +43,11 @@ def main(config: DebugConfig) -> None:
         from self_ensemble.diagnostics.debug_page import check_folder
 
         check_folder(config.save)
-    from self_ensemble.experiment.questions import check_weights, read_questions
+    from self_ensemble.experiment.questions import read_questions
 
     model = config.model
     questions = read_questions(config.questions, config.prompt, model=model.name)
-    check_weights(config.method, questions)
+    config.method.check_count(questions.num_paraphrases)
 
     set_up_logging(config.verbose)
     from self_ensemble.data import chat_prompt_template

@@ -30,7 +30,7 @@ from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.identity import attention_settings
 from self_ensemble.experiment.lemmas import lemmatize_finished
 from self_ensemble.experiment.names import attention_method_name
-from self_ensemble.experiment.questions import check_weights, read_questions
+from self_ensemble.experiment.questions import read_questions
 from self_ensemble.experiment.run import Run
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
 from self_ensemble.models.aliases import resolve_model
@@ -103,7 +103,7 @@ def main(config: ExperimentConfig) -> Path:
     assert isinstance(asked, AttentionFusionConfig)
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(config.questions, config.prompt, model=model.name)
-    check_weights(asked, questions)
+    asked.check_count(questions.num_paraphrases)
     if config.lemmas is not None:
         import_spacy_without_torch(config.lemmas.spacy_model)
         return lemmatize_finished(config, config.lemmas, questions, attention_settings(asked))

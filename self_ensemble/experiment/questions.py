@@ -13,9 +13,7 @@ from self_ensemble.data import (
     select_paraphrases,
 )
 from self_ensemble.experiment.config import PromptConfig, QuestionConfig
-from self_ensemble.methods.config import AttentionFusionConfig
 from self_ensemble.system.console import say
-from self_ensemble.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,3 @@ def read_questions(
             "their answers are in the prompt"
         )
     return questions
-
-
-def check_weights(method: AttentionFusionConfig, questions: Questions) -> None:
-    """Raises UserError where --weights has not one for each paraphrase."""
-    count = questions.num_paraphrases
-    if method.weights is not None and len(method.weights) != count:
-        raise UserError(f"--weights: {len(method.weights)} weights for {count} paraphrases")

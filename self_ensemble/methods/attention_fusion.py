@@ -69,10 +69,7 @@ class AttentionFusion(AttentionFusionConfig):
             UserError: the tokenizer does not allow it, or not each paraphrase has a weight.
         """
         for paraphrases in questions:
-            if self.weights is not None and len(paraphrases) != len(self.weights):
-                raise UserError(
-                    f"--weights: {len(self.weights)} weights for {len(paraphrases)} paraphrases"
-                )
+            self.check_count(len(paraphrases))
         tokenizer = engine.tokenizer
         prefix: tuple[int, ...] = ()
         if self.layout == "concat":

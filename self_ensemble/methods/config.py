@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from self_ensemble.system.errors import UserError
+
 LAYOUTS = ("shared", "concat")
 # Those of attention/positions.py and the registered ones of attention/fusion.py.
 POSITIONS = ("exact", "left", "right", "sequential")
@@ -36,6 +38,11 @@ class AttentionFusionConfig:
     fusion: str = "mean"
     tau: float = 0.0
     weights: Sequence[float] | None = None
+
+    def check_count(self, count: int) -> None:
+        """Raises UserError where there is not a weight for each of so many paraphrases."""
+        if self.weights is not None and len(self.weights) != count:
+            raise UserError(f"--weights: {len(self.weights)} weights for {count} paraphrases")
 
 
 @dataclass(frozen=True, kw_only=True)
