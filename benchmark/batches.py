@@ -85,6 +85,7 @@ def main(args) -> None:
     from self_ensemble.generation.config import GenerationConfig
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion
+    from self_ensemble.methods.base import Asked
     from self_ensemble.methods.logit_fusion import average_logits
     from self_ensemble.methods.prompt_by_prompt import logit_request
     from self_ensemble.models.loading import find_model
@@ -99,7 +100,15 @@ def main(args) -> None:
             template = chat_prompt_template(engine.tokenizer, template)
         texts = [record.paraphrases for record in data.records]
         fused = AttentionFusion().request(engine, template, texts, config)
-        averaged = replace(logit_request(engine, template, texts, config), reduce=average_logits)
+        asked = Asked(
+            engine=engine,
+            template=template,
+            questions=texts,
+            uuids=[record.uuid for record in data.records],
+            ask=lambda name, request, **how: engine.generate(request),
+            config=config,
+        )
+        averaged = replace(logit_request(asked), reduce=average_logits)
         told = {
             "attention fusion": compare(engine, fused),
             "avg": compare(engine, averaged),

@@ -84,6 +84,7 @@ def main(args) -> None:
     from self_ensemble.generation.config import GenerationConfig
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion
+    from self_ensemble.methods.base import Asked
     from self_ensemble.methods.prompt_by_prompt import LogitFusion
     from self_ensemble.models.loading import find_model
     from self_ensemble.system.console import say
@@ -101,7 +102,15 @@ def main(args) -> None:
 
         def answer(method):
             """Tokenising, splitting and answering, as the scripts and the API do it."""
-            for _ in method.answer(engine, template, questions, ask, config):
+            asked = Asked(
+                engine=engine,
+                template=template,
+                questions=questions,
+                uuids=[record.uuid for record in data.records],
+                ask=ask,
+                config=config,
+            )
+            for _ in method.answer(asked):
                 pass
 
         def ask(name, request, *, batch_size, unit="questions"):

@@ -11,17 +11,19 @@ answers[0].text, answers[0].logprob, answers[0].truncated
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.prompts import Prompt, WholePrompts
+from self_ensemble.data.records import compact_json, question_uuid
 from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.loading import make_engine
 from self_ensemble.generation.request import Request
-from self_ensemble.methods.base import Method, Template
+from self_ensemble.methods.base import Asked, Method, Template
 from self_ensemble.methods.names import make_method
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
@@ -198,7 +200,15 @@ class Ensemble:
         questions: Sequence[Sequence[str]],
         config: GenerationConfig,
     ) -> Iterator[FusedAnswer]:
-        for outcome in method.answer(self.engine, template, questions, self._ask, config):
+        asked = Asked(
+            engine=self.engine,
+            template=template,
+            questions=questions,
+            uuids=_own_uuids(questions),
+            ask=self._ask,
+            config=config,
+        )
+        for outcome in method.answer(asked):
             of_each = len(outcome.answers) > 1
             for index, answer in enumerate(outcome.answers):
                 generation = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
@@ -244,3 +254,16 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
                 f"{len(asked[0])}: give as many for each"
             )
     return asked
+
+
+def _own_uuids(questions: Sequence[Sequence[str]]) -> list[str]:
+    """What tells questions apart that come without a uuid; of equal ones which of them it is.
+
+    So a question's draws do not depend on what is asked beside it.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    uuids = []
+    for paraphrases in map(tuple, questions):
+        uuids.append(question_uuid(compact_json([*paraphrases, seen[paraphrases]])))
+        seen[paraphrases] += 1
+    return uuids

@@ -167,13 +167,17 @@ class Run(ResumableRun):
 
     def answer(self, method: Method) -> list[tuple[Answer, ...]]:
         """What the method says of each of `records`: one answer, or one of each paraphrase."""
-        outcomes = method.answer(
-            self.engine,
-            self.template,
-            [record.paraphrases for record in self.records],
-            self.ask,
-            self.config.generation,
+        from self_ensemble.methods.base import Asked
+
+        asked = Asked(
+            engine=self.engine,
+            template=self.template,
+            questions=[record.paraphrases for record in self.records],
+            uuids=[record.uuid for record in self.records],
+            ask=self.ask,
+            config=self.config.generation,
         )
+        outcomes = method.answer(asked)
         answers = {outcome.question: outcome.answers for outcome in outcomes}
         return [answers[index] for index in range(len(self.records))]
 

@@ -14,7 +14,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
-from self_ensemble.methods.base import Ask, Outcome, Template, check_weights, split_questions
+from self_ensemble.methods.base import Asked, Outcome, Template, check_weights, split_questions
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
 from self_ensemble.system.errors import UserError
 
@@ -87,16 +87,10 @@ class AttentionFusion(AttentionFusionConfig):
             max_new_tokens=config.max_new_tokens,
         )
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
-        request = self.request(engine, template, questions, config)
-        for batch in ask(PASS_NAME, request, batch_size=config.batch_size):
+        config = asked.config
+        request = self.request(asked.engine, asked.template, asked.questions, config)
+        for batch in asked.ask(PASS_NAME, request, batch_size=config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))

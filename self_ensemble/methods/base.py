@@ -7,7 +7,7 @@ journal, the Python interface nothing. So the same code serves a file of questio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from self_ensemble.attention.segments import (
     split_prompts,
     split_whole_prompts,
 )
+from self_ensemble.data.answers import first_line
 from self_ensemble.data.prompts import PromptTemplate, WholePrompts
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
@@ -58,25 +59,36 @@ class Ask(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asked:
+    """Questions, and by what and how they are answered.
+
+    engine: whose tokenizer splits the prompts.
+    template: what a paraphrase becomes a prompt by.
+    questions: the paraphrases of each.
+    uuids: of each; what is drawn for a question depends on it.
+    ask: has a method's requests answered.
+    config: limits of the answers, and how many questions go together.
+    extract: what of a generation is its prediction, which votes compare.
+    """
+
+    engine: Engine
+    template: Template
+    questions: Sequence[Sequence[str]]
+    uuids: Sequence[str]
+    ask: Ask
+    config: GenerationConfig
+    extract: Callable[[str], str] = first_line
+
+    def __post_init__(self) -> None:
+        assert len(self.questions) == len(self.uuids), (len(self.questions), len(self.uuids))
+
+
 class Method(Protocol):
     """A way to answer questions that are asked in several wordings."""
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """Answer questions.
-
-        Args:
-            engine: whose tokenizer splits the prompts.
-            template: what a paraphrase becomes a prompt by.
-            questions: the N paraphrases of each; N is the same for all.
-            ask: has the method's requests answered.
-            config: limits of the answers, and how many questions go together.
 
         Yields:
             An outcome for each question, as they are finished.

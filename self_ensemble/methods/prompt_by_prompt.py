@@ -7,13 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from self_ensemble.data.answers import first_line
-from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
-from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import logit_streams
-from self_ensemble.methods.base import Ask, Outcome, Template, check_weights, split_questions
+from self_ensemble.methods.base import Asked, Outcome, check_weights, split_questions
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, confidence
 from self_ensemble.methods.votes import VOTES
 from self_ensemble.system.errors import UserError
@@ -33,26 +30,19 @@ class LogitFusion:
     name: str = "avg"
     weights: Sequence[Sequence[float]] | None = None
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         method = LOGIT_METHODS.get(self.name)
-        request = logit_request(engine, template, questions, config)
+        request = logit_request(asked)
         weights = None
         if method.weighted and self.weights is None:
-            weights = _own_confidences(request, ask, config)
+            weights = _own_confidences(request, asked)
         elif method.weighted:
-            weights = self._given_weights(questions)
+            weights = self._given_weights(asked.questions)
         elif self.weights is not None:
             raise UserError(f"the method {self.name} uses no weights")
         request = replace(request, reduce=method.reduce, weights=weights)
-        for batch in ask(self.name, request, batch_size=config.batch_size):
+        for batch in asked.ask(self.name, request, batch_size=asked.config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))
 
@@ -74,17 +64,9 @@ class LogitFusion:
 class PerPrompt:
     """Every paraphrase answers by itself, and every answer is given."""
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
-        request = logit_request(engine, template, questions, config)
-        for question, answers in _answer_each(request, ask, config):
+        for question, answers in _answer_each(logit_request(asked), asked):
             yield Outcome(question, answers, 0 if len(answers) == 1 else None)
 
 
@@ -92,17 +74,10 @@ class PerPrompt:
 class Origin:
     """The first wording of every question answers alone."""
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
-        first = [paraphrases[:1] for paraphrases in questions]
-        return PerPrompt().answer(engine, template, first, ask, config)
+        first = [paraphrases[:1] for paraphrases in asked.questions]
+        return PerPrompt().answer(replace(asked, questions=first))
 
 
 @dataclass(frozen=True)
@@ -114,23 +89,15 @@ class Vote:
 
     name: str = "vote"
 
-    def answer(
-        self,
-        engine: Engine,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        ask: Ask,
-        config: GenerationConfig,
-    ) -> Iterator[Outcome]:
+    def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         rule = VOTES.get(self.name)
-        request = logit_request(engine, template, questions, config)
-        for question, answers in _answer_each(request, ask, config):
+        for question, answers in _answer_each(logit_request(asked), asked):
             generated = [
-                engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+                asked.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
                 for answer in answers
             ]
-            taken = rule([first_line(text) for text in generated])
+            taken = rule([asked.extract(text) for text in generated])
             if isinstance(taken, bool) or taken not in range(len(answers)):
                 raise UserError(
                     f"the vote {self.name} must return the index of one of the "
@@ -139,29 +106,22 @@ class Vote:
             yield Outcome(question, (answers[taken],), int(taken))
 
 
-def logit_request(
-    engine: Engine,
-    template: Template,
-    questions: Sequence[Sequence[str]],
-    config: GenerationConfig,
-) -> Request:
+def logit_request(asked: Asked) -> Request:
     """Every paraphrase as a stream of its own. Its `reduce` is yet to be chosen."""
-    prefix, split = split_questions(engine.tokenizer, template, questions)
+    prefix, split = split_questions(asked.engine.tokenizer, asked.template, asked.questions)
     streams = [logit_streams(question, len(prefix)) for question in split]
-    return Request(prefix, streams, max_new_tokens=config.max_new_tokens)
+    return Request(prefix, streams, max_new_tokens=asked.config.max_new_tokens)
 
 
-def _answer_each(
-    request: Request, ask: Ask, config: GenerationConfig
-) -> Iterator[tuple[int, tuple[Answer, ...]]]:
+def _answer_each(request: Request, asked: Asked) -> Iterator[tuple[int, tuple[Answer, ...]]]:
     """(question, the answers of its paraphrases) as soon as all of a question's are there."""
     if not request.questions:
         return
     count = len(request.questions[0])
     single = [[stream] for group in request.questions for stream in group]
-    batch_size = config.batch_size and config.batch_size * count
+    batch_size = asked.config.batch_size and asked.config.batch_size * count
     found: dict[int, dict[int, Answer]] = {}
-    for batch in ask(
+    for batch in asked.ask(
         EACH_PASS, replace(request, questions=single), batch_size=batch_size, unit="prompts"
     ):
         for index, answer in batch:
@@ -172,9 +132,9 @@ def _answer_each(
                 yield question, tuple(answers[k] for k in range(count))
 
 
-def _own_confidences(request: Request, ask: Ask, config: GenerationConfig) -> torch.Tensor:
+def _own_confidences(request: Request, asked: Asked) -> torch.Tensor:
     """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
-    each = dict(_answer_each(request, ask, config))
+    each = dict(_answer_each(request, asked))
     rows = [[confidence(answer) for answer in each[index]] for index in range(len(each))]
     weights = torch.tensor(rows)
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))

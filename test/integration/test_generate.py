@@ -14,6 +14,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.loading import make_engine
 from self_ensemble.methods import logit_fusion as reductions
+from self_ensemble.methods.base import Asked
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, register_logit_method
 from self_ensemble.methods.names import prompt_by_prompt_names
 from self_ensemble.methods.prompt_by_prompt import LogitFusion
@@ -172,8 +173,15 @@ def test_own_confidences_are_equal_where_no_paraphrase_answers(small):
 
     engine = make_engine(small.model, small.tokenizer)
     questions = [question["paraphrases"][:2] for question in QUESTIONS[:2]]
-    method = LogitFusion("weighted_avg")
-    assert len(list(method.answer(engine, TEMPLATE, questions, ask, GenerationConfig()))) == 2
+    given = Asked(
+        engine=engine,
+        template=TEMPLATE,
+        questions=questions,
+        uuids=["a", "b"],
+        ask=ask,
+        config=GenerationConfig(),
+    )
+    assert len(list(LogitFusion("weighted_avg").answer(given))) == 2
     assert asked[-1].weights.tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
