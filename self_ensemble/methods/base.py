@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from self_ensemble.attention.segments import (
     SplitQuestion,
@@ -21,6 +21,7 @@ from self_ensemble.data.prompts import PromptTemplate, WholePrompts
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Batch, Engine
+from self_ensemble.generation.likelihood import Likelihood, ScoredBatch, ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.system.errors import UserError
 
@@ -84,6 +85,56 @@ class Asked:
         assert len(self.questions) == len(self.uuids), (len(self.questions), len(self.uuids))
 
 
+@dataclass(frozen=True)
+class ScoredChoices:
+    """What a method says of one question's choices.
+
+    question: its index.
+    likelihoods: of its choices, in their order: one tuple; of ``per_prompt`` one a paraphrase.
+    paraphrase: the index of the paraphrase whose own likelihoods were taken, where they were.
+    """
+
+    question: int
+    likelihoods: tuple[tuple[Likelihood, ...], ...]
+    paraphrase: int | None = None
+
+
+class AskLikelihood(Protocol):
+    """Has a scoring request answered."""
+
+    def __call__(
+        self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterable[ScoredBatch]:
+        """Batches of (index into the request's questions, likelihoods of its continuations).
+
+        The arguments are those of `Ask`.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AskedChoices:
+    """Questions with the choices to be scored, and by what they are scored.
+
+    engine, template, questions: see `Asked`.
+    choices: of each question; see `attention.continuations` for how they follow a prompt.
+    ask: has a method's requests answered.
+    batch_size: questions that go together; None chooses.
+    norm: one of `data.choices.NORMS`: by what a paraphrase chooses where a method votes.
+    """
+
+    engine: Engine
+    template: Template
+    questions: Sequence[Sequence[str]]
+    choices: Sequence[Sequence[str]]
+    ask: AskLikelihood
+    batch_size: int | None = None
+    norm: str = "sum"
+
+    def __post_init__(self) -> None:
+        assert len(self.questions) == len(self.choices), (len(self.questions), len(self.choices))
+
+
 class Method(Protocol):
     """A way to answer questions that are asked in several wordings."""
 
@@ -92,6 +143,22 @@ class Method(Protocol):
 
         Yields:
             An outcome for each question, as they are finished.
+
+        Raises:
+            UserError: the tokenizer, the model or the lengths do not allow it.
+        """
+        ...
+
+
+@runtime_checkable
+class ScoringMethod(Protocol):
+    """A method that can also say how likely given answers are."""
+
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """Score every choice of each question: its tokens' log-probabilities, fused.
+
+        Yields:
+            What it says of each question, as they are finished.
 
         Raises:
             UserError: the tokenizer, the model or the lengths do not allow it.
