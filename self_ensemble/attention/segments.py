@@ -15,7 +15,7 @@ from self_ensemble.system.errors import UserError
 
 # Openings a paraphrase may have. What a tokenizer does before all of them, it does before any:
 # the prefix is fixed by the template alone, whatever the data.
-_OPENINGS = (
+OPENINGS = (
     "word",
     "Word",
     "7",
@@ -73,31 +73,46 @@ def split_prompts(
         UserError: the tokenizer gives no offsets, or puts a token behind every text, or merges the
             template's text with a paraphrase so that no fixed prefix or no tail is left.
     """
-    prefix = _template_prefix(tokenizer, template)
+    prefix = template_prefix(tokenizer, template)
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
-    encoded = iter(_encode(tokenizer, prompts, template.add_special_tokens))
+    encoded = iter(encode_texts(tokenizer, prompts, template.add_special_tokens))
     split = []
     for paraphrases in questions:
-        bodies, tails = [], []
-        for paraphrase in paraphrases:
-            prompt = next(encoded)
-            if tuple(prompt.ids[: len(prefix)]) != prefix:
-                raise UserError(
-                    f"the tokenizer merges the text before the paraphrase {paraphrase!r} with its "
-                    "first characters: let it begin with a letter or take it out"
-                )
-            tail_at = prompt.first_from(len(template.head) + len(paraphrase))
-            bodies.append(prompt.ids[len(prefix) :])
-            tails.append(prompt.ids[max(tail_at, len(prefix) + 1) :])
-        tail = _common_suffix(tails)
+        found = [next(encoded) for _ in paraphrases]
+        tail = shared_tail(found, paraphrases, template, prefix)
         if not tail:
             raise UserError(
                 f"the prompts of {paraphrases[0]!r} share no last token after the paraphrase: "
                 "the tokenizer merges the answer cue with it; take the question out"
             )
-        segments = tuple(tuple(body[: -len(tail)]) for body in bodies)
+        segments = tuple(tuple(each.ids[len(prefix) : -len(tail)]) for each in found)
         split.append(SplitQuestion(segments, tail))
     return prefix, split
+
+
+def shared_tail(
+    encoded: Sequence[EncodedText],
+    paraphrases: Sequence[str],
+    template: PromptTemplate,
+    prefix: tuple[int, ...],
+) -> tuple[int, ...]:
+    """The longest token suffix that texts share behind their paraphrases; may be empty.
+
+    Each text is a prompt of the template, or begins with one. A segment keeps one token at least.
+
+    Raises:
+        UserError: a text does not begin with the prefix.
+    """
+    tails = []
+    for paraphrase, text in zip(paraphrases, encoded, strict=True):
+        if tuple(text.ids[: len(prefix)]) != prefix:
+            raise UserError(
+                f"the tokenizer merges the text before the paraphrase {paraphrase!r} with its "
+                "first characters: let it begin with a letter or take it out"
+            )
+        tail_at = text.first_from(len(template.head) + len(paraphrase))
+        tails.append(text.ids[max(tail_at, len(prefix) + 1) :])
+    return common_suffix(tails)
 
 
 def split_whole_prompts(
@@ -122,15 +137,14 @@ def split_whole_prompts(
             of a question do not end alike.
     """
     texts = [prompt for prompts in questions for prompt in prompts]
-    encoded = [found.ids for found in _encode(tokenizer, texts, add_special_tokens)]
-    openings = [found.ids for found in _encode(tokenizer, _OPENINGS, add_special_tokens)]
-    prefix = _common_prefix(openings)
+    encoded = [found.ids for found in encode_texts(tokenizer, texts, add_special_tokens)]
+    prefix = tokenizers_prefix(tokenizer, add_special_tokens)
     split, at = [], 0
     for prompts in questions:
         bodies = [ids[len(prefix) :] for ids in encoded[at : at + len(prompts)]]
         at += len(prompts)
         longest = min(map(len, bodies)) - 1 if len(bodies) > 1 else min(1, len(bodies[0]) - 1)
-        tail = _common_suffix(bodies)
+        tail = common_suffix(bodies)
         tail = tail[len(tail) - min(len(tail), longest) :]
         if not tail:
             raise UserError(
@@ -167,8 +181,8 @@ def concatenate_paraphrases_with_positions(
         UserError: the tokenizer gives no offsets, or puts a token behind every text, or merges a
             prompt whole with the one before it.
     """
-    text, positions, ids = _join(prompts, tokenizer, separator, add_special_tokens)
-    return text, positions, len(ids)
+    encoded, positions = join_prompts(prompts, tokenizer, separator, add_special_tokens)
+    return separator.join(prompts), positions, len(encoded.ids)
 
 
 def concatenate_prompts(
@@ -179,14 +193,19 @@ def concatenate_prompts(
 ) -> SplitQuestion:
     """The layout ``concat``: whole prompts as segments, separators apart, no prefix and no tail."""
     prompts = [template.render(paraphrase) for paraphrase in paraphrases]
-    _, positions, ids = _join(prompts, tokenizer, separator, template.add_special_tokens)
+    encoded, positions = join_prompts(prompts, tokenizer, separator, template.add_special_tokens)
+    return separated(encoded.ids, positions)
+
+
+def separated(ids: Sequence[int], positions: Sequence[tuple[int, int]]) -> SplitQuestion:
+    """The tokens in these ranges as segments, and those between them as separators."""
     owned = {index for start, end in positions for index in range(start, end)}
     separators = tuple((index, token) for index, token in enumerate(ids) if index not in owned)
     return SplitQuestion(tuple(tuple(ids[start:end]) for start, end in positions), (), separators)
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class EncodedText:
     """A text's token ids and which of its characters each token holds.
 
     ``offsets`` are the tokenizer's. Those of byte-level tokenizers may leave a token's outer spaces
@@ -226,7 +245,9 @@ class _Encoded:
         return bisect_left(range(len(self.ids)), character, key=self.start)
 
 
-def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[_Encoded]:
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], add_special_tokens: bool
+) -> list[EncodedText]:
     """Raises UserError where a text cannot be split, or cannot be continued."""
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -250,28 +271,40 @@ def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> l
         )
     columns = (texts, encoded["input_ids"], encoded["offset_mapping"])
     return [
-        _Encoded(ids, offsets, len(text), piece)
+        EncodedText(ids, offsets, len(text), piece)
         for text, ids, offsets in zip(*columns, strict=True)
     ]
 
 
-def _template_prefix(tokenizer: Any, template: PromptTemplate) -> tuple[int, ...]:
+def tokenizers_prefix(tokenizer: Any, add_special_tokens: bool) -> tuple[int, ...]:
+    """What the tokenizer puts in front of every text."""
+    openings = encode_texts(tokenizer, OPENINGS, add_special_tokens)
+    return common_prefix([found.ids for found in openings])
+
+
+def template_prefix(tokenizer: Any, template: PromptTemplate) -> tuple[int, ...]:
     """The tokens before the paraphrase that come out the same whatever the paraphrase."""
-    prompts = [template.render(opening) for opening in _OPENINGS]
+    prompts = [template.render(opening) for opening in OPENINGS]
     heads = [
         encoded.ids[: encoded.first_beyond(len(template.head))]
-        for encoded in _encode(tokenizer, prompts, template.add_special_tokens)
+        for encoded in encode_texts(tokenizer, prompts, template.add_special_tokens)
     ]
-    return _common_prefix(heads)
+    return common_prefix(heads)
 
 
-def _join(
-    prompts: Sequence[str], tokenizer: Any, separator: str, add_special_tokens: bool
-) -> tuple[str, list[tuple[int, int]], Sequence[int]]:
-    """(text, ranges, ids) of `concatenate_paraphrases_with_positions`."""
+def join_prompts(
+    prompts: Sequence[str],
+    tokenizer: Any,
+    separator: str,
+    add_special_tokens: bool,
+    ending: str = "",
+) -> tuple[EncodedText, list[tuple[int, int]]]:
+    """The joined text, with ``ending`` behind it, and the token range of each prompt in it.
+
+    See `concatenate_paraphrases_with_positions`.
+    """
     assert all(prompts), prompts
-    text = separator.join(prompts)
-    [encoded] = _encode(tokenizer, [text], add_special_tokens)
+    [encoded] = encode_texts(tokenizer, [separator.join(prompts) + ending], add_special_tokens)
     positions: list[tuple[int, int]] = []
     begin = taken = 0
     for prompt in prompts:
@@ -285,13 +318,13 @@ def _join(
             )
         positions.append((first, taken))
         begin += len(prompt) + len(separator)
-    return text, positions, encoded.ids
+    return encoded, positions
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def common_prefix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
     columns = zip(*sequences, strict=False)
     return tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def _common_suffix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return _common_prefix([sequence[::-1] for sequence in sequences])[::-1]
+def common_suffix(sequences: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return common_prefix([sequence[::-1] for sequence in sequences])[::-1]

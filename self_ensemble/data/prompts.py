@@ -180,3 +180,14 @@ class WholePrompts:
 
     def render(self, prompt: str) -> str:
         return prompt
+
+
+def choice_separator(template: PromptTemplate | WholePrompts, prompt: str, choice: str) -> str:
+    """What stands between a prompt and a choice whose likelihood is asked for.
+
+    One space behind a plain prompt, as an answer has it in a few-shot demonstration; nothing behind
+    a chat template's rendering (which brings its own special tokens), behind a prompt that ends in
+    whitespace, or before a choice that begins with some.
+    """
+    plain = template.add_special_tokens
+    return " " if plain and not prompt[-1:].isspace() and not choice[:1].isspace() else ""

@@ -7,24 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from self_ensemble.attention.continuations import Continuation
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.generation.streams import Reduce, Stream, only_stream
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Tokens that follow a question's tail, whatever the paraphrase.
-
-    token_ids: behind the streams' common tail.
-    scored: how many of the last ones are the continuation's own; those before them are the
-        prompt's, where other continuations of the question cut it otherwise.
-    """
-
-    token_ids: tuple[int, ...]
-    scored: int
-
-    def __post_init__(self) -> None:
-        assert 0 < self.scored <= len(self.token_ids), (self.scored, self.token_ids)
 
 
 @dataclass(frozen=True)
