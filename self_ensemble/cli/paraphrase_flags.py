@@ -84,21 +84,21 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--temperature",
         type=positive_float,
-        default=SamplingConfig.temperature,
+        default=ParaphraseConfig.sampling.temperature,
         metavar="T",
         help="above 0; lower keeps to the likelier tokens (default: %(default)s)",
     )
     sampling.add_argument(
         "--top_p",
         type=positive_fraction,
-        default=SamplingConfig.top_p,
+        default=ParaphraseConfig.sampling.top_p,
         metavar="P",
         help="from the likeliest tokens that together have this probability (default: %(default)s)",
     )
     sampling.add_argument(
         "--seed",
         type=non_negative_int,
-        default=SamplingConfig.seed,
+        default=ParaphraseConfig.sampling.seed,
         metavar="N",
         help="what the draws depend on, with question and attempt (default: %(default)s)",
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 from self_ensemble.data.paraphrase_files import MissingParaphrases, ParaphraseSource
 from self_ensemble.data.result_files import read_manifest
-from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
 
@@ -15,7 +14,7 @@ from self_ensemble.paraphrasing.config import ParaphraseConfig
 PARAPHRASE_DEFAULTS = {
     "revision": ModelConfig.revision,
     "dtype": ModelConfig.dtype,
-    **asdict(SamplingConfig()),
+    **asdict(ParaphraseConfig.sampling),
     "num_paraphrases": ParaphraseConfig.num_paraphrases,
     "max_new_tokens": ParaphraseConfig.generation.max_new_tokens,
     "chat_template": ParaphraseConfig.chat_template,

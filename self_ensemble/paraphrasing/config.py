@@ -1,11 +1,13 @@
 """How paraphrases are sampled, and what becomes of those that the quality filter rejects."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 
 # A paraphrase is longer than an answer.
 PARAPHRASE_LIMITS = GenerationConfig(max_new_tokens=64, batch_size=128)
+# Without the least likely tokens: a paraphrase must keep the names and numbers.
+PARAPHRASE_SAMPLING = SamplingConfig(top_p=0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +26,5 @@ class ParaphraseConfig:
     drop: bool = False
     max_attempts: int = 5
     chat_template: bool = False
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = PARAPHRASE_SAMPLING
     generation: GenerationConfig = PARAPHRASE_LIMITS
