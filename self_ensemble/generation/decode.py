@@ -15,8 +15,10 @@ from self_ensemble.attention.kv_state import FusedTokenState
 from self_ensemble.generation.sampling import Chooser
 from self_ensemble.generation.stats import Stats
 from self_ensemble.generation.stopping import StopRule
-from self_ensemble.generation.streams import Reduce
+from self_ensemble.generation.streams import Reduce, combine_streams
 from self_ensemble.system.errors import UserError
+
+NOT_NUMBERS = "the model's logits are not numbers in this number format; use --dtype float32"
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,7 @@ class DecodeLoop:
         alive = list(range(questions))  # the question in each slot
         drafts = [_Draft() for _ in alive]
         for step in range(self.max_new_tokens):
-            scores = self.reduce(logits.unflatten(0, (-1, n)), weights)  # [B, V]
-            if scores.shape != (len(logits) // n, logits.shape[-1]):
-                raise UserError(
-                    "a logit method must return scores of the shape [questions, vocabulary] = "
-                    f"[{len(logits) // n}, {logits.shape[-1]}]; this one returns "
-                    f"{list(scores.shape)}"
-                )
+            scores = combine_streams(self.reduce, logits.unflatten(0, (-1, n)), weights)
             chosen = self.chooser.choose(scores, step)
             logprob = scores.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             stop, answers, seen = self.stop(chosen, seen)
@@ -134,9 +130,7 @@ class DecodeLoop:
         self, draft: _Draft, token: int, logprob: float, stops: bool, is_answer: bool
     ) -> None:
         if math.isnan(logprob):
-            raise UserError(
-                "the model's logits are not numbers in this number format; use --dtype float32"
-            )
+            raise UserError(NOT_NUMBERS)
         draft.stopped = stops
         if not (stops and token in self.eos_ids):
             draft.token_ids.append(token)

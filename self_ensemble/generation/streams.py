@@ -17,6 +17,7 @@ from self_ensemble.attention.positions import (
     assign_question_positions,
 )
 from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.system.errors import UserError
 
 # (logits [B, n, V] float32, weights [B, n] or None) → scores [B, V], whose log-softmax is the
 # distribution that a question's next token is taken from.
@@ -62,6 +63,24 @@ def logit_streams(question: SplitQuestion, prefix_length: int) -> list[Stream]:
         )
         for segment in question.segments
     ]
+
+
+def combine_streams(
+    reduce: Reduce, logits: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Each question's streams combined: logits [B, n, V] → scores [B, V].
+
+    Raises:
+        UserError: a registered logit method returns another shape.
+    """
+    scores = reduce(logits, weights)
+    expected = [logits.shape[0], logits.shape[-1]]
+    if list(scores.shape) != expected:
+        raise UserError(
+            "a logit method must return scores of the shape [questions, vocabulary] = "
+            f"{expected}; this one returns {list(scores.shape)}"
+        )
+    return scores
 
 
 def only_stream(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
