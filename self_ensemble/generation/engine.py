@@ -32,6 +32,16 @@ from self_ensemble.generation.captured import CapturedSteps
 from self_ensemble.generation.decode import Answer, DecodeLoop
 from self_ensemble.generation.encode import Prefix, encode_prefix, encode_streams
 from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.likelihood import (
+    CPU_LOGITS,
+    GPU_LOGITS,
+    SEGMENT_TOKENS,
+    ScoringRequest,
+    group_rows,
+    pad_rows,
+    plan_rows,
+    read_rows,
+)
 from self_ensemble.generation.limits import check_request
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.sampling import Chooser, Greedy, Sampler
@@ -142,6 +152,29 @@ class Engine:
             captured=self._is_captured(request),
         )
 
+    def score(
+        self,
+        request: ScoringRequest,
+        *,
+        batch_size: int | None = None,
+        batches: Sequence[Sequence[int]] | None = None,
+        max_batch_size: int | None = None,
+    ) -> LikelihoodPass:
+        """Begin to say how likely a request's continuations are.
+
+        Arguments, errors and order are those of `generate`; nothing is captured.
+
+        Returns:
+            An iterator of batches of (index into ``request.questions``, likelihoods of its
+            continuations).
+        """
+        if batches is None:
+            batches = self.schedule(request.questions, batch_size)
+        prefix, rotary = self._prepare(request, captured=False)
+        return LikelihoodPass(
+            self, request, prefix, rotary, batches, captured=False, max_batch_size=max_batch_size
+        )
+
     def schedule(
         self,
         questions: Sequence[Sequence[Stream]],
@@ -196,6 +229,13 @@ class Engine:
         return self.capture_problem(request.fusion) is None
 
     @torch.inference_mode()
+    def _prepare(self, request: Request, *, captured: bool) -> tuple[Prefix, RotaryTables | None]:
+        check_request(request, self.config, self.tokenizer)
+        with self.computing():
+            return self._encoded_prefix(request.prefix, captured=captured), self._rotary_for(
+                request
+            )
+
     def _begin(
         self,
         request: Request,
@@ -204,10 +244,7 @@ class Engine:
         *,
         captured: bool,
     ) -> Generation:
-        check_request(request, self.config, self.tokenizer)
-        with self.computing():
-            prefix = self._encoded_prefix(request.prefix, captured=captured)
-            rotary = self._rotary_for(request)
+        prefix, rotary = self._prepare(request, captured=captured)
         return Generation(
             self, request, prefix, rotary, batches, captured=captured, max_batch_size=max_batch_size
         )
@@ -491,3 +528,56 @@ class Generation(Iterator[Batch]):
                 return logits
         state.mark(positions, torch.ones_like(positions, dtype=torch.bool))
         return self._forward.fused(ids, positions)
+
+
+class LikelihoodPass(Generation):
+    """A request whose continuations are being scored, batch by batch; see `Generation`."""
+
+    _request: ScoringRequest
+
+    def _encode_and_decode(self, part):
+        """1. encode all segments, isolated; 2. read the continuations' rows, some at a time."""
+        request, device = self._request, self._engine.device
+        groups = [request.questions[index] for index in part]
+        streams = [stream for group in groups for stream in group]
+        encoded, first = encode_streams(self._forward, streams, self._prefix)
+        self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
+
+        rows, begin = [], 0
+        for question, (index, group) in enumerate(zip(part, groups, strict=True)):
+            own = range(begin, begin := begin + len(group))
+            rows += plan_rows(question, own, group[0].tail, request.continuations[index])
+        weights = None if request.weights is None else request.weights[list(part)]
+        places = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
+        found = [[None] * len(request.continuations[index]) for index in part]
+        for chunk in group_rows(
+            rows,
+            groups,
+            max_logits=places // self._engine.config.vocab_size,
+            max_tokens=max(SEGMENT_TOKENS, sum(stream.encoded_tokens for stream in streams)),
+        ):
+            logits = self._row_logits(chunk, streams, encoded, first)
+            for question, continuation, likelihood in read_rows(
+                chunk, logits, request.reduce, weights
+            ):
+                found[question][continuation] = likelihood
+                self.stats.decoded_tokens += len(likelihood.logprobs)
+        return [tuple(each) for each in found]
+
+    def _row_logits(self, rows, streams, encoded, first) -> torch.Tensor:
+        """[rows * n, W, V], as `read_rows` takes them."""
+        device = self._engine.device
+        of = [index for row in rows for index in row.streams]
+        before = None if first is None else first[of][:, None]
+        if not any(row.token_ids for row in rows):
+            assert before is not None
+            return before
+        ids, positions, mask = pad_rows(rows, streams)
+        state = self._decode_state(streams, of, encoded)
+        state.append(positions.to(device), mask.to(device))
+        self.stats.count_forward(len(of))
+        with self._engine.wrapper.using(state):
+            logits = self._forward.fused_tokens(
+                ids.to(device), positions.to(device), max(row.wanted for row in rows)
+            )
+        return logits if before is None else torch.cat([before, logits.float()], dim=1)

@@ -53,6 +53,17 @@ class Forward:
             logits = self.model(**inputs, logits_to_keep=last).logits
             return logits[0].float()
 
+    def fused_tokens(self, ids: torch.Tensor, positions: torch.Tensor, wanted: int) -> torch.Tensor:
+        """As `fused`, but of each row's last ``wanted`` tokens, and in the model's dtype.
+
+        ids, positions [R, S] → logits [R, wanted, V].
+        """
+        assert not self.compiled, "not known where layers are compiled"
+        logits: torch.Tensor = self.model(
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=wanted
+        ).logits
+        return logits[:, -wanted:]
+
     def fused(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One forward of fused tokens, under the decode state in use.
 

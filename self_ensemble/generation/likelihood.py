@@ -1,15 +1,32 @@
-"""Likelihoods of given continuations, from the same encode pass and attention as generation."""
+"""Likelihoods of given continuations, from the same encode pass and attention as generation.
+
+A question's segments are encoded once. A *row* is a sequence of fused tokens, the tail and a
+continuation without its last token, in as many streams as the question has; it is read in one
+forward. Continuations of which one begins another, such as choices of one token, share a row.
+
+Legend: ``n`` streams of a question, ``S`` fused tokens of the longest row of a forward, ``W`` of
+them whose logits are wanted, ``P`` places whose distributions are read, ``V`` vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from self_ensemble.attention.continuations import Continuation
-from self_ensemble.attention.fusion import Fusion
-from self_ensemble.generation.streams import Reduce, Stream, only_stream
+from self_ensemble.generation.decode import NOT_NUMBERS
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.streams import Reduce, Stream, combine_streams
+from self_ensemble.system.errors import UserError
+
+# Logits of one forward, in the model's number format; and those that are float32 at a time.
+CPU_LOGITS, GPU_LOGITS = 1 << 25, 1 << 28
+FLOAT_LOGITS = 1 << 24
+# Tokens of segments that the rows of one forward see, at least as many as a batch encodes.
+SEGMENT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -29,27 +46,170 @@ ScoredBatch = list[tuple[int, tuple[Likelihood, ...]]]
 
 
 @dataclass(frozen=True, eq=False)
-class ScoringRequest:
-    """Questions with continuations whose likelihood is asked for; else as `Request`.
+class ScoringRequest(Request):
+    """Questions with continuations whose likelihoods are asked for.
+
+    Nothing is generated: ``stop`` and ``sampling`` play no part, and ``max_new_tokens`` is the
+    longest continuation.
 
     Args:
-        prefix, questions, fusion, reduce, weights: see `Request`.
         continuations: of each question, at least one.
+        others: see `Request`.
     """
 
-    prefix: tuple[int, ...]
-    questions: Sequence[Sequence[Stream]]
-    continuations: Sequence[Sequence[Continuation]]
-    fusion: Fusion = field(default_factory=Fusion)
-    reduce: Reduce = only_stream
-    weights: torch.Tensor | None = None
+    continuations: Sequence[Sequence[Continuation]] = ()
 
     def __post_init__(self) -> None:
         count = len(self.questions)
         assert len(self.continuations) == count, (len(self.continuations), count)
-        assert self.weights is None or len(self.weights) == count, (len(self.weights), count)
+        longest = max((len(c.token_ids) for each in self.continuations for c in each), default=1)
+        object.__setattr__(self, "max_new_tokens", longest)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Read:
+    """Where a row says how likely a continuation's tokens are.
+
+    continuation: its index.
+    outputs: which of the row's distributions these are: 0 is the one before its first token, which
+        is read off the segments, and i + 1 the one that follows its token i.
+    """
+
+    continuation: int
+    outputs: range
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Fused tokens that are read at once, for one question.
+
+    question: its index in the batch. streams: its streams, as indices into the batch's.
+    """
+
+    question: int
+    streams: range
+    token_ids: tuple[int, ...]
+    reads: tuple[Read, ...]
 
     @property
-    def max_new_tokens(self) -> int:
-        """The longest continuation, in tokens; 1 where there is no question."""
-        return max((len(c.token_ids) for each in self.continuations for c in each), default=1)
+    def wanted(self) -> int:
+        """Of how many tokens, counted from the last one, a distribution is read."""
+        first = min(read.outputs.start for read in self.reads)
+        return len(self.token_ids) + 1 - max(first, 1)
+
+
+def plan_rows(
+    question: int,
+    streams: range,
+    tail: Sequence[int],
+    continuations: Sequence[Continuation],
+) -> list[Row]:
+    """The fewest rows that read all continuations of a question, longest first."""
+    fed = [(*tail, *continuation.token_ids[:-1]) for continuation in continuations]
+    rows: dict[tuple[int, ...], list[Read]] = {}
+    for index in sorted(range(len(fed)), key=lambda index: (-len(fed[index]), index)):
+        tokens, scored = fed[index], continuations[index].scored
+        row = next((row for row in rows if row[: len(tokens)] == tokens), tokens)
+        end = len(tokens) + 1
+        targets = continuations[index].token_ids[-scored:]
+        rows.setdefault(row, []).append(Read(index, range(end - scored, end), targets))
+    return [Row(question, streams, tokens, tuple(reads)) for tokens, reads in rows.items()]
+
+
+def group_rows(
+    rows: Sequence[Row], groups: Sequence[Sequence[Stream]], *, max_logits: int, max_tokens: int
+) -> Iterator[list[Row]]:
+    """Rows that are read in one forward: alike in length, and in how many streams they have.
+
+    groups: the streams of each question. max_logits: distributions that are wanted, at most.
+    max_tokens: of the segments that the rows see, at most. A row alone may have more of both.
+    """
+
+    def shape(row: Row) -> tuple[int, int]:
+        return len(row.streams), len(groups[row.question][0].segments)
+
+    chunk: list[Row] = []
+    tokens = 0
+    for row in sorted(rows, key=lambda row: (*shape(row), row.wanted, len(row.token_ids))):
+        own = sum(stream.encoded_tokens for stream in groups[row.question])
+        logits = (len(chunk) + 1) * len(row.streams) * row.wanted  # the last one wants most
+        full = logits > max_logits or tokens + own > max_tokens
+        if chunk and (full or shape(row) != shape(chunk[0])):
+            yield chunk
+            chunk, tokens = [], 0
+        chunk.append(row)
+        tokens += own
+    if chunk:
+        yield chunk
+
+
+def pad_rows(
+    rows: Sequence[Row], streams: Sequence[Stream]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, positions and which are real, [rows * n, S] each, left-padded."""
+    width = max(len(row.token_ids) for row in rows)
+    each = [(row, streams[index]) for row in rows for index in row.streams]
+    ids = [[0] * (width - len(row.token_ids)) + [*row.token_ids] for row, _ in each]
+    lengths = torch.tensor([len(row.token_ids) for row, _ in each])[:, None]
+    starts = torch.tensor([stream.positions.fused_start for _, stream in each])[:, None]
+    step = torch.arange(width)[None, :] - (width - lengths)  # negative on padding
+    return torch.tensor(ids), (starts + step).clamp(min=0), step >= 0
+
+
+def read_rows(
+    rows: Sequence[Row],
+    logits: torch.Tensor,
+    reduce: Reduce,
+    weights: torch.Tensor | None,
+) -> Iterator[tuple[int, int, Likelihood]]:
+    """What rows of n streams each say of their continuations.
+
+    Args:
+        rows: of one forward.
+        logits: [rows * n, W, V]; the last column follows a row's last token, and where a row reads
+            what comes before its first token, that is in column 0.
+        reduce: how a question's streams are combined.
+        weights: of the batch's questions, [questions, n].
+
+    Yields:
+        (question, continuation, likelihood).
+    """
+    n, W = len(rows[0].streams), logits.shape[1]
+    by_row = logits.unflatten(0, (-1, n))  # [rows, n, W, V]
+    targets: dict[tuple[int, int], list[int]] = {}  # (row, output) → tokens asked about
+    for at, row in enumerate(rows):
+        for read in row.reads:
+            for output, target in zip(read.outputs, read.targets, strict=True):
+                targets.setdefault((at, output), []).append(target)
+    found: dict[tuple[int, int, int], tuple[float, bool]] = {}
+    places, at_once = list(targets), max(1, FLOAT_LOGITS // (n * logits.shape[-1]))
+    for begin in range(0, len(places), at_once):
+        part = places[begin : begin + at_once]
+        index = torch.tensor([at for at, _ in part])
+        column = torch.tensor([_column(rows[at], output, W) for at, output in part])
+        given = None
+        if weights is not None:
+            given = weights[[rows[at].question for at, _ in part]].to(logits.device)
+        scores = combine_streams(reduce, by_row[index, :, column].float(), given)  # [P, V]
+        asked = [(i, target) for i, place in enumerate(part) for target in targets[place]]
+        which, tokens = torch.tensor(asked, device=logits.device).T
+        logprobs = scores[which, tokens] - scores.logsumexp(-1)[which]
+        greedy = scores.argmax(-1)[which] == tokens
+        for (i, target), *value in zip(asked, logprobs.tolist(), greedy.tolist(), strict=True):
+            found[*part[i], target] = tuple(value)
+    for at, row in enumerate(rows):
+        for read in row.reads:
+            each = [
+                found[at, output, target]
+                for output, target in zip(read.outputs, read.targets, strict=True)
+            ]
+            logprobs_of, greedy_of = zip(*each, strict=True)
+            if any(map(math.isnan, logprobs_of)):
+                raise UserError(NOT_NUMBERS)
+            yield row.question, read.continuation, Likelihood(logprobs_of, greedy_of)
+
+
+def _column(row: Row, output: int, width: int) -> int:
+    return 0 if output == 0 else width - 1 - (len(row.token_ids) - output)
