@@ -36,6 +36,8 @@ from self_ensemble.generation.likelihood import (
     CPU_LOGITS,
     GPU_LOGITS,
     SEGMENT_TOKENS,
+    Likelihood,
+    Row,
     ScoringRequest,
     group_rows,
     pad_rows,
@@ -535,7 +537,7 @@ class LikelihoodPass(Generation):
 
     _request: ScoringRequest
 
-    def _encode_and_decode(self, part):
+    def _encode_and_decode(self, part: Sequence[int]) -> list[Any]:
         """1. encode all segments, isolated; 2. read the continuations' rows, some at a time."""
         request, device = self._request, self._engine.device
         groups = [request.questions[index] for index in part]
@@ -549,7 +551,7 @@ class LikelihoodPass(Generation):
             rows += plan_rows(question, own, group[0].tail, request.continuations[index])
         weights = None if request.weights is None else request.weights[list(part)]
         places = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
-        found = [[None] * len(request.continuations[index]) for index in part]
+        found: list[dict[int, Likelihood]] = [{} for _ in part]
         for chunk in group_rows(
             rows,
             groups,
@@ -562,9 +564,15 @@ class LikelihoodPass(Generation):
             ):
                 found[question][continuation] = likelihood
                 self.stats.decoded_tokens += len(likelihood.logprobs)
-        return [tuple(each) for each in found]
+        return [tuple(each[index] for index in range(len(each))) for each in found]
 
-    def _row_logits(self, rows, streams, encoded, first) -> torch.Tensor:
+    def _row_logits(
+        self,
+        rows: Sequence[Row],
+        streams: Sequence[Stream],
+        encoded: EncodeState,
+        first: torch.Tensor | None,
+    ) -> torch.Tensor:
         """[rows * n, W, V], as `read_rows` takes them."""
         device = self._engine.device
         of = [index for row in rows for index in row.streams]

@@ -6,15 +6,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from self_ensemble.attention.continuations import concatenate_choices, split_choices
 from self_ensemble.attention.fusion import FUSIONS, Fusion
 from self_ensemble.attention.positions import POSITIONS, default_positions
 from self_ensemble.attention.segments import concatenate_prompts
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
+from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
-from self_ensemble.methods.base import Asked, Outcome, Template, check_weights, split_questions
+from self_ensemble.methods.base import (
+    Asked,
+    AskedChoices,
+    Outcome,
+    ScoredChoices,
+    Template,
+    check_weights,
+    split_questions,
+)
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
 from self_ensemble.system.errors import UserError
 
@@ -94,3 +104,25 @@ class AttentionFusion(AttentionFusionConfig):
         for batch in asked.ask(PASS_NAME, request, batch_size=config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))
+
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """See `methods.base.ScoringMethod`."""
+        for paraphrases in asked.questions:
+            self.check_count(len(paraphrases))
+        engine = asked.engine
+        given = engine.tokenizer, asked.template, asked.questions, asked.choices
+        prefix: tuple[int, ...] = ()
+        if self.layout == "concat":
+            split = concatenate_choices(*given)
+        else:
+            prefix, split = split_choices(*given)
+        positions = self.positions_on(engine.model.config)
+        request = ScoringRequest(
+            prefix,
+            [attention_streams(each.question, len(prefix), positions) for each in split],
+            Fusion.of(self.fusion, self.tau, self.weights, engine.device),
+            continuations=[each.continuations for each in split],
+        )
+        for batch in asked.ask(PASS_NAME, request, batch_size=asked.batch_size):
+            for index, likelihoods in batch:
+                yield ScoredChoices(index, (likelihoods,))

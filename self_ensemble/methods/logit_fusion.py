@@ -9,7 +9,7 @@ Nothing here imports torch, so that a command line knows the names at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from self_ensemble.methods.own_code import check_name
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from self_ensemble.generation.decode import Answer
+    from self_ensemble.generation.likelihood import Likelihood
     from self_ensemble.generation.streams import Reduce
 
 
@@ -79,3 +80,16 @@ def confidence(answer: Answer) -> float:
     if not answer.logprobs:
         return 0.0
     return math.exp(sum(answer.logprobs) / len(answer.logprobs))
+
+
+def choice_confidence(likelihoods: Sequence[Likelihood]) -> float:
+    """The probability of a paraphrase's likeliest choice, among its choices.
+
+    A softmax over their log-likelihoods (sums). The confidence of a generated answer has no
+    counterpart here: choices differ in length, and none need be what the paraphrase would say.
+    """
+    sums = [sum(likelihood.logprobs) for likelihood in likelihoods]
+    best = max(sums)
+    if best == -math.inf:  # none is possible: all are alike
+        return 1 / len(sums)
+    return 1 / sum(math.exp(value - best) for value in sums)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
+from self_ensemble.attention.continuations import split_choices
+from self_ensemble.data.choices import choose, normalized
 from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import logit_streams
-from self_ensemble.methods.base import Asked, Outcome, check_weights, split_questions
-from self_ensemble.methods.logit_fusion import LOGIT_METHODS, confidence
+from self_ensemble.generation.streams import Stream, logit_streams
+from self_ensemble.methods.base import (
+    Asked,
+    AskedChoices,
+    Outcome,
+    ScoredChoices,
+    check_weights,
+    split_questions,
+)
+from self_ensemble.methods.logit_fusion import LOGIT_METHODS, choice_confidence, confidence
 from self_ensemble.methods.votes import VOTES
 from self_ensemble.system.errors import UserError
 
 EACH_PASS = "each paraphrase"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,22 +45,37 @@ class LogitFusion:
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
-        method = LOGIT_METHODS.get(self.name)
-        request = logit_request(asked)
-        weights = None
-        if method.weighted and self.weights is None:
+        method, request = LOGIT_METHODS.get(self.name), logit_request(asked)
+        weights = self._given_weights(asked.questions)
+        if method.weighted and weights is None:
             weights = _own_confidences(request, asked)
-        elif method.weighted:
-            weights = self._given_weights(asked.questions)
-        elif self.weights is not None:
-            raise UserError(f"the method {self.name} uses no weights")
         request = replace(request, reduce=method.reduce, weights=weights)
         for batch in asked.ask(self.name, request, batch_size=asked.config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))
 
-    def _given_weights(self, questions: Sequence[Sequence[str]]) -> torch.Tensor:
-        assert self.weights is not None
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """See `methods.base.ScoringMethod`.
+
+        A weighted method that is given no weights takes as a paraphrase's confidence the
+        probability of its likeliest choice among its own: `choice_confidence`.
+        """
+        method, request = LOGIT_METHODS.get(self.name), scoring_request(asked)
+        weights = self._given_weights(asked.questions)
+        if method.weighted and weights is None:
+            each = dict(_score_each(request, asked))
+            rows = [[choice_confidence(own) for own in each[index]] for index in range(len(each))]
+            weights = torch.tensor(rows)
+        request = replace(request, reduce=method.reduce, weights=weights)
+        for batch in asked.ask(self.name, request, batch_size=asked.batch_size):
+            for index, likelihoods in batch:
+                yield ScoredChoices(index, (likelihoods,))
+
+    def _given_weights(self, questions: Sequence[Sequence[str]]) -> torch.Tensor | None:
+        if self.weights is None:
+            return None
+        if not LOGIT_METHODS.get(self.name).weighted:
+            raise UserError(f"the method {self.name} uses no weights")
         if len(self.weights) != len(questions):
             raise UserError(f"weights: {len(self.weights)} rows for {len(questions)} questions")
         for index, (row, paraphrases) in enumerate(zip(self.weights, questions, strict=True)):
@@ -69,6 +97,11 @@ class PerPrompt:
         for question, answers in _answer_each(logit_request(asked), asked):
             yield Outcome(question, answers, 0 if len(answers) == 1 else None)
 
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """See `methods.base.ScoringMethod`."""
+        for question, each in _score_each(scoring_request(asked), asked):
+            yield ScoredChoices(question, each, 0 if len(each) == 1 else None)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -78,6 +111,11 @@ class Origin:
         """See `methods.base.Method`."""
         first = [paraphrases[:1] for paraphrases in asked.questions]
         return PerPrompt().answer(replace(asked, questions=first))
+
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """See `methods.base.ScoringMethod`."""
+        first = [paraphrases[:1] for paraphrases in asked.questions]
+        return PerPrompt().score(replace(asked, questions=first))
 
 
 @dataclass(frozen=True)
@@ -91,19 +129,34 @@ class Vote:
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
-        rule = VOTES.get(self.name)
         for question, answers in _answer_each(logit_request(asked), asked):
             generated = [
                 asked.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
                 for answer in answers
             ]
-            taken = rule([asked.extract(text) for text in generated])
-            if isinstance(taken, bool) or taken not in range(len(answers)):
-                raise UserError(
-                    f"the vote {self.name} must return the index of one of the "
-                    f"{len(answers)} answers, counted from 0; it returns {taken!r}"
-                )
-            yield Outcome(question, (answers[taken],), int(taken))
+            taken = self._taken([asked.extract(text) for text in generated])
+            yield Outcome(question, (answers[taken],), taken)
+
+    def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
+        """See `methods.base.ScoringMethod`.
+
+        Every paraphrase chooses by itself, under the norm, and the likelihoods of the paraphrase
+        that is taken are given. What votes is the number of the choice, as text: two choices count
+        as two however alike their texts are when normalised (``A`` is an article).
+        """
+        for question, each in _score_each(scoring_request(asked), asked):
+            chosen = [choose(scores_of(own, asked.choices[question], asked.norm)) for own in each]
+            taken = self._taken([str(choice) for choice in chosen])
+            yield ScoredChoices(question, (each[taken],), taken)
+
+    def _taken(self, predictions: Sequence[str]) -> int:
+        taken = VOTES.get(self.name)(predictions)
+        if isinstance(taken, bool) or taken not in range(len(predictions)):
+            raise UserError(
+                f"the vote {self.name} must return the index of one of the "
+                f"{len(predictions)} answers, counted from 0; it returns {taken!r}"
+            )
+        return int(taken)
 
 
 def logit_request(asked: Asked) -> Request:
@@ -113,23 +166,76 @@ def logit_request(asked: Asked) -> Request:
     return Request(prefix, streams, max_new_tokens=asked.config.max_new_tokens)
 
 
+def scoring_request(asked: AskedChoices) -> ScoringRequest:
+    """As `logit_request`, with the choices."""
+    prefix, split = split_choices(
+        asked.engine.tokenizer, asked.template, asked.questions, asked.choices
+    )
+    return ScoringRequest(
+        prefix,
+        [logit_streams(each.question, len(prefix)) for each in split],
+        continuations=[each.continuations for each in split],
+    )
+
+
+def scores_of(
+    likelihoods: Sequence[Likelihood], choices: Sequence[str], norm: str
+) -> tuple[float, ...]:
+    """The log-likelihoods of a question's choices under a norm, see `data.choices.normalized`."""
+    pairs = zip(likelihoods, choices, strict=True)
+    return tuple(normalized(likelihood.logprobs, choice, norm) for likelihood, choice in pairs)
+
+
 def _answer_each(request: Request, asked: Asked) -> Iterator[tuple[int, tuple[Answer, ...]]]:
     """(question, the answers of its paraphrases) as soon as all of a question's are there."""
-    if not request.questions:
-        return
-    count = len(request.questions[0])
-    single = [[stream] for group in request.questions for stream in group]
-    batch_size = asked.config.batch_size and asked.config.batch_size * count
-    found: dict[int, dict[int, Answer]] = {}
-    for batch in asked.ask(
-        EACH_PASS, replace(request, questions=single), batch_size=batch_size, unit="prompts"
-    ):
-        for index, answer in batch:
-            question, paraphrase = divmod(index, count)
-            found.setdefault(question, {})[paraphrase] = answer
-            if len(found[question]) == count:
-                answers = found.pop(question)
-                yield question, tuple(answers[k] for k in range(count))
+    counts = [len(group) for group in request.questions]
+    single = replace(request, questions=_single_streams(request))
+    batch_size = _prompts(asked.config.batch_size, counts)
+    return _gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
+
+
+def _score_each(
+    request: ScoringRequest, asked: AskedChoices
+) -> Iterator[tuple[int, tuple[tuple[Likelihood, ...], ...]]]:
+    """(question, what each of its paraphrases says of the choices), as `_answer_each`."""
+    counts = [len(group) for group in request.questions]
+    pairs = zip(request.continuations, counts, strict=True)
+    single = replace(
+        request,
+        questions=_single_streams(request),
+        continuations=[own for own, count in pairs for _ in range(count)],
+    )
+    batch_size = _prompts(asked.batch_size, counts)
+    return _gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
+
+
+def _single_streams(request: Request) -> list[list[Stream]]:
+    return [[stream] for group in request.questions for stream in group]
+
+
+def _prompts(batch_size: int | None, counts: Sequence[int]) -> int | None:
+    """How many prompts go together where so many questions do."""
+    return batch_size and batch_size * max(counts, default=1)
+
+
+def _gathered(
+    batches: Iterable[Sequence[tuple[int, T]]], counts: Sequence[int]
+) -> Iterator[tuple[int, tuple[T, ...]]]:
+    """(question, what its paraphrases got) as soon as all of a question's are there.
+
+    batches: of (index among the paraphrases of all questions, what it got).
+    counts: how many paraphrases each question has.
+    """
+    owners = [(question, k) for question, count in enumerate(counts) for k in range(count)]
+    found: dict[int, dict[int, T]] = {}
+    for batch in batches:
+        for index, got in batch:
+            question, paraphrase = owners[index]
+            each = found.setdefault(question, {})
+            each[paraphrase] = got
+            if len(each) == counts[question]:
+                yield question, tuple(each[k] for k in range(len(each)))
+                del found[question]
 
 
 def _own_confidences(request: Request, asked: Asked) -> torch.Tensor:

@@ -1,20 +1,16 @@
 """Likelihoods of given continuations against stock forwards and written-out oracles."""
 
-from dataclasses import replace
 
 import pytest
 import torch
-from fused import PREFIX, TAIL, attending, backends, ids, joined, make_engine, question
+from fused import PREFIX, attending, backends, ids, make_engine, question
 from oracle import joint_oracle, mean_oracle
-from tiny import ARCHITECTURES, ROTARY, VOCABULARY, tiny_model
+from tiny import ARCHITECTURES, ROTARY, tiny_model
 
 from self_ensemble.attention.continuations import Continuation
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.generation import likelihood
-from self_ensemble.generation.likelihood import ScoringRequest, plan_rows
+from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.streams import attention_streams, logit_streams
-from self_ensemble.methods.logit_fusion import LOGIT_METHODS, average_logits
 
 TOLERANCE = 1e-4
 # Of unlike lengths; the third begins the fourth, and the fifth is the first again.
