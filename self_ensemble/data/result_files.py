@@ -15,6 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from self_ensemble.data.identities import (
+    SHOWN_CHARACTERS,
+    canonical_json,
+    identity_differences,
+)
 from self_ensemble.data.tables import read_rows
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import (
@@ -46,8 +51,6 @@ RESULT_SUFFIXES = (".feather", ".csv", ".json")
 
 # A folder's name is kept far below the 255 bytes that file systems allow.
 MAX_NAME_BYTES = 120
-# How much of a value an error message shows.
-SHOWN_CHARACTERS = 80
 MAX_REASON = 200
 
 
@@ -76,7 +79,7 @@ def result_file(stem: str | Path, suffix: str) -> Path:
 
 def fingerprint(value: Any) -> str:
     """sha256 (hex) of the value's canonical JSON: order of keys, tuple or list do not matter."""
-    return hashlib.sha256(_canonical_json(value).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def read_manifest(path: str | Path) -> dict[str, Any] | None:
@@ -134,35 +137,6 @@ def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
             "--overwrite or another --output_dir"
         )
     return manifest["num_questions"]
-
-
-def identity_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One phrase for each key whose values differ, keys that only one side has included."""
-    phrases = []
-    for key in sorted(there.keys() | here.keys()):
-        old, new = (_canonical_json(d[key]) if key in d else "absent" for d in (there, here))
-        if old != new:
-            old, new = _shorten_pair(old, new)
-            phrases.append(f"{key} is {old} there and {new} here")
-    return phrases
-
-
-def _shorten_pair(old: str, new: str) -> tuple[str, str]:
-    """Both texts cut to what can be read in a line, around the place where they part."""
-    pairs = enumerate(zip(old, new, strict=False))
-    shared = next((i for i, (a, b) in pairs if a != b), min(len(old), len(new)))
-    is_long = max(len(old), len(new)) > SHOWN_CHARACTERS
-    start = max(0, shared - SHOWN_CHARACTERS // 4) if is_long else 0
-
-    def cut(text: str) -> str:
-        end = start + SHOWN_CHARACTERS
-        return ("..." if start else "") + text[start:end] + ("..." if len(text) > end else "")
-
-    return cut(old), cut(new)
-
-
-def _canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def write_results(

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from self_ensemble.data.result_files import identity_differences, result_file
+from self_ensemble.data.identities import identity_differences
+from self_ensemble.data.result_files import result_file
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import append_synced, replace_synced, sync_folder
 

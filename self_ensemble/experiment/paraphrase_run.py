@@ -13,9 +13,9 @@ from self_ensemble.data import (
     open_dataset,
 )
 from self_ensemble.data.answers import first_line
+from self_ensemble.data.identities import identity_differences
 from self_ensemble.data.result_files import (
     fingerprint,
-    identity_differences,
     read_manifest,
     result_file,
 )

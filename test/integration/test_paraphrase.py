@@ -306,7 +306,7 @@ def test_a_run_goes_on_where_it_was_stopped(plain, questions, tmp_path, monkeypa
     assert [path.name for path in journal.parent.iterdir()] == [journal.name]
 
     assert run_script(paraphrase, *argv, "--seed", 1) == 2
-    assert "left by another run: sampling is " in capsys.readouterr().err
+    assert "left by another run: sampling.seed is 0 there and 1 here" in capsys.readouterr().err
     assert run_script(paraphrase, *argv, "--max_samples", 5) == 2
     assert "num_questions is 6 there and 5 here" in capsys.readouterr().err
 

@@ -337,7 +337,9 @@ OTHERS = {
 def refused(run, script, difference, *argv):
     ran = run(script, *argv)
     assert ran.code == 2 and ran.err.count("\n") == 1
-    found = re.search(r"error: \S+\.json belongs to another run: (\w+) is .+ there and ", ran.err)
+    found = re.search(
+        r"error: \S+\.json belongs to another run: (\w+)[.\w]* is .+ there and ", ran.err
+    )
     assert found and found[1] == difference, ran.err
     assert ran.err.endswith("; --overwrite or another --output_dir\n")
     assert len(re.findall(r" is .*? there and .*? here", ran.err)) == 1
