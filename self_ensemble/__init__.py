@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         load_dataset,
         register_dataset,
     )
-    from self_ensemble.ensemble import Ensemble, FusedAnswer
+    from self_ensemble.ensemble import ChoiceLikelihoods, Ensemble, FusedAnswer
     from self_ensemble.methods.logit_fusion import register_logit_method
     from self_ensemble.methods.votes import register_vote
     from self_ensemble.models.aliases import register_alias
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Name → the module that it is in.
 _WHERE = {
+    "ChoiceLikelihoods": "self_ensemble.ensemble",
     "Dataset": "self_ensemble.data",
     "Ensemble": "self_ensemble.ensemble",
     "FewShot": "self_ensemble.data",
@@ -52,6 +53,7 @@ _WHERE = {
 }
 
 __all__ = [
+    "ChoiceLikelihoods",
     "Dataset",
     "Ensemble",
     "FewShot",

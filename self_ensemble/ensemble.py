@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from self_ensemble.data.answers import first_line
+from self_ensemble.data.choices import NORMS, choose, normalized
 from self_ensemble.data.prompts import Prompt, WholePrompts
 from self_ensemble.data.records import compact_json, question_uuid
 from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 from self_ensemble.generation.engine import Batch
+from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
 from self_ensemble.generation.loading import make_engine
 from self_ensemble.generation.request import Request
-from self_ensemble.methods.base import Asked, Method, Template
+from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod, Template
 from self_ensemble.methods.names import make_method
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
@@ -52,6 +54,55 @@ class FusedAnswer:
     token_ids: tuple[int, ...]
     question: int
     paraphrase: int | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceLikelihoods:
+    """How likely a question's choices are, under the fused distribution.
+
+    Attributes:
+        choices: the choices, in the order given.
+        logprobs: of each choice the natural log-probabilities of its tokens.
+        greedy: of each choice whether all its tokens are the likeliest ones: greedy decoding would
+            begin with it.
+        question: the index of the question.
+        paraphrase: the index of the paraphrase that says so, where a method looks at every
+            paraphrase by itself (``per_prompt``, ``vote``); else None.
+    """
+
+    choices: tuple[str, ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    greedy: tuple[bool, ...]
+    question: int
+    paraphrase: int | None = None
+
+    @property
+    def sum(self) -> tuple[float, ...]:
+        """The log-likelihood of each choice."""
+        return self.scores("sum")
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The log-likelihood of each choice per token."""
+        return self.scores("mean")
+
+    @property
+    def bytes(self) -> tuple[float, ...]:
+        """The log-likelihood of each choice per byte of its text in UTF-8."""
+        return self.scores("bytes")
+
+    def scores(self, norm: str) -> tuple[float, ...]:
+        """The log-likelihood of each choice under a norm: ``sum``, ``mean`` or ``bytes``.
+
+        Raises:
+            UserError: there is no such norm.
+        """
+        pairs = zip(self.logprobs, self.choices, strict=True)
+        return tuple(normalized(logprobs, choice, norm) for logprobs, choice in pairs)
+
+    def best(self, norm: str = "sum") -> int:
+        """The index of the likeliest choice under a norm; ties go to the earlier one."""
+        return choose(self.scores(norm))
 
 
 class Ensemble:
@@ -185,13 +236,82 @@ class Ensemble:
         once, and be consumed in any order. ``FusedAnswer.question`` says whose an answer is.
         """
         asked = _checked(questions)
-        if isinstance(method, str):
-            method = make_method(method, **settings)
-        elif settings:
-            raise UserError("a method object has its settings already; give it no others")
+        method = _method_of(method, settings)
         template = (self.prompt if prompt is None else prompt).template(self.tokenizer)
         config = GenerationConfig(max_new_tokens, batch_size)
         return self._stream(method, template, asked, config)
+
+    def loglikelihood(
+        self,
+        questions: Iterable[Sequence[str]],
+        choices: Iterable[Sequence[str]],
+        *,
+        method: str | Method = "attention",
+        choice_norm: str = "sum",
+        batch_size: int | None = None,
+        prompt: Prompt | WholePrompts | None = None,
+        **settings: Any,
+    ) -> list[ChoiceLikelihoods]:
+        """Say how likely given answers are: of each question, the log-likelihood of its choices.
+
+        A question's paraphrases are encoded once, and a choice's tokens are fused as generated ones
+        are. Of one paraphrase the log-likelihood is that of a plain forward over the prompt, a
+        space and the choice (no space behind a chat template's rendering, where the prompt ends in
+        whitespace or the choice begins with some).
+
+        Args:
+            questions: see `generate`.
+            choices: the choices of each question, as texts; as many as there are.
+            method: see `generate`. Weighted logit methods that are given no weights weigh a
+                paraphrase by the probability of its likeliest choice among the choices. ``vote``
+                gives the likelihoods of the first paraphrase that chooses what most of them do.
+            choice_norm: how a paraphrase chooses where a method votes: ``sum``, ``mean`` (by
+                token) or ``bytes`` (by byte of the choice). The result has all of them.
+            batch_size: questions at a time; None takes what fits.
+            prompt: instead of the ensemble's own.
+            settings: of the method, see `generate`.
+
+        Returns:
+            The choices' likelihoods a question, in the order asked; of ``per_prompt`` one a
+            paraphrase.
+
+        Raises:
+            UserError: what `generate` raises; or there are not choices for each question, one is
+                empty, a method cannot score choices, there is no such norm, or the tokenizer merges
+                a choice with its prompt so that the paraphrases' tokens depend on it.
+        """
+        asked = _checked(questions)
+        given = _checked_choices(choices, len(asked))
+        if choice_norm not in NORMS:
+            raise UserError(f"unknown norm {choice_norm!r}: there is {', '.join(NORMS)}")
+        method = _method_of(method, settings)
+        if not isinstance(method, ScoringMethod):
+            raise UserError(f"the method {type(method).__name__} cannot score choices")
+        scored = method.score(
+            AskedChoices(
+                engine=self.engine,
+                template=(self.prompt if prompt is None else prompt).template(self.tokenizer),
+                questions=asked,
+                choices=given,
+                ask=self._ask_likelihood,
+                batch_size=GenerationConfig(batch_size=batch_size).batch_size,
+                norm=choice_norm,
+            )
+        )
+        found = []
+        for outcome in scored:
+            of_each = len(outcome.likelihoods) > 1
+            for index, likelihoods in enumerate(outcome.likelihoods):
+                found.append(
+                    ChoiceLikelihoods(
+                        choices=given[outcome.question],
+                        logprobs=tuple(each.logprobs for each in likelihoods),
+                        greedy=tuple(all(each.greedy) for each in likelihoods),
+                        question=outcome.question,
+                        paraphrase=index if of_each else outcome.paraphrase,
+                    )
+                )
+        return sorted(found, key=lambda each: (each.question, each.paraphrase or 0))
 
     def _stream(
         self,
@@ -227,6 +347,19 @@ class Ensemble:
     ) -> Iterable[Batch]:
         return self.engine.generate(request, batch_size=batch_size)
 
+    def _ask_likelihood(
+        self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterable[ScoredBatch]:
+        return cast(Iterable[ScoredBatch], self.engine.score(request, batch_size=batch_size))
+
+
+def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:
+    if isinstance(method, str):
+        return make_method(method, **settings)
+    if settings:
+        raise UserError("a method object has its settings already; give it no others")
+    return method
+
 
 def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     """The questions, copied.
@@ -254,6 +387,27 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
                 f"{len(asked[0])}: give as many for each"
             )
     return asked
+
+
+def _checked_choices(choices: Iterable[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    """The choices of so many questions, copied.
+
+    Raises:
+        UserError: they are not texts in lists, or not a list for each question.
+    """
+    given = []
+    for index, texts in enumerate(choices):
+        if isinstance(texts, str | Mapping | Set):
+            raise UserError(
+                f"the choices of question {index} are a {type(texts).__name__}; give a list of "
+                "texts"
+            )
+        given.append(tuple(texts))
+        if not given[-1] or not all(isinstance(text, str) and text.strip() for text in given[-1]):
+            raise UserError(f"question {index} has no choice, or one that is no text or empty")
+    if len(given) != count:
+        raise UserError(f"there are choices for {len(given)} questions and {count} questions")
+    return given
 
 
 def _own_uuids(questions: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,5 @@
 """Likelihoods of given continuations against stock forwards and written-out oracles."""
 
-
 import pytest
 import torch
 from fused import PREFIX, attending, backends, ids, make_engine, question
