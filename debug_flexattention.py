@@ -47,7 +47,7 @@ def main(config: DebugConfig) -> None:
 
     model = config.model
     questions = read_questions(config.questions, config.prompt, model=model.name)
-    config.method.check_count(questions.num_paraphrases)
+    questions.check_weights(config.method)
 
     set_up_logging(config.verbose)
     from self_ensemble.data import chat_prompt_template

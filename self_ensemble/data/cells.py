@@ -61,6 +61,11 @@ def is_missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
+def is_empty(value: Any) -> bool:
+    """Missing, or a list of nothing."""
+    return is_missing(value) or value == [] or (isinstance(value, str) and value.split() == ["[]"])
+
+
 def looks_like_list(text: str) -> bool:
     text = text.strip()
     return text.startswith("[") and text.endswith("]")

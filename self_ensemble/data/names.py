@@ -12,6 +12,8 @@ PARAPHRASE_FILE = "paraphrases.jsonl"
 
 # Of each question's paraphrases, and of the few-shot demonstrations, so many where nothing is said.
 DEFAULT_NUM_PARAPHRASES, DEFAULT_NUM_FEW_SHOT = 5, 5
+# What becomes of a question with fewer paraphrases than are asked for: the first is the default.
+FEWER = ("error", "use", "skip")
 # Of each question of MyriadLAMA, so many of its paraphrases are drawn, with this seed.
 DEFAULT_NUM_MANUAL, DEFAULT_NUM_AUTO, DEFAULT_SEED = 5, 5, 42
 

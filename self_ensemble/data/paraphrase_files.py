@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from self_ensemble.data.cells import checked_label, checked_text, checked_texts, show
-from self_ensemble.data.names import DATA_ROOT, PARAPHRASE_FILE
+from self_ensemble.data.names import DATA_ROOT, FEWER, PARAPHRASE_FILE
 from self_ensemble.data.records import Record
 from self_ensemble.data.result_files import safe_name
 from self_ensemble.data.tables import read_rows, require_columns
@@ -74,14 +74,22 @@ class MissingParaphrases(UserError):
         named += ", …" if len(self.lacking) > SHOWN_LACKING else ""
         return (
             f"{path} {'has no paraphrase left of' if self.were_dropped else 'lacks'} "
-            f"{len(self.lacking)} of {self.asked} questions: {named}; {remedy}"
+            f"{len(self.lacking)} of {self.asked} questions: {named} (--fewer skip leaves them "
+            f"out); {remedy}"
         )
 
 
 def add_paraphrases(
-    records: Sequence[Record], source: ParaphraseSource, *, max_samples: int | None
+    records: Sequence[Record],
+    source: ParaphraseSource,
+    *,
+    max_samples: int | None,
+    fewer: str = FEWER[0],
 ) -> list[Record]:
-    """The records with the paraphrases of a file; those behind `max_samples` may have none.
+    """The records with the paraphrases of a file, and their places there.
+
+    Those behind `max_samples` may have none, and so may all where `fewer` is not ``error``: see
+    `select_paraphrases`, which leaves them out.
 
     Raises:
         MissingParaphrases: there is no file, or it lacks some of the first `max_samples` questions.
@@ -91,18 +99,31 @@ def add_paraphrases(
     missing = partial(MissingParaphrases, source, asked=len(asked), total=len(records))
     if not source.path.exists():
         raise missing(lacking=None)
-    paraphrases = read_paraphrases(source.path, records)
-    absent = [r.question or r.uuid for r in asked if r.uuid not in paraphrases]
-    if absent:
-        raise missing(lacking=absent)
-    empty = [r.question or r.uuid for r in asked if not paraphrases[r.uuid]]
-    if empty:
-        raise missing(lacking=empty, were_dropped=True)
-    return [replace(r, paraphrases=paraphrases.get(r.uuid, ())) for r in records]
+    written = read_paraphrases(source.path, records)
+    if fewer == "error":
+        absent = [r.question or r.uuid for r in asked if r.uuid not in written]
+        if absent:
+            raise missing(lacking=absent)
+        empty = [r.question or r.uuid for r in asked if not written[r.uuid].texts]
+        if empty:
+            raise missing(lacking=empty, were_dropped=True)
+    added = []
+    for record in records:
+        found = written.get(record.uuid, Written(record.place, ()))
+        added.append(replace(record, paraphrases=found.texts, place=found.place))
+    return added
 
 
-def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
-    """The paraphrases of each uuid in a file of paraphrase.py's; none where none was good enough.
+@dataclass(frozen=True)
+class Written:
+    """A question's line in a file of paraphrases; no texts where none was good enough."""
+
+    place: str
+    texts: tuple[str, ...]
+
+
+def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, Written]:
+    """The lines of a file of paraphrase.py's by uuid.
 
     Raises:
         UserError: the file is damaged, or is about other questions than the records'.
@@ -111,14 +132,15 @@ def read_paraphrases(path: Path, records: Sequence[Record]) -> dict[str, tuple[s
     columns, rows = read_rows(path)
     for column in ("uuid", "question", "paraphrases"):
         require_columns(path, columns, (column,))
-    paraphrases: dict[str, tuple[str, ...]] = {}
+    written: dict[str, Written] = {}
     for where, row in rows:
         uuid = checked_label(row.get("uuid"), "uuid", where)
         question = checked_text(row.get("question"), "question", where)
         if uuid is None or questions.get(uuid) != question:
             raise UserError(f"{where}: the dataset does not ask {show(question)}")
-        if uuid in paraphrases:
+        if uuid in written:
             raise UserError(f"{where} has the uuid {uuid} like a line before it")
         texts = row.get("paraphrases")
-        paraphrases[uuid] = () if texts == [] else checked_texts(texts, "paraphrases", where)
-    return paraphrases
+        texts = () if texts == [] else checked_texts(texts, "paraphrases", where)
+        written[uuid] = Written(where, texts)
+    return written

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from self_ensemble.data.cells import show_name
+from self_ensemble.data.cells import show, show_name, show_names
+from self_ensemble.data.names import FEWER
 from self_ensemble.system.errors import UserError
 
 
@@ -17,22 +18,34 @@ class Record:
     Args:
         uuid: tells the question from all others of its dataset. Results are joined by it.
         paraphrases: the wordings, in the order in which --num_paraphrases and --indexs count them.
-        answers: texts that are right, any one of them.
+            There may be none: see `select_paraphrases`.
+        answers: texts that are right, any one of them; none where it is not known.
         question: the original wording where the source has one.
         relation: the kind of fact, such as P36; intervals are also computed over relations.
+        choices: two or more texts, of which `answers` are some; none where the question is open.
+        place: where it stands, such as `line 3 of questions.jsonl`, for errors alone. Two records
+            are equal wherever they stand.
     """
 
     uuid: str
     paraphrases: tuple[str, ...]
-    answers: tuple[str, ...]
+    answers: tuple[str, ...] = ()
     question: str | None = None
     relation: str | None = None
+    choices: tuple[str, ...] = ()
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("paraphrases", "answers"):
+        for name in ("paraphrases", "answers", "choices"):
             texts = getattr(self, name)
             assert not isinstance(texts, str), f"{name} is one text, not a list of them: {texts!r}"
             object.__setattr__(self, name, tuple(texts))
+
+    @property
+    def where(self) -> str:
+        """What a sentence about it begins with."""
+        uuid = show_name(self.uuid)
+        return f"{self.place} (uuid {uuid})" if self.place else f"question {uuid}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ class Dataset:
         instruction: what a prompt begins with, unless --instruction says otherwise.
         fingerprint: sha256 of the content of all the source's records, also of those that `first`
             leaves out, so that a run can be extended. Left empty, it is that of `records`.
+        choices_fingerprint: the same of their choices, on which no generated answer depends; empty
+            where there are none.
     """
 
     name: str
@@ -61,43 +76,107 @@ class Dataset:
     few_shot: tuple[FewShot, ...] = ()
     instruction: str = ""
     fingerprint: str = ""
+    choices_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", _fingerprint(self.records))
+        if not self.choices_fingerprint and any(record.choices for record in self.records):
+            choices = sha256(compact_json([record.choices for record in self.records]))
+            object.__setattr__(self, "choices_fingerprint", choices)
 
     def first(self, max_samples: int | None) -> "Dataset":
-        """The first so many records (None: all), with the fingerprint of all."""
+        """The first so many records (None: all), with the fingerprints of all."""
         return replace(self, records=self.records[:max_samples])
 
 
 def select_paraphrases(
-    records: Iterable[Record], *, num_paraphrases: int, indexs: Sequence[int] | None
+    records: Iterable[Record],
+    *,
+    num_paraphrases: int,
+    indexs: Sequence[int] | None,
+    fewer: str = FEWER[0],
 ) -> list[Record]:
     """The records with the first `num_paraphrases` paraphrases, or with those at `indexs`.
 
+    fewer: what becomes of a record that lacks some of them: ``error`` refuses all, ``use`` takes
+        those that it has, ``skip`` leaves it out. One that is left with none is left out by both.
+
     Raises:
-        UserError: a record has too few, or an index is negative or doubled.
+        UserError: a record has too few and `fewer` is ``error``, no record is left, or an index is
+            negative or doubled.
     """
+    assert fewer in FEWER, fewer
     if indexs is not None:
         _check_indexs(indexs)
     chosen = tuple(range(num_paraphrases)) if indexs is None else tuple(indexs)
     assert chosen, f"no paraphrases chosen: num_paraphrases {num_paraphrases}, indexs {indexs}"
-    if indexs is None:
-        asked, remedy = f"{num_paraphrases} paraphrases were asked for", "; see --num_paraphrases"
-    else:
-        asked, remedy = f"--indexs asks for paraphrase {max(chosen)} (counted from 0)", ""
+    records = list(records)
+    short = [record for record in records if len(record.paraphrases) <= max(chosen)]
+    if short and fewer == "error":
+        raise UserError(_lacking(short, num_paraphrases, indexs))
     selected = []
     for record in records:
-        if len(record.paraphrases) <= max(chosen):
-            found = len(record.paraphrases)
-            first = show_name(record.paraphrases[0])
-            raise UserError(
-                f"{asked}, but question {show_name(record.uuid)} has {found} ({first}){remedy}"
-            )
-        paraphrases = tuple(record.paraphrases[index] for index in chosen)
-        selected.append(replace(record, paraphrases=paraphrases))
+        there = tuple(index for index in chosen if index < len(record.paraphrases))
+        if there and (fewer == "use" or len(there) == len(chosen)):
+            paraphrases = tuple(record.paraphrases[index] for index in there)
+            selected.append(replace(record, paraphrases=paraphrases))
+    if not selected:
+        what = "any paraphrase" if fewer == "use" else "as many paraphrases"
+        raise UserError(
+            f"--fewer {fewer} leaves no question: none of {len(records)} has {what}; "
+            f"{short[0].where} has {len(short[0].paraphrases) or 'none'}"
+        )
     return selected
+
+
+def _lacking(short: Sequence[Record], num_paraphrases: int, indexs: Sequence[int] | None) -> str:
+    if indexs is None:
+        asked = f"{num_paraphrases} paraphrases were asked for"
+        flag = "--num_paraphrases asks for fewer"
+    else:
+        asked = f"--indexs asks for paraphrase {max(indexs)} (counted from 0)"
+        flag = "--indexs can ask for others"
+    also = f" ({len(short)} questions have too few)" if len(short) > 1 else ""
+    return (
+        f"{asked}, but {short[0].where} has {len(short[0].paraphrases) or 'none'}{also}: "
+        f"paraphrase.py makes more, {flag}, --fewer use takes what each question has, --fewer skip "
+        "leaves such questions out"
+    )
+
+
+def indexs_taken(indexs: Sequence[int], count: int) -> tuple[int, ...]:
+    """Which of `indexs` the paraphrases of a selected record are, where it has so many of them.
+
+    A record lacks its last paraphrases, so those that it has are the lowest, in the order asked
+    for: of 4, 0 and 2 a record with two of them has 0 and 2.
+    """
+    lowest = sorted(indexs)[:count]
+    return tuple(index for index in indexs if index in lowest)
+
+
+def check_all_or_none_answered(records: Sequence[Record]) -> None:
+    """Raises UserError where some records have answers and some have none.
+
+    A score over those alone that have them would not say so.
+    """
+    without = [record for record in records if not record.answers]
+    if without and len(without) < len(records):
+        raise UserError(
+            f"{without[0].where} has no answers, and other questions have: give it some, or give "
+            "none to any"
+        )
+
+
+def original_wording(record: Record) -> str:
+    """The column `question`, else paraphrase 0.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if record.question is None and not record.paraphrases:
+        raise UserError(f"{record.where} has no paraphrases and no question")
+    return record.question or record.paraphrases[0]
 
 
 def _check_indexs(indexs: Sequence[int]) -> None:
@@ -106,6 +185,19 @@ def _check_indexs(indexs: Sequence[int]) -> None:
             raise UserError(f"--indexs: {index} is negative (paraphrases are counted from 0)")
         if index in indexs[:position]:
             raise UserError(f"--indexs: {index} is named twice")
+
+
+def require_choices(records: Sequence[Record]) -> None:
+    """Raises UserError where a record has no choices, or an answer that is none of them."""
+    for record in records:
+        if not record.choices:
+            raise UserError(f"{record.where} has no choices")
+        for answer in record.answers:
+            if answer not in record.choices:
+                raise UserError(
+                    f"{record.where}: the answer {show(answer)} is none of the choices: "
+                    f"{show_names(record.choices)}"
+                )
 
 
 def question_uuid(question: str) -> str:

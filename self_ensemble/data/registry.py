@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.data.cells import show
-from self_ensemble.data.names import DEFAULT_NUM_PARAPHRASES
+from self_ensemble.data.choice_columns import check_choices
+from self_ensemble.data.names import DEFAULT_NUM_PARAPHRASES, FEWER
 from self_ensemble.data.question_files import load_question_file
-from self_ensemble.data.records import Dataset
+from self_ensemble.data.records import Dataset, check_all_or_none_answered
 from self_ensemble.data.tables import TABLE_SUFFIXES
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.registry import Registry
@@ -34,6 +35,8 @@ class DatasetOptions:
         original: one wording each is enough, the column `question`.
         needs_few_shot: whether its demonstrations will be shown.
         num_paraphrases, indexs: which paraphrases will be taken of each record.
+        fewer: what becomes of a record that has fewer, see `select_paraphrases`. Where it is not
+            ``error`` a dataset may give records without paraphrases.
         model: the model that will be asked, as --model has it.
 
     The rest are options that a dataset says it uses, see `register_dataset`; None: not given.
@@ -48,6 +51,7 @@ class DatasetOptions:
     needs_few_shot: bool = True
     num_paraphrases: int = DEFAULT_NUM_PARAPHRASES
     indexs: Sequence[int] | None = None
+    fewer: str = FEWER[0]
     model: str | None = None
     data_dir: Path | None = None
     dataset_revision: str | None = None
@@ -175,12 +179,13 @@ def _check_records(dataset: Dataset) -> None:
     seen: set[str] = set()
     for record in dataset.records:
         where = f"the dataset {dataset.name}, question {show(record.uuid)}"
-        for what in ("paraphrases", "answers"):
+        for what in ("paraphrases", "answers", "choices"):
             texts = getattr(record, what)
-            if not texts:
-                raise UserError(f"{where} has no {what}")
             if not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UserError(f"{where}: {what} must be texts, none of them empty: {show(texts)}")
+        if record.choices:
+            check_choices(record.choices, where)
         if record.uuid in seen:
             raise UserError(f"{where}: another question has the same uuid")
         seen.add(record.uuid)
+    check_all_or_none_answered(dataset.records)

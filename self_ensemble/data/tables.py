@@ -79,12 +79,14 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror or error_line(error)}") from error
 
 
-def require_columns(source: Path | str, columns: Sequence[str], any_of: Sequence[str]) -> None:
-    """Raises UserError where none of the columns is there."""
+def require_columns(
+    source: Path | str, columns: Sequence[str], any_of: Sequence[str], *, or_else: str = ""
+) -> None:
+    """Raises UserError where none of the columns is there; `or_else` ends its sentence."""
     if not set(columns) & set(any_of):
         raise UserError(
             f"{source} has none of the columns {', '.join(any_of)}; "
-            f"its columns are {show_names(columns)}"
+            f"its columns are {show_names(columns)}{or_else}"
         )
 
 

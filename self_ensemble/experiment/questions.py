@@ -12,25 +12,47 @@ from self_ensemble.data import (
     open_dataset,
     select_paraphrases,
 )
+from self_ensemble.data.records import original_wording
 from self_ensemble.experiment.config import PromptConfig, QuestionConfig
+from self_ensemble.methods.config import AttentionFusionConfig
 from self_ensemble.system.console import say
+from self_ensemble.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class Questions:
     """The dataset, its records with the paraphrases chosen, and the prompt.
 
+    num_paraphrases: so many were asked for; with --fewer use a record may have fewer.
     indexs: which paraphrases were chosen by --indexs; None: the first ones.
     """
 
     dataset: Dataset
     records: list[Record]
     template: PromptTemplate
+    num_paraphrases: int
     indexs: Sequence[int] | None = None
 
     @property
-    def num_paraphrases(self) -> int:
-        return len(self.records[0].paraphrases)
+    def left_out(self) -> int:
+        """How many questions have too few paraphrases (--fewer skip), or none at all."""
+        return len(self.dataset.records) - len(self.records)
+
+    @property
+    def with_fewer(self) -> list[Record]:
+        """Those that have fewer paraphrases than were asked for, with --fewer use."""
+        return [each for each in self.records if len(each.paraphrases) < self.num_paraphrases]
+
+    def check_weights(self, method: AttentionFusionConfig) -> None:
+        """Raises UserError where there is not a weight for each paraphrase of every question."""
+        method.check_count(self.num_paraphrases)
+        if method.weights is not None and self.with_fewer:
+            first = self.with_fewer[0]
+            raise UserError(
+                f"--weights: {len(method.weights)} weights for {self.num_paraphrases} paraphrases, "
+                f"but {first.where} has {len(first.paraphrases)} of them; --fewer skip leaves such "
+                "questions out"
+            )
 
     @cached_property
     def asked_examples(self) -> int:
@@ -65,15 +87,17 @@ def read_questions(
         num_few_shot=prompt.num_few_shot,
     )
     if original:
-        records = [
-            replace(record, paraphrases=(record.question or record.paraphrases[0],))
-            for record in dataset.records
-        ]
+        records = [replace(each, paraphrases=(original_wording(each),)) for each in dataset.records]
+        count = 1
     else:
         records = select_paraphrases(
-            dataset.records, num_paraphrases=options.num_paraphrases, indexs=options.indexs
+            dataset.records,
+            num_paraphrases=options.num_paraphrases,
+            indexs=options.indexs,
+            fewer=options.fewer,
         )
-    questions = Questions(dataset, records, template, options.indexs)
+        count = options.num_paraphrases if options.indexs is None else len(options.indexs)
+    questions = Questions(dataset, records, template, count, options.indexs)
     if questions.asked_examples:
         say(
             f"{questions.asked_examples} of the questions are among the few-shot demonstrations: "

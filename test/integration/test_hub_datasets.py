@@ -230,7 +230,7 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
         return shlex.split(sentence.partition(" with: python paraphrase.py ")[2])
 
     sentence = error_of(source.load, max_samples=1)
-    assert "no paraphrase left of 1 of 1 questions: 'who rules peru?'; draw more" in sentence
+    assert "no paraphrase left of 1 of 1 questions: 'who rules peru?' (--fewer" in sentence
     argv = given_command(sentence)
     assert argv[-5:] == ["--max_attempts", "2", "--max_samples", "1", "--overwrite"]
     monkeypatch.setattr(candidates, "rejection_reasons", lambda text, **_: ())
@@ -240,7 +240,7 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
     loaded = source.load(max_samples=1)
 
     sentence = error_of(source.load)
-    assert "lacks 2 of 3 questions: 'where is lima?', 'what is “é”?'; draw them" in sentence
+    assert "lacks 2 of 3 questions: 'where is lima?', 'what is “é”?' (--fewer skip" in sentence
     argv = given_command(sentence)
     assert "--overwrite" not in argv and run_script(paraphrase, *argv) == 0
     assert source.load(max_samples=1).records == loaded.records
@@ -255,7 +255,10 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
         ({"uuid": None}, ["line 2", "does not ask"]),
         ({"question": None}, ["line 2", "question is empty"]),
         ({"paraphrases": ["a", ""]}, ["line 2", "paraphrases[1] is empty"]),
-        ({"paraphrases": []}, ["left of 1 of 3 questions: 'where is lima?'; add"]),
+        (
+            {"paraphrases": []},
+            ["left of 1 of 3 questions: 'where is lima?' (--fewer skip leaves them out); add"],
+        ),
         ({"paraphrases": None}, ["line 2", "must be a list"]),
         ("doubled", ["line 2", "has the uuid"]),
     ],
@@ -562,7 +565,7 @@ def test_hub_tables_that_do_not_do(hub, few_test_facts):
     assert "has no split test; it has train" in error_of(WebQADataset().load)
     hub.tables["stanfordnlp/web_questions"] = {"test": [TEST[0] | {"answers": []}]}
     sentence = error_of(WebQADataset().load)
-    assert sentence.startswith("row 1 of stanfordnlp/web_questions (test): answers is an empty")
+    assert sentence.startswith("row 1 of stanfordnlp/web_questions (test) has no answers")
     hub.tables["iszhaoxin/MyriadLAMA"] = {"train": [{"uuid": "a", "template": "[X] [Y]"}]}
     sentence = error_of(MyriadLamaDataset().load)
     assert sentence.startswith("iszhaoxin/MyriadLAMA (train) has none of the columns rel_uri")
@@ -665,7 +668,7 @@ def test_webqa_from_the_command_line(run, here, webqa):
     rows = paraphrased(WebQADataset(data_dir=webqa).load().records)
     write_paraphrases(here, rows, model="tiny-llama")
     code, err = run(generate, *webqa_args)
-    assert code == 2 and err.startswith("error: 5 paraphrases were asked for, but question ")
+    assert code == 2 and err.startswith("error: 5 paraphrases were asked for, but line 1 of ")
     for script in (generate, flex_attention_generate):
         code, err = run(script, *webqa_args, "--num_paraphrases", 3)
         assert code == 0, err

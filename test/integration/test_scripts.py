@@ -649,10 +649,13 @@ BAD = {
     "a folder": (["--dataset", "{tmp}"], ["{tmp} is a folder"]),
     "an empty file": (["--dataset", "{tmp}/empty.jsonl"], ["empty.jsonl is empty"]),
     "no JSON": (["--dataset", "{tmp}/broken.jsonl"], ["line 2 of {tmp}/broken.jsonl", "not JSON"]),
-    "no answers": (["--dataset", "{tmp}/unanswered.csv"], ["answers", "its columns are question"]),
+    "answers under another name": (
+        ["--dataset", "{tmp}/labelled.csv"],
+        ["no column answers", "rename label to answer_index", "leave label out"],
+    ),
     "no such suffix": (["--dataset", "{tmp}/questions.xlsx"], ["'.xlsx'"]),
-    "too many paraphrases": (["--num_paraphrases", "5"], ["5 paraphrases", "u0 has 4"]),
-    "an index too high": (["--indexs", "0,4"], ["paraphrase 4", "u0 has 4"]),
+    "too many paraphrases": (["--num_paraphrases", "5"], ["5 paraphrases", "(uuid u0) has 4"]),
+    "an index too high": (["--indexs", "0,4"], ["paraphrase 4", "(uuid u0) has 4"]),
     "both ways to choose": (
         ["--indexs", "0,1", "--num-samples", "2"],
         ["--num_paraphrases", "--indexs"],
@@ -730,7 +733,7 @@ def test_bad_input_is_told_in_one_line(run, tmp_path, monkeypatch, script, name)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "questions.xlsx").write_text("x")
-    (tmp_path / "unanswered.csv").write_text("question\nwho?\n")
+    (tmp_path / "labelled.csv").write_text("question,label\nwho?,1\n")
     write_jsonl(tmp_path / "plain.jsonl", [{"question": "who?", "answers": ["me"]}])
     (tmp_path / "broken.jsonl").write_text('{"question": "who?", "answers": ["me"]}\n{"quest\n')
     before = files_in(tmp_path)
@@ -829,8 +832,11 @@ def test_an_error_from_a_shell(small, tmp_path):
     """Of the data, before a model is looked for."""
     done = process("generate.py", "--dataset", small.questions, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: 5 paraphrases were asked for, but question u0 has 4 (")
-    assert done.stderr.endswith("); see --num_paraphrases\n")
+    line = f"line 1 of {small.questions} (uuid u0)"
+    assert done.stderr.startswith(f"error: 5 paraphrases were asked for, but {line} has 4 (")
+    for part in ("paraphrase.py makes more", "--fewer use", "--fewer skip"):
+        assert part in done.stderr
+    assert done.stderr.count("\n") == 1
     assert files_in(tmp_path) == {}
 
 

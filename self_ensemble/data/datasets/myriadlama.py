@@ -303,7 +303,8 @@ def sample_facts(files: Sequence[Path]) -> list[Fact]:
     for column in ("manual_paraphrases", "auto_paraphrases"):
         require_columns(place, columns, (column,))
     facts = []
-    for record, (where, row) in zip(records_of(place, columns, rows), rows, strict=True):
+    records = records_of(place, columns, rows, needs_answers=True)
+    for record, (where, row) in zip(records, rows, strict=True):
         kinds = {}
         for column in ("manual_paraphrases", "auto_paraphrases"):
             is_empty = row.get(column) in (None, "", [], "[]")

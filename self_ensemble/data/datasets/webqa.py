@@ -19,6 +19,7 @@ from self_ensemble.data.hub_tables import (
     needed_files,
     read_files,
 )
+from self_ensemble.data.names import FEWER
 from self_ensemble.data.paraphrase_files import ParaphraseSource, add_paraphrases
 from self_ensemble.data.question_files import demonstration, records_of
 from self_ensemble.data.records import Dataset, FewShot
@@ -48,7 +49,11 @@ def open_webqa(options: DatasetOptions) -> Dataset:
         paraphrase_model=None if options.original else options.paraphrase_model or options.model,
         run_model=options.model,
     )
-    return source.load(max_samples=options.max_samples, needs_few_shot=options.needs_few_shot)
+    return source.load(
+        max_samples=options.max_samples,
+        needs_few_shot=options.needs_few_shot,
+        fewer=options.fewer,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,26 @@ class WebQADataset:
             return NAME
         return f"{NAME}-{safe_name(self.paraphrase_model)}"
 
-    def load(self, *, max_samples: int | None = None, needs_few_shot: bool = True) -> Dataset:
+    def load(
+        self,
+        *,
+        max_samples: int | None = None,
+        needs_few_shot: bool = True,
+        fewer: str = FEWER[0],
+    ) -> Dataset:
         """The records, and demonstrations where they are needed.
 
+        fewer: where it is not ``error``, records may have no paraphrases.
+
         Raises:
-            MissingParaphrases: there are none of the first `max_samples` questions.
+            MissingParaphrases: there are none of some of the first `max_samples` questions.
             UserError: a table cannot be had.
         """
         read = self._reader()
-        records = records_of(*read("test"))
+        records = records_of(*read("test"), needs_answers=True)
         if self.paraphrase_model is not None:
             source = ParaphraseSource(NAME, self.paraphrase_model, self.data_dir, self.revision)
-            records = add_paraphrases(records, source, max_samples=max_samples)
+            records = add_paraphrases(records, source, max_samples=max_samples, fewer=fewer)
         few_shot: tuple[FewShot, ...] = ()
         if needs_few_shot:
             rows = read("train")[-1]

@@ -99,7 +99,16 @@ VALUES = (
     *([""], [" ", "a"], ["\ud83d"], ["a" * 20_000] * 3, [math.nan], [True], ["x"] * 2_000),
 )
 COLUMNS = (
-    *("answers", "answer", "paraphrases", "manual_paraphrases", "auto_paraphrases", "question"),
+    *(
+        "answers",
+        "answer",
+        "choices",
+        "answer_index",
+        "paraphrases",
+        "manual_paraphrases",
+        "auto_paraphrases",
+        "question",
+    ),
     *("uuid", "relation", "rel", "paraphrase0", "paraphrase1", "paraphrase2", "paraphrase7"),
     *("paraphrase00", "Answers", " answers", "", "\x00", "a" * 3_000, "\n", "predict_lemma"),
     *("answer_lemmas", "logprob", "truncated", "answers.list.item", "é"),
@@ -238,7 +247,7 @@ def jsonl_of(rng, rows) -> bytes:
         deep = (
             "[" * depth + "]" * depth if rng.random() < 0.5 else '{"a":' * depth + "1" + "}" * depth
         )
-        lines[0] = f'{lines[0][:-1]}, "{rng.choice(COLUMNS[:10])}": {deep}}}'
+        lines[0] = f'{lines[0][:-1]}, "{rng.choice(COLUMNS[:12])}": {deep}}}'
     if lines and rng.random() < 0.05:  # a name twice in an object
         lines[0] = lines[0][:-1] + ", " + lines[0][1:]
     text = rng.choice(("\n", "\n", "\n", "\r\n", "\n\n", "\r", " ")).join(lines)
@@ -413,8 +422,11 @@ def check_dataset(loaded) -> None:
     assert uuids and len(set(uuids)) == len(uuids), uuids
     assert re.fullmatch("[0-9a-f]{64}", loaded.fingerprint)
     for record in loaded.records:
-        assert record.paraphrases and record.answers, record
-        check_texts([record.uuid, *record.paraphrases, *record.answers])
+        assert bool(record.answers) == bool(loaded.records[0].answers), record
+        check_texts([record.uuid, *record.paraphrases, *record.answers, *record.choices])
+        if record.choices:
+            assert len(set(record.choices)) == len(record.choices) > 1, record
+            assert set(record.answers) <= set(record.choices), record
         check_texts([text for text in (record.question, record.relation) if text is not None])
 
 

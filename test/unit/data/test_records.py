@@ -35,8 +35,8 @@ def test_select_paraphrases(num_paraphrases, indexs, expected):
 @pytest.mark.parametrize(
     "num_paraphrases, indexs, named",
     [
-        (5, None, ["5 paraphrases", "u1", "has 3"]),
-        (1, (0, 3), ["paraphrase 3", "u1", "has 3"]),
+        (5, None, ["5 paraphrases", "question u1 has 3"]),
+        (1, (0, 3), ["paraphrase 3", "question u1 has 3"]),
         (1, (0, -1), ["-1", "negative"]),
         (1, (2, 0, 2), ["2", "twice"]),
     ],

@@ -1,0 +1,142 @@
+"""Columns as files of other tools name them: an error says what to rename, nothing is guessed.
+
+Such a file could be read wrongly without a word: its questions asked without their choices, the
+number of a choice taken for the text that is right.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from self_ensemble.data.cells import show, show_names
+from self_ensemble.data.choice_columns import ANSWER_COLUMNS, ANSWER_INDEX, CHOICES, places_meant
+from self_ensemble.system.errors import UserError
+
+# What the same is called here. A column that lacks is first told of by its own error.
+QUESTIONS = ("question_stem", "query", "ctx", "sentence", "goal", "problem", "prompt", "input")
+TEXT_ANSWERS = ("correct_answers", "correct_answer", "best_answer", "target", "targets", "gold")
+COUNTED_ANSWERS = ("label", "labels", "answerKey", "answer_key", "answer_idx", "cop", "correct")
+LISTS_OF_CHOICES = ("endings", "options", "mc1_targets")
+APART = (  # a column a choice
+    ("A", "B", "C", "D", "E"),
+    ("a", "b", "c", "d", "e"),
+    ("opa", "opb", "opc", "opd", "ope"),
+    ("option1", "option2", "option3", "option4"),
+    ("answerA", "answerB", "answerC"),
+    ("sol1", "sol2"),
+    ("ending0", "ending1", "ending2", "ending3"),
+)
+MOST = 26  # choices that letters can count
+RIGHT_COLUMNS = (*ANSWER_COLUMNS, ANSWER_INDEX)
+
+
+def renaming(columns: Sequence[str]) -> str:
+    """What to rename, as the end of a sentence; empty where no column is known."""
+    there = set(columns)
+    told = []
+    if "question" not in there:
+        told += [f"{name} to question" for name in QUESTIONS if name in there][:1]
+    if CHOICES not in there:
+        told += [f"{name} to choices (a list)" for name in LISTS_OF_CHOICES if name in there][:1]
+        apart = choices_apart(columns)
+        if apart:
+            told.append(f"{', '.join(apart)} to one list, choices")
+    if not there & set(RIGHT_COLUMNS):
+        told += [f"{name} to answers" for name in TEXT_ANSWERS if name in there][:1]
+        counted = [name for name in COUNTED_ANSWERS if name in there][:1]
+        told += [f"{name} to answer_index (numbers, counted from 0)" for name in counted]
+    return f"; rename {', '.join(told)}" if told else ""
+
+
+def choices_apart(columns: Sequence[str]) -> list[str]:
+    """The columns that hold a choice each, where there are two or more."""
+    for names in APART:
+        found = [name for name in names if name in columns]
+        if len(found) > 1:
+            return found
+    return []
+
+
+def check_answers_are_known(source: Path | str, columns: Sequence[str]) -> None:
+    """Raises UserError where no column says what is right, but one of another name seems to."""
+    if set(columns) & set(RIGHT_COLUMNS):
+        return
+    seeming = [name for name in (*TEXT_ANSWERS, *COUNTED_ANSWERS) if name in columns]
+    if seeming:
+        raise UserError(
+            f"{source} has no column answers{renaming(columns)}, or leave {seeming[0]} out to ask "
+            "without answers"
+        )
+
+
+@dataclass(frozen=True)
+class GivenAnswers:
+    """The answers of a row, and what tells whether they are texts or numbers of choices.
+
+    is_bare: the cell holds one text, and no list.
+    """
+
+    where: str
+    wording: str
+    choices: tuple[str, ...]
+    answers: tuple[str, ...]
+    is_bare: bool
+
+    @property
+    def are_shown(self) -> bool:
+        """Whether the question shows each letter or number by itself: `A) Lima B) Cusco`."""
+        marks = map(re.escape, self.answers)
+        return all(re.search(rf"(?<!\w){mark}(?!\w)", self.wording) for mark in marks)
+
+    def may_count(self, count: int) -> bool:
+        """Whether each answer could be the number or the letter of one of so many choices."""
+        meant = (places_meant(answer, count) for answer in self.answers)
+        return bool(self.answers) and all(set(places) != {None} for places in meant)
+
+
+def check_answers_are_texts(columns: Sequence[str], rows: Sequence[GivenAnswers]) -> None:
+    """Raises UserError where what is taken for the right texts may be numbers of choices.
+
+    * In a row they are none of its choices and could count them.
+    * In every row they are among the choices and could count them, and in one that means another.
+    * In every row they could count choices, which another tool's column seems to hold.
+
+    Nothing is said where the questions show the letters or numbers: then these are the answers.
+    """
+    for row in rows:
+        among = set(row.answers) & set(row.choices)
+        if row.choices and not among and row.may_count(len(row.choices)) and not row.are_shown:
+            raise UserError(
+                f"{row.where}: the answer {show(row.answers[0])} is none of the choices and seems "
+                "to count them: the column answer_index does, from 0"
+            )
+    if not rows or not all(row.is_bare for row in rows):
+        return
+    if CHOICES in columns:
+        _check_read_one_way([row for row in rows if row.choices])
+        return
+    unread = choices_apart(columns) or [name for name in LISTS_OF_CHOICES if name in columns][:1]
+    if unread and all(row.may_count(MOST) for row in rows) and not all(r.are_shown for r in rows):
+        raise UserError(
+            f"{rows[0].where}: the answer {show(rows[0].answers[0])} seems to count the choices in "
+            f"{show_names(unread)}, which are not read{renaming(columns)}, and put the answers' "
+            "numbers, counted from 0, into answer_index"
+        )
+
+
+def _check_read_one_way(rows: Sequence[GivenAnswers]) -> None:
+    answers = [row.answers[0] for row in rows]
+    if not all(answer in row.choices for answer, row in zip(answers, rows, strict=True)):
+        return
+    meant = [places_meant(a, len(row.choices)) for a, row in zip(answers, rows, strict=True)]
+    for reading in zip(*meant, strict=True):
+        if None in reading:
+            continue
+        for row, answer, place in zip(rows, answers, reading, strict=True):
+            if place is not None and row.choices[place] != answer:
+                at = row.choices.index(answer)
+                raise UserError(
+                    f"{row.where}: the answer {show(answer)} is choices[{at}], and could count "
+                    f"choices[{place}]: write answer_index, from 0, or the text in a list"
+                )
