@@ -30,6 +30,10 @@ class CapturedDecodeState(FusedTokenState):
         segments: layer → [J, T, D], packed, in the pool; a view whose strides do not depend on T.
         starts, lengths: [R, K], where in T each row's segments are, and how long they are.
         segment_positions: [R, K], the positions of the segments' first tokens.
+        counts: how many of its K partitions each row has; the others are padding.
+        longest: no segment is longer, nor of rows that are put in later; None: the longest there.
+        room: for so many tokens of segments in each row, so that rows can be put in: then they are
+            copied, since the encoding of the next ones overwrites them. None: they stay.
         others: see `FusedTokenState`.
     """
 
@@ -39,22 +43,31 @@ class CapturedDecodeState(FusedTokenState):
         starts: torch.Tensor,
         lengths: torch.Tensor,
         segment_positions: torch.Tensor,
+        counts: Sequence[int] | None = None,
+        longest: int | None = None,
+        room: int | None = None,
         fusion: Fusion,
         buffers: BufferPool,
         **others: Any,
     ) -> None:
         assert fusion.in_kernel, f"no kernel computes the fusion {fusion.kind!r}"
-        super().__init__(rows=starts.shape[0], fusion=fusion, buffers=buffers, **others)
+        R, K = starts.shape
+        super().__init__(rows=R, fusion=fusion, buffers=buffers, **others)
         self.buffers: BufferPool = buffers
         device = self.at.device
+        self.room = room
+        if room is not None:
+            self._take_room(R * room)
+            starts = self._copy_segments(range(R), others["segments"], starts, lengths)
         self.starts = buffers.keep("starts", starts.int().to(device))
         self.lengths = buffers.keep("lengths", lengths.int().to(device))
         self.segment_positions = buffers.keep("segment positions", segment_positions.to(device))
         # In the pool too: a captured step reads the weights of the state that it is replayed under.
-        weights = log_partition_weights(fusion, starts.shape[1], device)
-        self.log_weights = buffers.keep("log weights", weights)
+        weights = log_partition_weights(fusion, [K] * R if counts is None else counts, K)
+        self.log_weights = buffers.keep("log weights", weights.to(device))
         # The kernel's tiles are of 16, 32, ... keys.
-        self.longest = max(16, 1 << (int(lengths.max()) - 1).bit_length())
+        longest = int(lengths.max()) if longest is None else longest
+        self.longest = max(16, 1 << (longest - 1).bit_length())
 
     @property
     def shape(self) -> tuple[Hashable, ...]:
@@ -70,6 +83,58 @@ class CapturedDecodeState(FusedTokenState):
         self.segment_positions = self.buffers.keep(
             "segment positions", self.segment_positions[rows]
         )
+        self.log_weights = self.buffers.keep("log weights", self.log_weights[rows])
+        self.room = None  # rows are no longer where their room is
+
+    def _take_room(self, tokens: int) -> None:
+        """Segments of so many tokens, token by token in memory."""
+        self.segments = {
+            layer: KeyValues(
+                *(
+                    self.buffers.take((layer, name), (tokens, J, D), like).transpose(0, 1)
+                    for name, like, (J, _, D) in (
+                        ("segment keys", kv.keys, kv.keys.shape),
+                        ("segment values", kv.values, kv.values.shape),
+                    )
+                )
+            )
+            for layer, kv in self.segments.items()
+        }
+
+    def _copy_segments(
+        self,
+        rows: Sequence[int],
+        segments: dict[int, KeyValues],
+        starts: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> torch.Tensor:
+        """Segments into the room of these rows, one behind the other. Returns their new starts.
+
+        starts, lengths: of as many rows, [rows, K], on the host.
+        """
+        assert self.room is not None
+        ends = lengths.cumsum(1)
+        assert int(ends.max()) <= self.room, (int(ends.max()), self.room)
+        begun = torch.tensor(rows)[:, None] * self.room + ends - lengths
+        sizes = lengths.flatten().long()
+        within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        device = self.at.device
+        read = (starts.flatten().repeat_interleave(sizes) + within).to(device)
+        written = (begun.flatten().repeat_interleave(sizes) + within).to(device)
+        for layer, kv in segments.items():
+            own = self.segments[layer]
+            own.keys[:, written] = kv.keys[:, read]
+            own.values[:, written] = kv.values[:, read]
+        return begun
+
+    def _put_segments(self, at: torch.Tensor, others: Any) -> None:
+        count, rows = len(at), at.tolist()
+        starts, lengths = (x[:count].cpu().long() for x in (others.starts, others.lengths))
+        begun = self._copy_segments(rows, others.segments, starts, lengths)
+        self.starts[at] = begun.int().to(at.device)
+        self.lengths[at] = others.lengths[:count]
+        self.segment_positions[at] = others.segment_positions[:count]
+        self.log_weights[at] = others.log_weights[:count]
 
     def attend(
         self,
@@ -106,12 +171,18 @@ class CapturedDecodeState(FusedTokenState):
         return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
 
 
-def log_partition_weights(fusion: Fusion, K: int, device: torch.device) -> torch.Tensor:
-    """[K] float32, in base 2: of ``mean`` the logarithms of u, of ``joint`` what scores gain."""
-    scale = K if fusion.kind == "joint" else 1
-    if fusion.weights is None:
-        return torch.full((K,), scale / K, device=device).log2()
-    return (scale * fusion.weights.float()).log2()
+def log_partition_weights(fusion: Fusion, counts: Sequence[int], K: int) -> torch.Tensor:
+    """[R, K] float32, in base 2: of ``mean`` the logarithms of u, of ``joint`` what scores gain.
+
+    counts: how many partitions each row has; minus infinity for the others.
+    """
+    by_count = {}
+    for count in set(counts):
+        given = fusion.of_first(count).weights
+        u = torch.full((count,), 1 / count) if given is None else given.float().cpu()
+        scale = count if fusion.kind == "joint" else 1
+        by_count[count] = torch.cat([(scale * u).log2(), torch.full((K - count,), -torch.inf)])
+    return torch.stack([by_count[count] for count in counts])
 
 
 class CapturedStep:

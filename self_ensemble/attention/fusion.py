@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -135,6 +135,13 @@ class Fusion:
             return cls(kind, tau)
         u = torch.tensor(list(weights), dtype=torch.float64) / max(weights)  # a sum could overflow
         return cls(kind, tau, (u / u.sum()).float().to(device))
+
+    def of_first(self, K: int) -> Fusion:
+        """Of a question that has K paraphrases, the first K weights."""
+        if self.weights is None or len(self.weights) == K:
+            return self
+        u = self.weights[:K]
+        return replace(self, weights=u / u.sum())
 
     @property
     def rope_offsets(self) -> bool:

@@ -24,6 +24,10 @@ from self_ensemble.attention.masks import Visible, packed_segment_mask, spread_o
 from self_ensemble.attention.rotary import RotaryTables
 from self_ensemble.attention.scoring import KeyValues, Scoring
 
+# A row that has finished begins nowhere. So much of the slots is to be free once room was made.
+LEFT = 1 << 60
+SPARE_SLOTS = 0.25
+
 
 class EncodeState:
     """Segments packed behind each other, each seeing the prefix and itself.
@@ -173,7 +177,11 @@ def padding_indices(
 class FusedTokenState:
     """What a row's fused tokens keep for later ones: keys and values in slots, and what these are.
 
-    `append` tells which slots the next forward fills, `keep_rows` drops finished rows.
+    All rows fill the same slots at the same time, so that a row that begins later has its first
+    tokens in later slots than the others: the newest ones stand below each other. `append` tells
+    which slots the next forward fills, `put_rows` gives the places of finished rows to others,
+    `keep_rows` drops finished rows. Where the slots are full, those that no row needs any more
+    make room, and then there come to be more of them.
 
     Args:
         rows: R.
@@ -182,7 +190,8 @@ class FusedTokenState:
         rope_offsets: [R, K] positions by which a query is re-rotated towards the prefix and segment
             k; None for none.
         rotary: how a layer's queries are re-rotated; needed with ``rope_offsets``.
-        slots: room for fused tokens a row.
+        slots: room for fused tokens a row, to begin with.
+        most_slots: for as many as a row can ever have; None for ``slots``.
         fusion: how the partitions are combined.
         buffers: where the tensors lie: `Buffers`, or a `BufferPool`.
     """
@@ -196,10 +205,13 @@ class FusedTokenState:
         rope_offsets: torch.Tensor | None,
         rotary: RotaryTables | None,
         slots: int,
+        most_slots: int | None = None,
         fusion: Fusion,
         buffers: Buffers,
     ) -> None:
         self.buffers = buffers
+        self.most_slots = most_slots or slots
+        self.begun = [0] * rows  # the slot of each row's first token; beyond all of one that left
         self.prefix = prefix
         self.segments = segments
         self.rope_offsets = (
@@ -244,11 +256,17 @@ class FusedTokenState:
         self.advance(positions.shape[1])
         self.mark(positions, mask)
 
+    @property
+    def used(self) -> int:
+        """Slots of all forwards so far."""
+        return self.filled + self.queries
+
     def advance(self, queries: int) -> None:
         """The next forward brings this many tokens a row."""
+        if self.used + queries > self.own_mask.shape[1]:
+            self._make_room(queries)
         self.filled += self.queries
         self.queries = queries
-        assert self.filled + self.queries <= self.own_mask.shape[1], (self.filled, self.queries)
         at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
         self.at = self.buffers.keep(("at", queries), at)
 
@@ -257,9 +275,42 @@ class FusedTokenState:
         self.own_positions.index_copy_(1, self.at, positions)
         self.own_mask.index_copy_(1, self.at, mask)
 
-    def put(self, layers: dict[int, KeyValues], positions: torch.Tensor) -> None:
+    def _make_room(self, queries: int) -> None:
+        """Slots for so many more tokens of a row."""
+        unused = min(min(self.begun), self.used)
+        needed, slots = self.used - unused + queries, self.own_mask.shape[1]
+        if needed > slots * (1 - SPARE_SLOTS):  # moving them every other step would cost too much
+            slots = max(needed, min(2 * slots, int(self.most_slots / (1 - SPARE_SLOTS)) + 1))
+        self._move_slots(unused, slots)
+
+    def _move_slots(self, drop: int, slots: int) -> None:
+        """Leave out the first slots, and have so many. drop: below 0 for empty ones in front."""
+        used, begin = self.used, max(-drop, 0)
+
+        def moved(name: Hashable, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+            kept = tensor.narrow(dim, max(drop, 0), used - max(drop, 0)).clone()
+            shape = (*tensor.shape[:dim], slots, *tensor.shape[dim + 1 :])
+            new = self.buffers.take(name, shape, tensor)
+            new.narrow(dim, begin, kept.shape[dim]).copy_(kept)
+            new.narrow(dim, 0, begin).zero_()  # nobody sees it, but 0 times it is added
+            if dim == 1:  # what they are is read of all slots
+                new[:, begin + kept.shape[dim] :] = 0
+            return new
+
+        for layer, kv in self.own.items():
+            self.own[layer] = KeyValues(
+                moved((layer, "own keys"), kv.keys, 2), moved((layer, "own values"), kv.values, 2)
+            )
+        self.own_mask = moved("own mask", self.own_mask, 1)
+        self.own_positions = moved("own positions", self.own_positions, 1)
+        self.filled -= drop
+        self.begun = [slot - drop for slot in self.begun]
+
+    def put(
+        self, layers: dict[int, KeyValues], positions: torch.Tensor, mask: torch.Tensor
+    ) -> None:
         """Tokens every fused token sees, encoded elsewhere. layers: [J, R, S, D]."""
-        self.append(positions, torch.ones_like(positions, dtype=torch.bool))
+        self.append(positions, mask)
         for layer, kv in layers.items():
             self._write(layer, kv.keys, kv.values)
 
@@ -268,8 +319,45 @@ class FusedTokenState:
         self.own[layer].keys.index_copy_(2, self.at, keys)
         self.own[layer].values.index_copy_(2, self.at, values)
 
+    def leave(self, rows: Sequence[int]) -> None:
+        """These rows have finished: nothing of them is needed any more."""
+        for row in rows:
+            self.begun[row] = LEFT
+
+    def put_rows(self, rows: Sequence[int], others: Any) -> None:
+        """Other rows take the places of these.
+
+        Args:
+            rows: the places.
+            others: a state of the same kind and request, whose first rows they are.
+        """
+        count, width = len(rows), others.used
+        if width > self.used:  # their newest tokens come below the newest ones here
+            drop = self.used - width
+            self._move_slots(drop, max(self.own_mask.shape[1], width))
+        begin, end = self.used - width, self.used
+        at = torch.tensor(rows, device=self.at.device)
+        for layer, kv in self.own.items():
+            new = others.own[layer]
+            kv.keys[:, at, begin:end] = new.keys[:, :count, :width]
+            kv.values[:, at, begin:end] = new.values[:, :count, :width]
+            kv.values[:, at, :begin] = 0  # no infinity of a row that left may reach this one
+        self.own_mask[at] = False
+        self.own_mask[at, begin:end] = others.own_mask[:count, :width]
+        self.own_positions[at, begin:end] = others.own_positions[:count, :width]
+        if self.rope_offsets is not None:
+            self.rope_offsets[at] = others.rope_offsets[:count]
+        for row in rows:
+            self.begun[row] = begin
+        self._put_segments(at, others)
+
+    def _put_segments(self, at: torch.Tensor, others: Any) -> None:
+        """The segments of the rows ``at`` become those of the others' first rows."""
+        raise NotImplementedError
+
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows, in this order. rows: [R'] indices."""
+        self.begun = [self.begun[row] for row in rows.tolist()]
         self._keep_rows(self.own, "own", rows)
         self.own_mask = self.buffers.keep("own mask", self.own_mask[rows])
         self.own_positions = self.buffers.keep("own positions", self.own_positions[rows])
@@ -303,6 +391,7 @@ class DecodeState(FusedTokenState):
         segments: layer → [J, R, K, M, D], right-padded.
         segment_mask: [R, K, M] bool, false on padding.
         segment_positions: [R, K, M].
+        counts: how many of its K partitions each row has; the others are padding.
         observe: called with the layer and what `split_attention` says, in every layer of every
             forward.
         others: see `FusedTokenState`.
@@ -314,12 +403,15 @@ class DecodeState(FusedTokenState):
         segments: dict[int, KeyValues],
         segment_mask: torch.Tensor,
         segment_positions: torch.Tensor,
+        counts: Sequence[int] | None = None,
         observe: Callable[..., None] | None = None,
         **others: Any,
     ) -> None:
-        super().__init__(rows=segment_mask.shape[0], segments=segments, buffers=Buffers(), **others)
+        R, K, _ = segment_mask.shape
+        super().__init__(rows=R, segments=segments, buffers=Buffers(), **others)
         self.segment_mask = segment_mask
         self.segment_positions = segment_positions
+        self.counts = [K] * R if counts is None else list(counts)
         self.observe = observe
         self._masks: dict[tuple[int | None, int], Visible] = {}
 
@@ -332,6 +424,26 @@ class DecodeState(FusedTokenState):
         self._keep_rows(self.segments, "segment", rows)
         self.segment_mask = self.segment_mask[rows]
         self.segment_positions = self.segment_positions[rows]
+        self.counts = [self.counts[row] for row in rows.tolist()]
+        self._masks.clear()
+
+    def _put_segments(self, at: torch.Tensor, others: Any) -> None:
+        count, M = len(at), max(self.segment_mask.shape[2], others.segment_mask.shape[2])
+
+        def put(tensor: torch.Tensor, new: torch.Tensor, dim: int) -> torch.Tensor:
+            """[..., R, K, M, ...], the rows at ``dim``, in room for the longest segment."""
+            tensor, new = (_widened(x, dim + 2, M) for x in (tensor, new))
+            return tensor.index_copy_(dim, at, new.narrow(dim, 0, count))
+
+        for layer, kv in self.segments.items():
+            new = others.segments[layer]
+            self.segments[layer] = KeyValues(
+                put(kv.keys, new.keys, 1), put(kv.values, new.values, 1)
+            )
+        self.segment_mask = put(self.segment_mask, others.segment_mask, 0)
+        self.segment_positions = put(self.segment_positions, others.segment_positions, 0)
+        for place, row in enumerate(at.tolist()):
+            self.counts[row] = others.counts[place]
         self._masks.clear()
 
     def attend(
@@ -345,21 +457,44 @@ class DecodeState(FusedTokenState):
         S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
         self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
-        end = self.filled + S
-        own, angles, interleaved = self.own[layer], None, False
+        visible = self._visible(scoring.window, query.shape[1] // J)
+        if len(set(self.counts)) == 1:
+            return self._attend(layer, query, visible, scoring, slice(None), self.counts[0])
+        # Questions with unlike numbers of paraphrases: those with as many are fused together.
+        out = torch.empty_like(query)
+        for count in sorted(set(self.counts)):
+            rows = [row for row, its in enumerate(self.counts) if its == count]
+            at = torch.tensor(rows, device=query.device)
+            out[at] = self._attend(layer, query[at], visible, scoring, at, count)
+        return out
+
+    def _attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        visible: Visible,
+        scoring: Scoring,
+        rows: torch.Tensor | slice,
+        K: int,
+    ) -> torch.Tensor:
+        """Of the rows that these are, with K partitions each."""
+        own, segments, end = self.own[layer], self.segments[layer], self.used
+        angles, interleaved = None, False
         if (tables := self.angles(layer)) is not None:
+            assert self.rope_offsets is not None
             cos, sin, interleaved = tables
-            angles = cos[self.rope_offsets], sin[self.rope_offsets]  # [R, K, rotated size]
+            offsets = self.rope_offsets[rows, :K]
+            angles = cos[offsets], sin[offsets]  # [R, K, rotated size]
         return split_attention(
             query,
             self.prefix.get(layer),
-            self.segments[layer],
-            KeyValues(own.keys[:, :, :end], own.values[:, :, :end]),
-            self._visible(scoring.window, query.shape[1] // J),
+            KeyValues(segments.keys[:, rows, :K], segments.values[:, rows, :K]),
+            KeyValues(own.keys[:, rows, :end], own.values[:, rows, :end]),
+            visible.of_rows(rows, K),
             angles,
             interleaved,
             scoring,
-            self.fusion,
+            self.fusion.of_first(K),
             None if self.observe is None else partial(self.observe, layer),
         )
 
@@ -394,3 +529,12 @@ class DecodeState(FusedTokenState):
             spread_over_group(segments, group)[None],
             spread_over_group(fused[:, None], group)[None],
         )
+
+
+def _widened(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """With zeros behind, so that a dimension has this size."""
+    missing = size - tensor.shape[dim]
+    if missing == 0:
+        return tensor
+    shape = (*tensor.shape[:dim], missing, *tensor.shape[dim + 1 :])
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)

@@ -120,6 +120,13 @@ class Visible:
     segments: torch.Tensor
     fused: torch.Tensor
 
+    def of_rows(self, rows: torch.Tensor | slice, K: int) -> Visible:
+        """Of these rows, with their first K partitions."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = prefix[:, rows, : K if prefix.shape[2] > 1 else 1]
+        return Visible(prefix, self.segments[:, rows, :K], self.fused[:, rows])
+
 
 def spread_over_group(mask: torch.Tensor, group: int) -> torch.Tensor:
     """[R, K, S, keys] → [R, K, G*S, keys]: the query heads of a kv head see the same."""

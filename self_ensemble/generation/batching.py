@@ -15,8 +15,14 @@ from self_ensemble.attention.checks import head_shape
 from self_ensemble.generation.streams import Stream
 
 # Tokens encoded in one forward, at most. On a CPU more gains nothing; on a GPU it was not measured.
-CPU_TOKENS_PER_BATCH = 4096
-GPU_TOKENS_PER_BATCH = 65536
+CPU_TOKENS_AT_ONCE = 4096
+GPU_TOKENS_AT_ONCE = 65536
+# A batch has questions for so many fillings of its places. A batch is what an interrupted run
+# answers again; at its end places stay empty.
+FILLINGS = 4
+# Keys and values of a CPU's batch; so many tokens of a long answer are counted on a GPU.
+CPU_BYTES_KEPT = 2 << 30
+EXPECTED_TOKENS = 512
 # On a CPU FlexAttention compiles once a length, so packed lengths are rounded up to a multiple of
 # this, and longer ones to eight lengths an octave. On a GPU to what a block of the mask has: with
 # fewer tokens FlexAttention goes over to another kernel.
@@ -29,26 +35,28 @@ COMPACTION_FRACTION = 0.25
 def schedule_batches(
     questions: Sequence[Sequence[Stream]],
     batch_size: int | None,
-    tokens_per_batch: int,
+    tokens_at_once: int,
     among: Iterable[int] | None = None,
 ) -> list[list[int]]:
     """Indices of questions, batch by batch, shortest first: a function of data and settings.
 
     Args:
         questions: the streams of each.
-        batch_size: questions a batch; None fills batches up to ``tokens_per_batch``.
-        tokens_per_batch: encoded tokens of a batch where no size is given.
+        batch_size: questions that are answered at a time; None for as many as have
+            ``tokens_at_once``. A batch has up to `FILLINGS` times as many.
+        tokens_at_once: encoded tokens that are answered at a time where no size is given.
         among: the indices of those that are to be answered; None for all.
     """
     indices = range(len(questions)) if among is None else among
     cost = {i: sum(stream.encoded_tokens for stream in questions[i]) for i in indices}
     order = sorted(cost, key=lambda index: (cost[index], index))
     if batch_size is not None:
-        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+        size = FILLINGS * batch_size
+        return [order[at : at + size] for at in range(0, len(order), size)]
     batches: list[list[int]] = []
-    tokens = tokens_per_batch
+    tokens = limit = FILLINGS * tokens_at_once
     for index in order:
-        if tokens + cost[index] > tokens_per_batch:
+        if tokens + cost[index] > limit:
             batches.append([])
             tokens = 0
         batches[-1].append(index)
@@ -56,13 +64,34 @@ def schedule_batches(
     return batches
 
 
-def tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) -> int:
-    """How many packed tokens to encode at a time where no batch size is asked for.
+def places(
+    questions: Sequence[Sequence[Stream]],
+    *,
+    tokens_at_once: int,
+    tokens_kept: int,
+    max_new_tokens: int,
+) -> int:
+    """How many questions of a batch are answered at a time, where no size is given.
+
+    Args:
+        questions: of the batch.
+        tokens_at_once, tokens_kept: see the functions of these names.
+        max_new_tokens: the limit of an answer.
+    """
+    encoded = max(sum(s.encoded_tokens for s in streams) for streams in questions)
+    streams = max(map(len, questions))
+    return max(
+        1, min(tokens_at_once // encoded, tokens_kept // (encoded + streams * max_new_tokens))
+    )
+
+
+def tokens_at_once(config: Any, device: torch.device, bytes_per_value: int) -> int:
+    """How many tokens are encoded at a time where no batch size is asked for.
 
     config: the text model's. bytes_per_value: of the model's number format.
     """
     if device.type != "cuda":
-        return CPU_TOKENS_PER_BATCH
+        return CPU_TOKENS_AT_ONCE
     _, heads, size = head_shape(config)
     # Keys and values of all layers, packed and (uncaptured) by row, and the widest activations.
     values = 2 * 3 * config.num_hidden_layers * heads * size + 32 * config.hidden_size
@@ -70,7 +99,25 @@ def tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) ->
     tokens = free // 2 // (values * bytes_per_value)
     least = 1024
     rounded = tokens // least * least  # slightly less free memory gives the same batches
-    return max(least, min(GPU_TOKENS_PER_BATCH, rounded))
+    return max(least, min(GPU_TOKENS_AT_ONCE, rounded))
+
+
+def tokens_kept(config: Any, device: torch.device, bytes_per_value: int, new_tokens: int) -> int:
+    """Of how many tokens, encoded and fused, keys and values are kept at a time.
+
+    On a GPU long answers count for less than they may have, since few have it, and memory that runs
+    out makes batches smaller; on a CPU the process would be killed.
+
+    new_tokens: the limit of an answer.
+    """
+    _, heads, size = head_shape(config)
+    each = 2 * config.num_hidden_layers * heads * size * bytes_per_value
+    if device.type != "cuda":
+        return CPU_BYTES_KEPT // each
+    free, _ = torch.cuda.mem_get_info(device)
+    expected = min(new_tokens, EXPECTED_TOKENS)
+    tokens = free // 2 // each * new_tokens // expected
+    return int(max(1024, tokens // 1024 * 1024))
 
 
 def padded_length(total: int, device: torch.device) -> int:

@@ -57,7 +57,7 @@ def encode_streams(
 
     Args:
         forward: of the model.
-        streams: whose; all have as many separators.
+        streams: whose.
         prefix: what they see beside themselves.
         buffers, capacity: see `EncodeState`.
 
@@ -65,8 +65,6 @@ def encode_streams(
         The encoded state, and where the streams have no tail the logits after each one's last
         segment, [R, V].
     """
-    counts = {len(stream.separators) for stream in streams}
-    assert len(counts) == 1, counts
     segments = [segment for stream in streams for segment in stream.segments]
     starts = [start for stream in streams for start in stream.positions.starts]
     segments += [(token,) for stream in streams for token in stream.separators]

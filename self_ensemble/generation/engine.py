@@ -13,42 +13,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from self_ensemble.attention.cuda_graphs import CapturedDecodeState
 from self_ensemble.attention.fusion import Fusion
-from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.rotary import RotaryTables, read_rotary
-from self_ensemble.attention.scoring import KeyValues
 from self_ensemble.generation import batching
 from self_ensemble.generation.capture_check import find_capture_problem
 from self_ensemble.generation.captured import CapturedSteps
-from self_ensemble.generation.decode import Answer, DecodeLoop
-from self_ensemble.generation.encode import Prefix, encode_prefix, encode_streams
+from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.encode import Prefix, encode_prefix
 from self_ensemble.generation.forward import Forward
-from self_ensemble.generation.likelihood import (
-    CPU_LOGITS,
-    GPU_LOGITS,
-    SEGMENT_TOKENS,
-    Likelihood,
-    Row,
-    ScoringRequest,
-    group_rows,
-    pad_rows,
-    plan_rows,
-    read_rows,
-)
+from self_ensemble.generation.likelihood import ScoringRequest
+from self_ensemble.generation.likelihood_pass import LikelihoodPass
 from self_ensemble.generation.limits import check_request
+from self_ensemble.generation.passes import Generation, OnProgress
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.sampling import Chooser, Greedy, Sampler
-from self_ensemble.generation.stats import Stats
-from self_ensemble.generation.stopping import LineStop, StopRule, end_of_sequence_ids
+from self_ensemble.generation.stopping import (
+    LineStop,
+    StopRule,
+    end_of_sequence_ids,
+    make_stop_rule,
+)
 from self_ensemble.generation.streams import Stream
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
@@ -71,7 +61,6 @@ def _lock_of(model: Any) -> RLock:
 
 
 Batch = list[tuple[int, Answer]]
-RowState = DecodeState | CapturedDecodeState
 
 
 class Engine:
@@ -110,7 +99,8 @@ class Engine:
         self.eos_ids = end_of_sequence_ids(model, tokenizer, vocabulary)
         self.line_stop: StopRule = LineStop(tokenizer, self.eos_ids, vocabulary, self.device)
         assert not capture or wrapper.backend == "flex", wrapper.backend
-        self._captured = CapturedSteps() if capture else None
+        self.captured_steps = CapturedSteps() if capture else None
+        self._stop_rules: dict[tuple[str, ...], StopRule] = {}
         self._capture_problems: dict[tuple[object, ...], str | None] = {}
         self._last_prefix: Prefix | None = None
         self._rotary: dict[tuple[int, int], RotaryTables | None] = {}
@@ -121,7 +111,7 @@ class Engine:
     @property
     def captures(self) -> bool:
         """Whether decode steps are captured, for the fusions that a kernel knows."""
-        return self._captured is not None
+        return self.captured_steps is not None
 
     def generate(
         self,
@@ -130,14 +120,17 @@ class Engine:
         batch_size: int | None = None,
         batches: Sequence[Sequence[int]] | None = None,
         max_batch_size: int | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Generation:
         """Begin to answer a request.
 
         Args:
             request: what is asked.
-            batch_size: questions a batch; None chooses from the lengths and what memory is free.
+            batch_size: questions at a time; None chooses from the lengths and what memory is free.
             batches: see `schedule`; these are answered as they are, and no others.
             max_batch_size: of an earlier generation, where memory has run out before.
+            on_progress: called while a batch is answered, with how many of the request's questions
+                are finished, and how many tokens they and the others have.
 
         Returns:
             An iterator of batches of (index into ``request.questions``, answer), shortest questions
@@ -147,11 +140,15 @@ class Engine:
             UserError: a question is longer than the model's context, has a token that the model
                 does not know, or positions that it cannot have; memory ran out with the prefix.
         """
+        if batches is None:
+            batches = self.schedule(request.questions, batch_size)
         return self._begin(
             request,
-            self.schedule(request.questions, batch_size) if batches is None else batches,
+            batches,
             max_batch_size,
             captured=self._is_captured(request),
+            batch_size=batch_size,
+            on_progress=on_progress,
         )
 
     def score(
@@ -174,7 +171,14 @@ class Engine:
             batches = self.schedule(request.questions, batch_size)
         prefix, rotary = self._prepare(request, captured=False)
         return LikelihoodPass(
-            self, request, prefix, rotary, batches, captured=False, max_batch_size=max_batch_size
+            self,
+            request,
+            prefix,
+            rotary,
+            batches,
+            captured=False,
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
         )
 
     def schedule(
@@ -183,14 +187,27 @@ class Engine:
         batch_size: int | None,
         among: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """Which questions go together: see `batching.schedule_batches`."""
-        tokens = batching.tokens_per_batch(self.config, self.device, self.model.dtype.itemsize)
+        """Which questions go together: see `batching.schedule_batches`.
+
+        A batch has more questions than are answered at a time: others wait in it for a place.
+        """
+        tokens = batching.tokens_at_once(self.config, self.device, self.model.dtype.itemsize)
         return batching.schedule_batches(questions, batch_size, tokens, among)
+
+    def stop_rule(self, stop: tuple[str, ...] | None) -> StopRule:
+        """What `GenerationConfig.stop` asks for."""
+        if stop is None:
+            return self.line_stop
+        if stop not in self._stop_rules:
+            self._stop_rules[stop] = make_stop_rule(
+                stop, self.tokenizer, self.eos_ids, self.config.vocab_size, self.device
+            )
+        return self._stop_rules[stop]
 
     def release(self) -> None:
         """Give back what memory is kept from batch to batch."""
-        if self._captured is not None:
-            self._captured.clear()
+        if self.captured_steps is not None:
+            self.captured_steps.clear()
         torch.cuda.empty_cache()
 
     def capture_problem(self, fusion: Fusion) -> str | None:
@@ -199,7 +216,7 @@ class Engine:
         The first time that a fusion is asked about, a few tokens' logits by the captured path are
         held against those of the plain path. A problem is told once.
         """
-        if self._captured is None:
+        if self.captured_steps is None:
             return "this engine captures nothing"
         if not fusion.in_kernel:
             return f"no kernel computes the fusion {fusion.kind!r}"
@@ -222,7 +239,7 @@ class Engine:
 
     def _answer_all(self, request: Request, captured: bool) -> None:
         batch = list(range(len(request.questions)))
-        for _ in self._begin(request, [batch], None, captured=captured):
+        for _ in self._begin(request, [batch], None, captured=captured, batch_size=len(batch)):
             pass
 
     def _is_captured(self, request: Request) -> bool:
@@ -234,9 +251,8 @@ class Engine:
     def _prepare(self, request: Request, *, captured: bool) -> tuple[Prefix, RotaryTables | None]:
         check_request(request, self.config, self.tokenizer)
         with self.computing():
-            return self._encoded_prefix(request.prefix, captured=captured), self._rotary_for(
-                request
-            )
+            prefix = self._encoded_prefix(request.prefix, captured=captured)
+            return prefix, self._rotary_for(request)
 
     def _begin(
         self,
@@ -245,10 +261,20 @@ class Engine:
         max_batch_size: int | None,
         *,
         captured: bool,
+        batch_size: int | None,
+        on_progress: OnProgress | None = None,
     ) -> Generation:
         prefix, rotary = self._prepare(request, captured=captured)
         return Generation(
-            self, request, prefix, rotary, batches, captured=captured, max_batch_size=max_batch_size
+            self,
+            request,
+            prefix,
+            rotary,
+            batches,
+            captured=captured,
+            batch_size=batch_size,
+            max_batch_size=max_batch_size,
+            on_progress=on_progress,
         )
 
     def _encoded_prefix(self, ids: tuple[int, ...], *, captured: bool) -> Prefix:
@@ -257,8 +283,8 @@ class Engine:
         if found is None or found.ids != ids:
             # Outside the buffers that batches share, and with all the memory that they had.
             self._last_prefix = None
-            if self._captured is not None:
-                self._captured.clear()
+            if self.captured_steps is not None:
+                self.captured_steps.clear()
             forward = Forward(self.model, self.wrapper, compiled=captured)
             with self.telling(captured):
                 try:
@@ -313,279 +339,3 @@ class Engine:
 
     def has_started(self) -> None:
         self._started = True
-
-
-class Generation(Iterator[Batch]):
-    """A request that is being answered, batch by batch.
-
-    Attributes:
-        stats: what was computed so far.
-        max_batch_size: what memory allows at a time, once it has run out; None before.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        request: Request,
-        prefix: Prefix,
-        rotary: RotaryTables | None,
-        batches: Sequence[Sequence[int]],
-        *,
-        captured: bool,
-        max_batch_size: int | None,
-    ):
-        self.stats = Stats()
-        self.max_batch_size = max_batch_size
-        self._engine = engine
-        self._request = request
-        self._prefix = prefix
-        self._rotary = rotary
-        self._batches = iter(batches)
-        self._steps = engine._captured if captured else None
-        self._forward = Forward(engine.model, engine.wrapper, compiled=captured)
-        # A batch of one row has kernels of its own, that would be compiled in mid-run.
-        self._fewest_slots = 1 if all(len(batch) == 1 for batch in batches) else 2
-        self._capacity = self._largest_batch(batches) if captured else 0
-
-    def __next__(self) -> Batch:
-        return self._answer_what_fits(list(next(self._batches)))
-
-    def _largest_batch(self, batches: Sequence[Sequence[int]]) -> int:
-        """Packed tokens of the largest batch; 0 where memory has run out before."""
-        if self.max_batch_size is not None:
-            return 0
-        tokens = [sum(s.encoded_tokens for s in group) for group in self._request.questions]
-        sums = (sum(tokens[index] for index in batch) for batch in batches)
-        return max((batching.padded_length(s, self._engine.device) for s in sums), default=0)
-
-    def _answer_what_fits(self, batch: list[int]) -> Batch:
-        """The batch, in as many parts as the memory asks for; later batches begin at that size."""
-        size = self.max_batch_size or len(batch)
-        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
-        answered: Batch = []
-        while parts:
-            part = parts.pop(0)
-            before, answers = replace(self.stats), None
-            try:
-                answers = self._answer(part)
-            except torch.OutOfMemoryError:
-                if len(part) == 1:
-                    raise UserError(
-                        "out of memory with one question at a time: take fewer paraphrases or "
-                        "few-shot examples, or a smaller model"
-                    ) from None
-            if answers is None:  # outside the handler, which still holds the failed tensors
-                self._engine.release()
-                self._capacity = 0
-                if self.max_batch_size is None:
-                    logger.warning("out of memory with %d questions at a time: halved", len(part))
-                self.stats = replace(before, out_of_memory=before.out_of_memory + 1)
-                self.max_batch_size = len(part) // 2
-                parts[:0] = [part[: self.max_batch_size], part[self.max_batch_size :]]
-                continue
-            self.stats.largest_batch = max(self.stats.largest_batch, len(part))
-            answered += zip(part, answers, strict=True)
-        return answered
-
-    @torch.inference_mode()
-    def _answer(self, part: Sequence[int]) -> list[Answer]:
-        """1. encode all segments, isolated; 2. say whose row they belong to; 3. decode."""
-        captured = self._steps is not None
-        with self._engine.computing(), self._engine.telling(captured):
-            answers = self._encode_and_decode(part)
-        self._engine.has_started()
-        return answers
-
-    def _encode_and_decode(self, part: Sequence[int]) -> list[Answer]:
-        request, device = self._request, self._engine.device
-        groups = [request.questions[index] for index in part]
-        streams = [stream for group in groups for stream in group]
-        buffers = None if self._steps is None else self._steps.buffers
-        encoded, logits = encode_streams(
-            self._forward, streams, self._prefix, buffers=buffers, capacity=self._capacity
-        )
-        self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
-
-        slots, n = self._slots(len(part)), len(groups[0])
-        rows = [slot * n + stream for slot in slots for stream in range(n)]
-        state = self._decode_state(streams, rows, encoded)
-        streams = [streams[row] for row in rows]
-        weights = None
-        if request.weights is not None:
-            weights = request.weights[[part[slot] for slot in slots]].to(device)
-        with self._engine.wrapper.using(state):
-            logits = self._read_tails(streams, state) if logits is None else logits[rows]
-            return self._loop(state, [part[slot] for slot in slots]).run(
-                state,
-                logits,
-                torch.tensor([stream.answer_start for stream in streams], device=device),
-                questions=len(part),
-                streams=n,
-                weights=weights,
-                stats=self.stats,
-            )
-
-    def _slots(self, count: int) -> list[int]:
-        """A batch's questions by slot; where steps are captured, padded to a size that is."""
-        slots = list(range(count))
-        if self._steps is None:
-            return slots
-        return batching.fill_slots(slots, batching.captured_slots(count, self._fewest_slots))
-
-    def _compact(self, running: Sequence[int], size: int) -> list[int] | None:
-        if self._steps is None:
-            return batching.compacted(running, size)
-        return batching.compacted_captured(running, size, self._fewest_slots)
-
-    def _loop(self, state: RowState, questions: Sequence[int]) -> DecodeLoop:
-        request = self._request
-        chooser: Chooser = Greedy()
-        if request.sampling is not None:
-            chooser = Sampler(request.sampling, questions, self._engine.device)
-        return DecodeLoop(
-            step=lambda ids, positions: self._step(state, ids, positions),
-            reduce=request.reduce,
-            chooser=chooser,
-            stop=request.stop or self._engine.line_stop,
-            compact=self._compact,
-            eos_ids=self._engine.eos_ids,
-            max_new_tokens=request.max_new_tokens,
-            overlapped=self._steps is not None,
-        )
-
-    def _decode_state(
-        self, streams: Sequence[Stream], rows: Sequence[int], encoded: EncodeState
-    ) -> RowState:
-        """What the rows' fused tokens attend to. rows: of which stream each row is."""
-        device, S = self._engine.device, len(streams)
-        K, separators = len(streams[0].segments), len(streams[0].separators)
-        offsets = torch.tensor([stream.positions.rope_offsets for stream in streams])[list(rows)]
-        tail = max(len(stream.tail) for stream in streams)
-        common: dict[str, Any] = {
-            "prefix": self._prefix.layers,
-            "rope_offsets": offsets.to(device) if offsets.any() else None,
-            "rotary": self._rotary,
-            "slots": separators + tail + self._request.max_new_tokens,
-            "fusion": self._request.fusion,
-        }
-        lengths = encoded.lengths[: S * K].view(S, K)[list(rows)]
-        state: RowState
-        if self._steps is not None:
-            starts = torch.tensor([stream.positions.starts for stream in streams])[list(rows)]
-            state = CapturedDecodeState(
-                segments=encoded.layers,
-                starts=encoded.starts[: S * K].view(S, K)[list(rows)],
-                lengths=lengths,
-                segment_positions=starts,
-                buffers=self._steps.buffers,
-                **common,
-            )
-        else:
-            M = int(lengths.max())
-            segments = encoded.gather[: S * K]  # the separators' rows come behind
-            gather = segments.view(S, K, -1)[list(rows)][:, :, :M]  # [R, K, M]
-            state = DecodeState(
-                segments={
-                    layer: KeyValues(kv.keys[:, gather], kv.values[:, gather])
-                    for layer, kv in encoded.layers.items()
-                },
-                segment_mask=(torch.arange(M) < lengths[:, :, None]).to(device),
-                segment_positions=encoded.position_ids[gather],
-                observe=self._request.observe,
-                **common,
-            )
-        if separators:
-            at = encoded.starts[S * K :].view(S, separators)[list(rows)]
-            layers = {
-                layer: KeyValues(kv.keys[:, at], kv.values[:, at])
-                for layer, kv in encoded.layers.items()
-            }
-            state.put(layers, encoded.position_ids[at])
-        return state
-
-    def _read_tails(self, streams: Sequence[Stream], state: RowState) -> torch.Tensor:
-        """The first fused tokens, left-padded to the longest tail. Returns logits [R, V]."""
-        device = self._engine.device
-        width = max(len(stream.tail) for stream in streams)
-        ids = torch.tensor(
-            [[0] * (width - len(stream.tail)) + [*stream.tail] for stream in streams]
-        )
-        tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
-        starts = torch.tensor([stream.positions.fused_start for stream in streams])[:, None]
-        step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
-        positions = (starts + step).clamp(min=0).to(device)
-        state.append(positions, (step >= 0).to(device))
-        self.stats.count_forward(len(streams))
-        return self._forward.fused(ids.to(device), positions)
-
-    def _step(self, state: RowState, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """One more token a row: ids, positions [R] → logits [R, V], until the next step."""
-        ids, positions = ids[:, None], positions[:, None]
-        state.advance(1)
-        if self._steps is not None:
-            assert isinstance(state, CapturedDecodeState)
-            reads = self._prefix, self._rotary
-            logits = self._steps.run(state, self._forward.fused, ids, positions, reads)
-            if logits is not None:
-                return logits
-        state.mark(positions, torch.ones_like(positions, dtype=torch.bool))
-        return self._forward.fused(ids, positions)
-
-
-class LikelihoodPass(Generation):
-    """A request whose continuations are being scored, batch by batch; see `Generation`."""
-
-    _request: ScoringRequest
-
-    def _encode_and_decode(self, part: Sequence[int]) -> list[Any]:
-        """1. encode all segments, isolated; 2. read the continuations' rows, some at a time."""
-        request, device = self._request, self._engine.device
-        groups = [request.questions[index] for index in part]
-        streams = [stream for group in groups for stream in group]
-        encoded, first = encode_streams(self._forward, streams, self._prefix)
-        self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
-
-        rows, begin = [], 0
-        for question, (index, group) in enumerate(zip(part, groups, strict=True)):
-            own = range(begin, begin := begin + len(group))
-            rows += plan_rows(question, own, group[0].tail, request.continuations[index])
-        weights = None if request.weights is None else request.weights[list(part)]
-        places = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
-        found: list[dict[int, Likelihood]] = [{} for _ in part]
-        for chunk in group_rows(
-            rows,
-            groups,
-            max_logits=places // self._engine.config.vocab_size,
-            max_tokens=max(SEGMENT_TOKENS, sum(stream.encoded_tokens for stream in streams)),
-        ):
-            logits = self._row_logits(chunk, streams, encoded, first)
-            for question, continuation, likelihood in read_rows(
-                chunk, logits, request.reduce, weights
-            ):
-                found[question][continuation] = likelihood
-                self.stats.decoded_tokens += len(likelihood.logprobs)
-        return [tuple(each[index] for index in range(len(each))) for each in found]
-
-    def _row_logits(
-        self,
-        rows: Sequence[Row],
-        streams: Sequence[Stream],
-        encoded: EncodeState,
-        first: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """[rows * n, W, V], as `read_rows` takes them."""
-        device = self._engine.device
-        of = [index for row in rows for index in row.streams]
-        before = None if first is None else first[of][:, None]
-        if not any(row.token_ids for row in rows):
-            assert before is not None
-            return before
-        ids, positions, mask = pad_rows(rows, streams)
-        state = self._decode_state(streams, of, encoded)
-        state.append(positions.to(device), mask.to(device))
-        self.stats.count_forward(len(of))
-        with self._engine.wrapper.using(state):
-            logits = self._forward.fused_tokens(
-                ids.to(device), positions.to(device), max(row.wanted for row in rows)
-            )
-        return logits if before is None else torch.cat([before, logits.float()], dim=1)

@@ -192,7 +192,8 @@ def read_rows(
         given = None
         if weights is not None:
             given = weights[[rows[at].question for at, _ in part]].to(logits.device)
-        scores = combine_streams(reduce, by_row[index, :, column].float(), given)  # [P, V]
+        by_place = by_row[index, :, column].float()
+        scores = combine_streams(reduce, by_place, given, [n] * len(part))  # [P, V]
         asked = [(i, target) for i, place in enumerate(part) for target in targets[place]]
         which, tokens = torch.tensor(asked, device=logits.device).T
         logprobs = scores[which, tokens] - scores.logsumexp(-1)[which]

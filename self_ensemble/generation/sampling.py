@@ -47,11 +47,15 @@ class Sampling:
 class Chooser(Protocol):
     """Takes the tokens of a batch's questions, step by step."""
 
-    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
-        """scores [B, V] → token ids [B]."""
+    def put(self, places: Sequence[int], questions: Sequence[int]) -> None:
+        """These questions begin in these places of the batch."""
         ...
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def choose(self, scores: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        """The next token of the questions in some places: scores [B, V] → token ids [B]."""
+        ...
+
+    def keep(self, places: Sequence[int]) -> None:
         """Go on with the questions in these places of the batch, in this order."""
         ...
 
@@ -59,10 +63,13 @@ class Chooser(Protocol):
 class Greedy:
     """The likeliest token; ties go to the lowest id."""
 
-    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
+    def put(self, places: Sequence[int], questions: Sequence[int]) -> None:
+        pass
+
+    def choose(self, scores: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
         return scores.argmax(-1)
 
-    def keep(self, slots: Sequence[int]) -> None:
+    def keep(self, places: Sequence[int]) -> None:
         pass
 
 
@@ -71,35 +78,56 @@ class Sampler:
 
     Args:
         sampling: of the request.
-        questions: which of the request's questions is in each place of the batch.
         device: of the scores.
     """
 
-    def __init__(self, sampling: Sampling, questions: Sequence[int], device: torch.device):
+    def __init__(self, sampling: Sampling, device: torch.device):
         self.sampling = sampling
-        self.questions = list(questions)
         self.device = device
-        self._first = 0  # the step that the first column of the numbers is for
-        self._numbers = torch.empty(len(self.questions), 0, dtype=torch.float64)
+        # Of each place: its question, its next token, the token that its first number is for.
+        self._questions: list[int] = []
+        self._steps: list[int] = []
+        self._first: list[int] = []
+        self._numbers = torch.empty(0, STEPS_AT_ONCE, dtype=torch.float64, device=device)
 
-    def choose(self, scores: torch.Tensor, step: int) -> torch.Tensor:
-        if step >= self._first + self._numbers.shape[1]:
-            self._make_numbers(step)
-        numbers = self._numbers[:, step - self._first]
+    def put(self, places: Sequence[int], questions: Sequence[int]) -> None:
+        missing = max(places) + 1 - len(self._questions)
+        if missing > 0:
+            for kept in (self._questions, self._steps, self._first):
+                kept.extend([0] * missing)
+            more = self._numbers.new_zeros(missing, self._numbers.shape[1])
+            self._numbers = torch.cat([self._numbers, more])
+        for place, question in zip(places, questions, strict=True):
+            self._questions[place], self._steps[place] = question, 0
+        self._make_numbers(places)
+
+    def choose(self, scores: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+        spent = [p for p in places if self._steps[p] - self._first[p] == self._numbers.shape[1]]
+        if spent:
+            self._make_numbers(spent)
+        columns = [self._steps[place] - self._first[place] for place in places]
+        at = torch.tensor([list(places), columns]).to(self.device)
+        for place in places:
+            self._steps[place] += 1
+        numbers = self._numbers[at[0], at[1]]
         return pick(scores, numbers, self.sampling.temperature, self.sampling.top_p)
 
-    def keep(self, slots: Sequence[int]) -> None:
-        self.questions = [self.questions[slot] for slot in slots]
-        self._numbers = self._numbers[torch.tensor(slots, device=self._numbers.device)]
+    def keep(self, places: Sequence[int]) -> None:
+        for name in ("_questions", "_steps", "_first"):
+            kept = getattr(self, name)
+            setattr(self, name, [kept[place] for place in places])
+        self._numbers = self._numbers[torch.tensor(places, device=self.device)]
 
-    def _make_numbers(self, step: int) -> None:
+    def _make_numbers(self, places: Sequence[int]) -> None:
+        """Of the next tokens in these places."""
         seed, keys = self.sampling.seed, self.sampling.keys
-        rows = [
-            [uniform(seed, *keys[question], step + k) for k in range(STEPS_AT_ONCE)]
-            for question in self.questions
-        ]
-        self._first = step
-        self._numbers = torch.tensor(rows, dtype=torch.float64).to(self.device)
+        rows = []
+        for place in places:
+            key, step = keys[self._questions[place]], self._steps[place]
+            self._first[place] = step
+            rows.append([uniform(seed, *key, step + k) for k in range(self._numbers.shape[1])])
+        numbers = torch.tensor(rows, dtype=torch.float64).to(self.device)
+        self._numbers[torch.tensor(places, device=self.device)] = numbers
 
 
 def uniform(seed: int, uuid: str, attempt: int, step: int) -> float:

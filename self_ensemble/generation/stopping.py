@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
-class StopRule(Protocol):
-    """Says of chosen tokens what they mean for their rows. ``B`` rows."""
+@dataclass(frozen=True)
+class Cut:
+    """Where a stop string ends an answer.
 
+    text_end: how many characters of the text (`tokenizer.decode` without special tokens) come
+        before it.
+    tokens: how many tokens have text before it.
+    """
+
+    text_end: int
+    tokens: int
+
+
+class StopRule(ABC):
+    """Says when an answer ends. ``B`` rows."""
+
+    @abstractmethod
     def __call__(
         self, tokens: torch.Tensor, seen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Whether rows stop here.
+        """What chosen tokens mean for their rows, by token id, on the device.
 
         Args:
             tokens: [B].
@@ -24,10 +40,16 @@ class StopRule(Protocol):
             Whether the row stops, whether the token has text of the answer or comes before it, and
             the new ``seen``; bool [B] each.
         """
-        ...
+
+    def cut(self, token_ids: Sequence[int]) -> Cut | None:
+        """Where the text of an answer that goes on is to end; None where it goes on.
+
+        Asked after every token, so that no stop string is complete before the last one.
+        """
+        return None
 
 
-class LineStop:
+class LineStop(StopRule):
     """Stops a row at end-of-sequence, or at a newline after its first visible character.
 
     Exact, by token id: what a token's text holds is tabled once for the whole vocabulary. Special
@@ -69,7 +91,22 @@ class LineStop:
         return eos | line_ends, ~(eos | only_ends), seen | self.visible[tokens]
 
 
-class NeverStop:
+class EndStop(StopRule):
+    """Stops a row at end-of-sequence alone. Arguments: see `LineStop`."""
+
+    def __init__(
+        self, eos_ids: Collection[int], vocabulary: int, device: torch.device | str
+    ) -> None:
+        self.eos = torch.tensor([token in eos_ids for token in range(vocabulary)], device=device)
+
+    def __call__(
+        self, tokens: torch.Tensor, seen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        eos = self.eos[tokens]
+        return eos, ~eos, seen
+
+
+class NeverStop(StopRule):
     """Goes on to the token limit whatever comes: for benchmarks and proofs."""
 
     def __call__(
@@ -87,3 +124,18 @@ def end_of_sequence_ids(model: Any, tokenizer: Any, vocabulary: int) -> frozense
         for token in (*ids, tokenizer.eos_token_id)
         if token is not None and 0 <= token < vocabulary
     )
+
+
+def make_stop_rule(
+    stop: Sequence[str],
+    tokenizer: Any,
+    eos_ids: Collection[int],
+    vocabulary: int,
+    device: torch.device | str,
+) -> StopRule:
+    """What ends answers at these texts, or where there are none, at end-of-sequence alone.
+
+    Other arguments: see `LineStop`.
+    """
+    assert not stop, stop
+    return EndStop(eos_ids, vocabulary, device)

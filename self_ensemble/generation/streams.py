@@ -6,7 +6,7 @@ of a row, ``V`` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,14 +66,37 @@ def logit_streams(question: SplitQuestion, prefix_length: int) -> list[Stream]:
 
 
 def combine_streams(
-    reduce: Reduce, logits: torch.Tensor, weights: torch.Tensor | None
+    reduce: Reduce,
+    logits: torch.Tensor,
+    weights: torch.Tensor | None,
+    counts: Sequence[int],
 ) -> torch.Tensor:
     """Each question's streams combined: logits [B, n, V] → scores [B, V].
+
+    Args:
+        reduce: how.
+        logits: n is the most streams that a question has; behind a question's own comes padding.
+        weights: [B, n], or None.
+        counts: how many streams each question has. Those with as many are reduced together, so
+            that a reduction never sees padding.
 
     Raises:
         UserError: a registered logit method returns another shape.
     """
-    scores = reduce(logits, weights)
+    n = logits.shape[1]
+    if set(counts) == {n}:
+        return _checked_scores(reduce(logits, weights), logits)
+    scores = torch.empty_like(logits[:, 0])
+    for count in sorted(set(counts)):
+        places = [place for place, its in enumerate(counts) if its == count]
+        at = torch.tensor(places, device=logits.device)
+        its_logits = logits[at, :count]
+        given = None if weights is None else weights[at, :count]
+        scores[at] = _checked_scores(reduce(its_logits, given), its_logits)
+    return scores
+
+
+def _checked_scores(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     expected = [logits.shape[0], logits.shape[-1]]
     if list(scores.shape) != expected:
         raise UserError(

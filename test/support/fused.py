@@ -16,7 +16,7 @@ from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation.encode import encode_streams
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.stopping import NeverStop, StopRule
 from self_ensemble.generation.streams import attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import average_logits
 
@@ -96,7 +96,7 @@ class Recorder:
         return fused
 
 
-class StopAt:
+class StopAt(StopRule):
     """Ends an answer at these tokens, which are no part of it."""
 
     def __init__(self, tokens):

@@ -31,7 +31,7 @@ def joint_kernel(
 ):  # fmt: skip
     """``PER`` segments of one row and kv head; its first program has the other keys too.
 
-    Program: (row * J + kv head, which of the row's segments, tile of queries). ``weights`` [K]:
+    Program: (row * J + kv head, which of the row's segments, tile of queries). ``weights`` [R, K]:
     what a segment's scores gain, in base 2. Outputs as `mean_kernel` leaves them.
     """
     part = tl.program_id(1)
@@ -63,7 +63,7 @@ def joint_kernel(
     for i in range(part * PER, tl.minimum(part * PER + PER, K)):
         start = j * segment_head + tl.load(starts + r * K + i).to(tl.int64) * segment_token
         length = tl.load(lengths + r * K + i)
-        bias = tl.load(weights + i)
+        bias = tl.load(weights + r * K + i)
         if WINDOW > 0:
             begun = tl.load(segment_positions + r * K + i).to(tl.int32)
             window_end = position - begun - WINDOW  # where in the segment a window begins

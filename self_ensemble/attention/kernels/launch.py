@@ -73,7 +73,7 @@ def fuse(
         angles: how this layer's queries are re-rotated then: (cos, sin, interleaved), the tables
             [offsets, rotated size] in float32; None where they stay as they are.
         scoring, fusion: how scores are made and partitions combined.
-        log_weights: [K], see `cuda_graphs.log_partition_weights`.
+        log_weights: [R, K], see `cuda_graphs.log_partition_weights`.
 
     Returns:
         [R, H, S, D], a view of contiguous [R, S, H, D].
@@ -99,7 +99,7 @@ def fuse(
     assert own.keys.is_contiguous() and own.values.is_contiguous() and own_mask.is_contiguous()
     assert starts.dtype == lengths.dtype == torch.int32, (starts.dtype, lengths.dtype)
     assert at.shape == (S,) and own_positions.is_contiguous(), (at.shape, own_positions.stride())
-    assert log_weights.shape == (K,) and log_weights.is_contiguous(), log_weights.shape
+    assert log_weights.shape == (R, K) and log_weights.is_contiguous(), log_weights.shape
     query = query if query.stride(3) == 1 else query.contiguous()
     new_keys, new_values = new.keys, new.values
     if new_keys.stride() != new_values.stride() or new_keys.stride(3) != 1:  # cut from one product

@@ -43,7 +43,7 @@ def mean_kernel(
 ):  # fmt: skip
     """Fused tokens, prefix and ``PER`` segments of one row and kv head.
 
-    Program: (row * J + kv head, which of the row's segments, tile of queries). ``weights`` [K]:
+    Program: (row * J + kv head, which of the row's segments, tile of queries). ``weights`` [R, K]:
     the logarithms of u, in base 2. With ``PER`` = K, ``out`` is [R, S, H, D]; with fewer, programs
     leave [parts, R, S, H, D] and what a part weighs, ``out_log`` [parts, R, S, H].
     """
@@ -82,7 +82,7 @@ def mean_kernel(
     for i in range(part * PER, tl.minimum(part * PER + PER, K)):
         start = j * segment_head + tl.load(starts + r * K + i).to(tl.int64) * segment_token
         length = tl.load(lengths + r * K + i)
-        log_u = tl.load(weights + i)
+        log_u = tl.load(weights + r * K + i)
         q = straight
         window_end = s  # where in the segment a window begins
         offset = tl.load(rope_offsets + r * K + i).to(tl.int32) if OFFSET else 0

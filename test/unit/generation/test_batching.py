@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.generation import batching
 from self_ensemble.generation.batching import (
+    FILLINGS,
     captured_slots,
     compacted,
     compacted_captured,
     padded_length,
+    places,
     schedule_batches,
 )
 from self_ensemble.generation.streams import attention_streams, logit_streams
@@ -16,6 +19,11 @@ from self_ensemble.generation.streams import attention_streams, logit_streams
 
 def split(*lengths, tail=(5, 6)):
     return SplitQuestion(tuple(tuple(range(2, 2 + n)) for n in lengths), tuple(tail))
+
+
+@pytest.fixture
+def one_filling(monkeypatch):
+    monkeypatch.setattr(batching, "FILLINGS", 1)
 
 
 def costing(*costs):
@@ -38,11 +46,40 @@ def costing(*costs):
         ((), None, 9, []),
     ],
 )
-def test_batch_plan(costs, batch_size, tokens, expected):
+def test_batch_plan(costs, batch_size, tokens, expected, one_filling):
     assert schedule_batches(costing(*costs), batch_size, tokens) == expected
 
 
-def test_batch_plan_counts_every_stream_and_every_separator():
+@pytest.mark.parametrize(
+    "batch_size, tokens, expected",
+    [(1, 99, [4, 3]), (2, 99, [7]), (None, 5, [4, 3]), (None, 1, [1] * 7), (None, 9, [7])],
+)
+def test_a_batch_has_questions_for_several_fillings_of_its_places(batch_size, tokens, expected):
+    assert FILLINGS == 4
+    batches = schedule_batches(costing(*[5] * 7), batch_size, tokens)
+    assert list(map(len, batches)) == expected
+    assert [index for batch in batches for index in batch] == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "kept, new_tokens, expected",
+    [(10**6, 20, 8), (10**6, 4096, 8), (210, 20, 7), (300, 90, 3), (300, 4096, 1)],
+)
+def test_places_are_as_many_as_encode_and_keep(kept, new_tokens, expected):
+    """Of questions of 10 tokens at most, where 80 are encoded at a time."""
+    questions = costing(10, 4, 7)
+    assert (
+        places(questions, tokens_at_once=80, tokens_kept=kept, max_new_tokens=new_tokens)
+        == expected
+    )
+
+
+def test_places_count_each_stream_of_a_question():
+    question = [logit_streams(split(4, 6), 0)]
+    assert places(question, tokens_at_once=99, tokens_kept=120, max_new_tokens=15) == 3
+
+
+def test_batch_plan_counts_every_stream_and_every_separator(one_filling):
     fused = attention_streams(split(2, 3), 0, "left")
     apart = logit_streams(split(2, 2), 0)
     joined = attention_streams(SplitQuestion(((2, 3), (4,)), (), ((2, 9), (4, 9))), 0, "left")

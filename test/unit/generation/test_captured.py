@@ -158,7 +158,10 @@ def test_two_open_requests_share_the_buffers(without_a_gpu):
         with an_engine(captured) as engine:
             StandIn.replays = 0
             both = [
-                engine.generate(make_request(streams, steps=6, prefix=prefix), batch_size=2)
+                engine.generate(
+                    make_request(streams, steps=6, prefix=prefix),
+                    batches=[[0, 1], [2, 3], [4, 5], [6]],
+                )
                 for prefix in (PREFIX, other)
             ]
             found = [[], []]
@@ -189,7 +192,7 @@ def test_what_memory_ran_out_for_is_not_asked_for_again(without_a_gpu, monkeypat
         assert answer(engine, streams, steps=4) == expected
         whole = max(taken)
         taken.clear()
-        monkeypatch.setattr("self_ensemble.generation.engine.encode_streams", small_memory(2))
+        monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", small_memory(2))
         generation = engine.generate(make_request(streams, steps=4))
         assert tokens_of(generation) == expected
         assert generation.stats.out_of_memory > 0 and max(taken) < whole

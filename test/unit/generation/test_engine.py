@@ -93,14 +93,14 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(llama_engine, monkeypat
         sizes.append(len(streams))
         return encode(forward, streams, *args, **settings)
 
-    monkeypatch.setattr("self_ensemble.generation.engine.encode_streams", counted)
+    monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", counted)
     generation = llama_engine.generate(ask(questions), batch_size=7)
     assert tokens_of(pair for batch in generation for pair in batch) == expected
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    assert sizes == [7, 4, 2, 2, 2, 1]  # two at a time fit
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 7 questions at a time: halved"
     ]
-    assert generation.stats.out_of_memory == 3 and generation.stats.largest_batch == 2
+    assert generation.stats.out_of_memory == 2 and generation.stats.largest_batch == 2
     assert generation.max_batch_size == 2
     # A later request that is told begins with what fitted.
     sizes.clear()
@@ -110,7 +110,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(llama_engine, monkeypat
 
 
 def test_out_of_memory_with_one_question_is_told(llama_engine, monkeypatch):
-    monkeypatch.setattr("self_ensemble.generation.engine.encode_streams", small_memory(0))
+    monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", small_memory(0))
     with pytest.raises(UserError, match="out of memory with one question"):
         generate(llama_engine, [attention_streams(split(3), 0, "left")] * 2)
 
@@ -170,7 +170,8 @@ def test_a_token_beyond_the_vocabulary_is_told(llama_engine, place_of):
 
 def test_answers_come_with_their_question(llama_engine, monkeypatch):
     """Shortest first, in several batches, each answer with the index of its question."""
-    monkeypatch.setattr(batching, "CPU_TOKENS_PER_BATCH", 10)
+    monkeypatch.setattr(batching, "FILLINGS", 1)
+    monkeypatch.setattr(batching, "CPU_TOKENS_AT_ONCE", 10)
     questions = [attention_streams(split(cost), 0, "left") for cost in (6, 2, 9, 4)]
     generation = llama_engine.generate(ask(questions))
     found = [pair for batch in generation for pair in batch]
@@ -193,6 +194,10 @@ def requests():
     )
 
 
+def singly(request):
+    return [[index] for index in range(len(request.questions))]
+
+
 def alone(engine, request):
     return [pair for batch in engine.generate(request, batch_size=1) for pair in batch]
 
@@ -203,10 +208,12 @@ def test_two_open_requests_are_consumed_in_any_order(order):
     expected = []
     for request in requests():
         with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
-            expected.append(alone(Engine(wrapper.model, TinyTokenizer(), wrapper), request))
+            one = Engine(wrapper.model, TinyTokenizer(), wrapper)
+            batches = one.generate(request, batches=singly(request))
+            expected.append([pair for batch in batches for pair in batch])
     with FlexAttentionWrapper(tiny_model("llama"), "sdpa") as wrapper:
         engine = Engine(wrapper.model, TinyTokenizer(), wrapper)
-        open_ones = [engine.generate(request, batch_size=1) for request in requests()]
+        open_ones = [engine.generate(each, batches=singly(each)) for each in requests()]
         found = [[], []]
         for which in map(int, order.split()):
             found[which] += next(open_ones[which])

@@ -10,7 +10,7 @@ from self_ensemble.generation import sampling as sampling_module
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.sampling import Sampler, Sampling, pick, uniform
-from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.stopping import NeverStop, StopRule
 from self_ensemble.generation.streams import attention_streams
 
 STEPS = 9
@@ -56,7 +56,7 @@ def test_draws_do_not_depend_on_the_batch(engine, monkeypatch, steps_at_once):
         assert drawn(engine, groups, keys, batch_size) == expected
     assert drawn(engine, groups[::-1], keys[::-1], None)[::-1] == expected
 
-    class Unlike:
+    class Unlike(StopRule):
         """Rows end at different steps, by a token that half of them draw sooner or later."""
 
         def __call__(self, tokens, seen):
@@ -85,11 +85,18 @@ def test_seed_key_temperature_and_top_p_matter(engine):
 def test_the_sampler_takes_what_pick_takes_with_the_numbers_of_its_questions():
     torch.manual_seed(1)
     sampling = Sampling(0.7, 0.8, 3, [("a", 0), ("b", 2), ("c", 1)])
-    sampler = Sampler(sampling, [2, 0], torch.device("cpu"))
+    sampler = Sampler(sampling, torch.device("cpu"))
     scores = torch.randn(2, VOCABULARY)
-    numbers = torch.tensor([uniform(3, "c", 1, 5), uniform(3, "a", 0, 5)], dtype=torch.float64)
-    assert torch.equal(sampler.choose(scores, 5), pick(scores, numbers, 0.7, 0.8))
-    sampler.keep([1, 1])
-    again = sampler.choose(scores[[1, 1]], 6)
-    number = torch.tensor([uniform(3, "a", 0, 6)] * 2, dtype=torch.float64)
-    assert torch.equal(again, pick(scores[[1, 1]], number, 0.7, 0.8))
+
+    def expect(places, *names):
+        numbers = torch.tensor([uniform(3, *name) for name in names], dtype=torch.float64)
+        given = scores[: len(places)]
+        assert torch.equal(sampler.choose(given, places), pick(given, numbers, 0.7, 0.8))
+
+    sampler.put([0, 1], [2, 0])
+    expect([0, 1], ("c", 1, 0), ("a", 0, 0))
+    expect([1], ("a", 0, 1))  # the other one waits
+    sampler.put([0], [1])  # its place is taken
+    expect([0, 1], ("b", 2, 0), ("a", 0, 2))
+    sampler.keep([1, 0])
+    expect([0, 1], ("a", 0, 3), ("b", 2, 1))

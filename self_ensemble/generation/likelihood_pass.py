@@ -1,0 +1,96 @@
+"""A request whose continuations are being scored, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from self_ensemble.attention.kv_state import EncodeState
+from self_ensemble.generation.encode import encode_streams
+from self_ensemble.generation.likelihood import (
+    CPU_LOGITS,
+    GPU_LOGITS,
+    SEGMENT_TOKENS,
+    Likelihood,
+    Row,
+    ScoringRequest,
+    group_rows,
+    pad_rows,
+    plan_rows,
+    read_rows,
+)
+from self_ensemble.generation.passes import Pass
+from self_ensemble.generation.rows import make_rows
+from self_ensemble.generation.streams import Stream
+
+
+class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
+    """A request whose continuations are being scored, batch by batch; see `Pass`."""
+
+    _request: ScoringRequest
+
+    def _compute(
+        self,
+        questions: Sequence[int],
+        places: int,
+        finished: Callable[[int, tuple[Likelihood, ...]], None],
+    ) -> None:
+        for begin in range(0, len(questions), places):
+            part = questions[begin : begin + places]
+            for index, likelihoods in zip(part, self._score(part), strict=True):
+                finished(index, likelihoods)
+
+    def _score(self, part: Sequence[int]) -> list[tuple[Likelihood, ...]]:
+        """1. encode all segments, isolated; 2. read the continuations' rows, some at a time."""
+        request, device = self._request, self._engine.device
+        groups = [request.questions[index] for index in part]
+        streams = [stream for group in groups for stream in group]
+        encoded, first = encode_streams(self._context.forward, streams, self._context.prefix)
+        self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
+
+        rows, begin = [], 0
+        for question, (index, group) in enumerate(zip(part, groups, strict=True)):
+            own = range(begin, begin := begin + len(group))
+            rows += plan_rows(question, own, group[0].tail, request.continuations[index])
+        weights = None if request.weights is None else request.weights[list(part)]
+        places = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
+        found: list[dict[int, Likelihood]] = [{} for _ in part]
+        for chunk in group_rows(
+            rows,
+            groups,
+            max_logits=places // self._engine.config.vocab_size,
+            max_tokens=max(SEGMENT_TOKENS, sum(stream.encoded_tokens for stream in streams)),
+        ):
+            logits = self._row_logits(chunk, streams, encoded, first)
+            for question, continuation, likelihood in read_rows(
+                chunk, logits, request.reduce, weights
+            ):
+                found[question][continuation] = likelihood
+                self.stats.decoded_tokens += len(likelihood.logprobs)
+        return [tuple(each[index] for index in range(len(each))) for each in found]
+
+    def _row_logits(
+        self,
+        rows: Sequence[Row],
+        streams: Sequence[Stream],
+        encoded: EncodeState,
+        first: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """[rows * n, W, V], as `read_rows` takes them."""
+        device = self._engine.device
+        of = [index for row in rows for index in row.streams]
+        before = None if first is None else first[of][:, None]
+        if not any(row.token_ids for row in rows):
+            assert before is not None
+            return before
+        ids, positions, mask = pad_rows(rows, streams)
+        width = max(len(stream.separators) for stream in streams) + ids.shape[1]
+        state = make_rows(self._context, streams, encoded, of, slots=width)
+        state.append(positions.to(device), mask.to(device))
+        self.stats.count_forward(len(of))
+        with self._engine.wrapper.using(state):
+            logits = self._context.forward.fused_tokens(
+                ids.to(device), positions.to(device), max(row.wanted for row in rows)
+            )
+        return logits if before is None else torch.cat([before, logits.float()], dim=1)

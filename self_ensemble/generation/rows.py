@@ -1,0 +1,202 @@
+"""From encoded streams to rows: what they attend to, and their tails read.
+
+Legend: ``R`` rows, ``K`` segments of a row, ``M`` tokens of the longest segment, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.cuda_graphs import CapturedDecodeState
+from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.kv_state import DecodeState, EncodeState
+from self_ensemble.attention.rotary import RotaryTables
+from self_ensemble.attention.scoring import KeyValues
+from self_ensemble.generation.encode import Prefix
+from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.streams import Stream
+
+RowState = DecodeState | CapturedDecodeState
+
+
+@dataclass(frozen=True, eq=False)
+class RowContext:
+    """What all rows of a request share.
+
+    forward: of the model.
+    prefix: what all streams begin with.
+    rotary: how queries are re-rotated; None where no stream has RoPE offsets.
+    fusion: how a row's partitions are combined.
+    partitions: K, the most segments that a stream has.
+    observe: see `attention.kv_state.DecodeState`.
+    """
+
+    forward: Forward
+    prefix: Prefix
+    rotary: RotaryTables | None
+    fusion: Fusion
+    partitions: int
+    observe: Callable[..., None] | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Where captured rows lie.
+
+    pool: their buffers.
+    encoding: those of the encode pass.
+    capacity: packed tokens that the encode pass has room for, at least.
+    longest: no segment is longer.
+    room: see `CapturedDecodeState`.
+    """
+
+    pool: BufferPool
+    encoding: BufferPool
+    capacity: int
+    longest: int
+    room: int | None
+
+
+def own_width(streams: Sequence[Stream]) -> int:
+    """The most slots that any of the streams has filled once its tail is read."""
+    return max(len(stream.separators) + len(stream.tail) for stream in streams)
+
+
+def make_rows(
+    context: RowContext,
+    streams: Sequence[Stream],
+    encoded: EncodeState,
+    rows: Sequence[int],
+    *,
+    slots: int,
+    most_slots: int | None = None,
+    captured: Captured | None = None,
+) -> RowState:
+    """What rows' fused tokens attend to, the separators of their streams among it.
+
+    Args:
+        context: of the request.
+        streams: whose segments were encoded.
+        encoded: by `encode.encode_streams`.
+        rows: of which stream each row is; several may be of one.
+        slots, most_slots: see `FusedTokenState`.
+        captured: where the rows lie, if steps are captured.
+    """
+    segments = _Places.of(streams, encoded, context.partitions).of_rows(rows)
+    device = encoded.position_ids.device
+    common: dict[str, Any] = {
+        "prefix": context.prefix.layers,
+        "rope_offsets": None if context.rotary is None else segments.rope_offsets.to(device),
+        "rotary": context.rotary,
+        "slots": slots,
+        "most_slots": most_slots,
+        "fusion": context.fusion,
+        "counts": segments.counts,
+    }
+    state: RowState
+    if captured is not None:
+        state = CapturedDecodeState(
+            segments=encoded.layers,
+            starts=segments.starts,
+            lengths=segments.lengths,
+            segment_positions=segments.positions,
+            longest=captured.longest,
+            room=captured.room,
+            buffers=captured.pool,
+            **common,
+        )
+    else:
+        M = int(segments.lengths.max())
+        within = torch.arange(M)
+        # Padding cells point at some token; the mask hides them.
+        end = (segments.lengths - 1).clamp(min=0)[:, :, None]
+        gather = (segments.starts[:, :, None] + torch.minimum(within, end)).to(device)  # [R, K, M]
+        state = DecodeState(
+            segments={
+                layer: KeyValues(kv.keys[:, gather], kv.values[:, gather])
+                for layer, kv in encoded.layers.items()
+            },
+            segment_mask=(within < segments.lengths[:, :, None]).to(device),
+            segment_positions=encoded.position_ids[gather],
+            observe=context.observe,
+            **common,
+        )
+    _put_separators(state, streams, rows, encoded)
+    return state
+
+
+def read_tails(forward: Forward, streams: Sequence[Stream], state: RowState) -> torch.Tensor:
+    """The first fused tokens, left-padded to the longest tail, under the state in use.
+
+    streams: of each row. Returns logits [R, V].
+    """
+    device = state.at.device
+    width = max(len(stream.tail) for stream in streams)
+    ids = torch.tensor([[0] * (width - len(stream.tail)) + [*stream.tail] for stream in streams])
+    tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
+    starts = torch.tensor([stream.positions.fused_start for stream in streams])[:, None]
+    step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
+    positions = (starts + step).clamp(min=0).to(device)
+    state.append(positions, (step >= 0).to(device))
+    return forward.fused(ids.to(device), positions)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows' segments are in the packed sequence, [R, K] each; padded with empty ones."""
+
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    positions: torch.Tensor
+    rope_offsets: torch.Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, streams: Sequence[Stream], encoded: EncodeState, K: int) -> _Places:
+        counts = [len(stream.segments) for stream in streams]
+        begun = 0
+        starts, lengths, positions, offsets = (torch.zeros(len(streams), K).long() for _ in "1234")
+        for row, (stream, count) in enumerate(zip(streams, counts, strict=True)):
+            starts[row, :count] = encoded.starts[begun : begun + count]
+            lengths[row, :count] = encoded.lengths[begun : begun + count]
+            positions[row, :count] = torch.tensor(stream.positions.starts)
+            offsets[row, :count] = torch.tensor(stream.positions.rope_offsets)
+            begun += count
+        return cls(starts, lengths, positions, offsets, counts)
+
+    def of_rows(self, rows: Sequence[int]) -> _Places:
+        at = torch.tensor(rows)
+        return _Places(
+            self.starts[at],
+            self.lengths[at],
+            self.positions[at],
+            self.rope_offsets[at],
+            [self.counts[row] for row in rows],
+        )
+
+
+def _put_separators(
+    state: RowState, streams: Sequence[Stream], rows: Sequence[int], encoded: EncodeState
+) -> None:
+    """Left-padded, as tails are. They were encoded behind all segments."""
+    counts = [len(stream.separators) for stream in streams]
+    width = max(counts)
+    if width == 0:
+        return
+    first = torch.tensor(counts).cumsum(0) - torch.tensor(counts)
+    behind = sum(len(stream.segments) for stream in streams)
+    missing = width - torch.tensor(counts)[:, None]
+    step = torch.arange(width)[None, :] - missing  # [streams, width], negative on padding
+    which = behind + first[:, None] + step.clamp(min=0)
+    packed = encoded.starts[which.clamp(max=len(encoded.starts) - 1)]
+    device, chosen = encoded.position_ids.device, torch.tensor(rows)
+    at = packed[chosen].to(device)
+    layers = {
+        layer: KeyValues(kv.keys[:, at], kv.values[:, at]) for layer, kv in encoded.layers.items()
+    }
+    state.put(layers, encoded.position_ids[at], (step >= 0)[chosen].to(device))
