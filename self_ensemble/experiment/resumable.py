@@ -167,7 +167,12 @@ class ResumableRun(ABC):
             lambda indices: engine.schedule(request.questions, batch_size, indices),
             questions=self.num_questions,
         )
-        generation = engine.generate(request, batches=batches, max_batch_size=self.max_batch_size)
+        generation = engine.generate(
+            request,
+            batches=batches,
+            batch_size=batch_size,
+            max_batch_size=self.max_batch_size,
+        )
         earlier = self._with_prefix(request.prefix, is_counted=bool(kept))
         with progress(count, name, unit, begin=len(kept)) as advance:
             for batch in generation:

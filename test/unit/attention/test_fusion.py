@@ -412,7 +412,7 @@ def test_an_out_of_memory_batch_is_halved_and_nothing_is_lost(monkeypatch, caplo
     with attending(tiny_model("llama"), "sdpa") as wrapper:
         engine = make_engine(wrapper)
         expected = answer(engine, streams)
-        monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", small_memory(2))
+        monkeypatch.setattr("self_ensemble.generation.passes.encode_streams", small_memory(2))
         assert answer(engine, streams) == expected
     assert [r.message for r in caplog.records] == [
         "out of memory with 7 questions at a time: halved"

@@ -192,7 +192,7 @@ def test_what_memory_ran_out_for_is_not_asked_for_again(without_a_gpu, monkeypat
         assert answer(engine, streams, steps=4) == expected
         whole = max(taken)
         taken.clear()
-        monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", small_memory(2))
+        monkeypatch.setattr("self_ensemble.generation.passes.encode_streams", small_memory(2))
         generation = engine.generate(make_request(streams, steps=4))
         assert tokens_of(generation) == expected
         assert generation.stats.out_of_memory > 0 and max(taken) < whole

@@ -93,7 +93,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(llama_engine, monkeypat
         sizes.append(len(streams))
         return encode(forward, streams, *args, **settings)
 
-    monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", counted)
+    monkeypatch.setattr("self_ensemble.generation.passes.encode_streams", counted)
     generation = llama_engine.generate(ask(questions), batch_size=7)
     assert tokens_of(pair for batch in generation for pair in batch) == expected
     assert sizes == [7, 4, 2, 2, 2, 1]  # two at a time fit
@@ -110,7 +110,7 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(llama_engine, monkeypat
 
 
 def test_out_of_memory_with_one_question_is_told(llama_engine, monkeypatch):
-    monkeypatch.setattr("self_ensemble.generation.rows.encode_streams", small_memory(0))
+    monkeypatch.setattr("self_ensemble.generation.passes.encode_streams", small_memory(0))
     with pytest.raises(UserError, match="out of memory with one question"):
         generate(llama_engine, [attention_streams(split(3), 0, "left")] * 2)
 
