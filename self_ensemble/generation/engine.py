@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,7 +31,7 @@ from self_ensemble.generation.encode import Prefix, encode_prefix
 from self_ensemble.generation.forward import Forward
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.likelihood_pass import LikelihoodPass
-from self_ensemble.generation.limits import check_request
+from self_ensemble.generation.limits import check_request, check_tokens
 from self_ensemble.generation.passes import Generation, OnProgress
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stopping import (
@@ -167,6 +168,9 @@ class Engine:
             An iterator of batches of (index into ``request.questions``, likelihoods of its
             continuations).
         """
+        given = chain.from_iterable(request.continuations)
+        tokens = chain.from_iterable(continuation.token_ids for continuation in given)
+        check_tokens(tokens, self.config, self.tokenizer, where="choices")
         if batches is None:
             batches = self.schedule(request.questions, batch_size)
         prefix, rotary = self._prepare(request, captured=False)

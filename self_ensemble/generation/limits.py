@@ -53,12 +53,14 @@ def check_length(length: int, config: Any) -> None:
         )
 
 
-def check_tokens(tokens: Iterable[int], config: Any, tokenizer: Any) -> None:
-    """Raises UserError where a token is beyond the model's vocabulary."""
+def check_tokens(
+    tokens: Iterable[int], config: Any, tokenizer: Any, *, where: str = "prompts"
+) -> None:
+    """Raises UserError where a token is beyond the model's vocabulary. where: they stand."""
     highest = max(tokens, default=0)
     if highest >= config.vocab_size:
         raise UserError(
-            f"the prompts hold the token {tokenizer.decode([highest])!r} ({highest}), "
+            f"the {where} hold the token {tokenizer.decode([highest])!r} ({highest}), "
             f"beyond the model's vocabulary of {config.vocab_size}: its tokenizer was "
             "extended and the model was not"
         )

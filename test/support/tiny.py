@@ -60,5 +60,8 @@ class TinyTokenizer:
 
     eos_token_id = 1
 
+    def decode(self, row, **_):
+        return f"t{row[0]} "
+
     def batch_decode(self, rows, **_):
         return [f"t{row[0]} " for row in rows]
