@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.choices import NORMS, choose, normalized
@@ -350,7 +350,7 @@ class Ensemble:
     def _ask_likelihood(
         self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
     ) -> Iterable[ScoredBatch]:
-        return cast(Iterable[ScoredBatch], self.engine.score(request, batch_size=batch_size))
+        return self.engine.score(request, batch_size=batch_size)
 
 
 def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:

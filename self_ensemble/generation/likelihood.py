@@ -121,22 +121,20 @@ def plan_rows(
 def group_rows(
     rows: Sequence[Row], groups: Sequence[Sequence[Stream]], *, max_logits: int, max_tokens: int
 ) -> Iterator[list[Row]]:
-    """Rows that are read in one forward: alike in length, and in how many streams they have.
+    """Rows that are read in one forward: near in length, and alike in how many streams they have.
 
     groups: the streams of each question. max_logits: distributions that are wanted, at most.
     max_tokens: of the segments that the rows see, at most. A row alone may have more of both.
     """
 
-    def shape(row: Row) -> tuple[int, int]:
-        return len(row.streams), len(groups[row.question][0].segments)
-
     chunk: list[Row] = []
     tokens = 0
-    for row in sorted(rows, key=lambda row: (*shape(row), row.wanted, len(row.token_ids))):
+    for row in sorted(rows, key=lambda row: (len(row.streams), row.wanted, len(row.token_ids))):
+        n = len(row.streams)
         own = sum(stream.encoded_tokens for stream in groups[row.question])
-        logits = (len(chunk) + 1) * len(row.streams) * row.wanted  # the last one wants most
+        logits = (len(chunk) + 1) * n * row.wanted  # the last one wants most
         full = logits > max_logits or tokens + own > max_tokens
-        if chunk and (full or shape(row) != shape(chunk[0])):
+        if chunk and (full or n != len(chunk[0].streams)):
             yield chunk
             chunk, tokens = [], 0
         chunk.append(row)
@@ -191,7 +189,7 @@ def read_rows(
         column = torch.tensor([_column(rows[at], output, W) for at, output in part])
         given = None
         if weights is not None:
-            given = weights[[rows[at].question for at, _ in part]].to(logits.device)
+            given = weights[[rows[at].question for at, _ in part], :n].to(logits.device)
         by_place = by_row[index, :, column].float()
         scores = combine_streams(reduce, by_place, given, [n] * len(part))  # [P, V]
         asked = [(i, target) for i, place in enumerate(part) for target in targets[place]]
