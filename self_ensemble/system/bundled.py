@@ -7,4 +7,5 @@ PACKAGE = Path(__file__).resolve().parent.parent
 DEMO_DIR = next(path for path in (PACKAGE / "demo", PACKAGE.parent / "demo") if path.is_dir())
 DEMO_MODEL = DEMO_DIR / "model"
 DEMO_QUESTIONS = DEMO_DIR / "questions.parquet"
+DEMO_CHOICES = DEMO_DIR / "choices.parquet"
 DEMO_FEW_SHOT = DEMO_DIR / "few_shot.jsonl"

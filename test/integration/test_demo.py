@@ -9,10 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo import train
+from demo import choices, train
 from self_ensemble.data import FewShot, load_dataset, prompt_template
 from self_ensemble.data.datasets.demo import INSTRUCTION as DEMO_INSTRUCTION
-from self_ensemble.system.bundled import DEMO_DIR, DEMO_FEW_SHOT, DEMO_MODEL, DEMO_QUESTIONS
+from self_ensemble.system.bundled import (
+    DEMO_CHOICES,
+    DEMO_DIR,
+    DEMO_FEW_SHOT,
+    DEMO_MODEL,
+    DEMO_QUESTIONS,
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,36 @@ def test_the_script_writes_the_committed_questions(tmp_path, plan):
     assert written.fingerprint == load_dataset("demo", max_samples=None).fingerprint
     tested = {question.fact for question in plan.test}
     assert not tested & {question.fact for question in plan.tuning}
+
+
+def test_the_choices_are_those_of_the_script(questions, facts):
+    """Four a question, one of them right, whatever name it goes by; the rest is as it is asked."""
+    rows = pyarrow.parquet.read_table(DEMO_CHOICES).to_pylist()
+    made = choices.make_choices(questions, facts)
+    assert [(row["choices"], row["answer_index"]) for row in rows] == made
+    answers_of = {}
+    for fact in facts:
+        answers_of.setdefault(fact.relation, set()).add(fact.answer)
+    for row, question in zip(rows, questions, strict=True):
+        for column in ("uuid", "relation", "subject", "paraphrases"):
+            assert row[column] == question[column]
+        assert len(set(row["choices"])) == 4
+        right = [c for c in row["choices"] if c.lower() in map(str.lower, question["answers"])]
+        assert right == [row["choices"][row["answer_index"]]]
+        assert set(row["choices"]) <= answers_of[row["relation"]]
+    places = Counter(row["answer_index"] for row in rows)
+    assert min(places.values()) >= 200
+    reversed_ = choices.make_choices(questions[::-1], facts)[::-1]
+    assert reversed_ == made, "a draw depends on the question alone"
+
+
+def test_the_choices_are_a_dataset(questions):
+    dataset = load_dataset("demo_choices", max_samples=None)
+    assert dataset.few_shot == load_dataset("demo", max_samples=1).few_shot
+    assert dataset.instruction == DEMO_INSTRUCTION
+    for record, question in zip(dataset.records, questions, strict=True):
+        assert record.uuid == question["uuid"] and len(record.choices) == 4
+        assert record.answers == (question["answers"][0],) and record.answers[0] in record.choices
 
 
 def test_the_model_is_small(tokenizer):

@@ -60,7 +60,10 @@ def test_the_wheel_holds_the_package_and_the_demo_and_nothing_else(installed):
     assert top == {"self_ensemble", f"self_ensemble-{project()['version']}.dist-info"}
     files = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "self_ensemble").rglob("*.py")}
-    demo = {f"self_ensemble/demo/{name}" for name in ("questions.parquet", "few_shot.jsonl")}
+    demo = {
+        f"self_ensemble/demo/{name}"
+        for name in ("questions.parquet", "choices.parquet", "few_shot.jsonl")
+    }
     model = {f"self_ensemble/demo/model/{path.name}" for path in (ROOT / "demo/model").iterdir()}
     packed = {file for file in files if file.startswith("self_ensemble/")}
     assert packed == ours | demo | model | {"self_ensemble/py.typed"}

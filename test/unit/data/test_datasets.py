@@ -45,7 +45,7 @@ def capitals():
 
 
 def test_what_is_bundled():
-    assert dataset_names()[:3] == ("demo", "webqa", "myriadlama")
+    assert dataset_names()[:4] == ("demo", "demo_choices", "webqa", "myriadlama")
     assert hub_datasets() == {
         "webqa": "stanfordnlp/web_questions",
         "myriadlama": "iszhaoxin/MyriadLAMA",
