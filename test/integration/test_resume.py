@@ -19,6 +19,7 @@ import flex_attention_generate
 import generate
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.experiment import journal
+from self_ensemble.generation import batching
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.forward import Forward
 from self_ensemble.system import files, lock
@@ -40,6 +41,14 @@ class Killed(BaseException):
 
     benchmark/kill.py kills for real.
     """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_filling():
+    """Seven questions, two at a time, are four batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "FILLINGS", 1)
+        yield
 
 
 @pytest.fixture
