@@ -31,7 +31,7 @@ def choices_of(row: dict[str, Any], where: str) -> tuple[str, ...]:
     """The choices of a row without space around them; none where it has no such cell.
 
     Raises:
-        UserError: they are no list of two or more texts, or two of them say the same.
+        UserError: they are no list of texts; see also `records.check_choices`.
     """
     value = row.get(CHOICES)
     if is_missing(value):
@@ -41,19 +41,7 @@ def choices_of(row: dict[str, Any], where: str) -> tuple[str, ...]:
             f"{where}: choices must be a list of texts, found an object with "
             f"{show_names(list(value))}: make its list of texts the column, and {HOW_COUNTED}"
         )
-    choices = tuple(text.strip() for text in checked_texts(value, CHOICES, where))
-    check_choices(choices, where)
-    return choices
-
-
-def check_choices(choices: Sequence[str], where: str) -> None:
-    """Raises UserError where there is one only, or one twice."""
-    if len(choices) == 1:
-        raise UserError(f"{where}: choices must be two or more, found {show(choices[0])} alone")
-    for i, choice in enumerate(choices):
-        if choice in choices[:i]:
-            first = choices.index(choice)
-            raise UserError(f"{where}: choices[{i}] is {show(choice)}, like choices[{first}]")
+    return tuple(text.strip() for text in checked_texts(value, CHOICES, where))
 
 
 def answers_of(row: dict[str, Any], choices: Sequence[str], where: str) -> tuple[str, ...]:
@@ -70,7 +58,7 @@ def answers_of(row: dict[str, Any], choices: Sequence[str], where: str) -> tuple
     if texts and counted and set(texts) != set(counted):
         raise UserError(
             f"{where}: answer_index says {show_names(counted)}, and the answers are "
-            f"{show_names(texts)}"
+            f"{show_names(texts)}; leave one of the two columns out"
         )
     return texts or counted
 
@@ -84,7 +72,9 @@ def _answer_texts(row: dict[str, Any], choices: Sequence[str], where: str) -> tu
         return checked_texts([value], column, where)
     if not isinstance(value, (str, list)):
         remedy = ""
-        if isinstance(value, bool):
+        if isinstance(value, dict):  # SQuAD, TriviaQA
+            remedy = ": make its list of texts the column"
+        elif isinstance(value, bool):
             remedy = ": write what is to be said, such as yes or no"
         elif isinstance(value, int | float) and choices:
             remedy = f": a number that counts the choices, from 0, goes into {ANSWER_INDEX}"

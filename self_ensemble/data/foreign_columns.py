@@ -14,19 +14,19 @@ from self_ensemble.data.choice_columns import ANSWER_COLUMNS, ANSWER_INDEX, CHOI
 from self_ensemble.system.errors import UserError
 
 # What the same is called here. A column that lacks is first told of by its own error.
-QUESTIONS = ("question_stem", "query", "ctx", "sentence", "goal", "problem", "prompt", "input")
-TEXT_ANSWERS = ("correct_answers", "correct_answer", "best_answer", "target", "targets", "gold")
-COUNTED_ANSWERS = ("label", "labels", "answerKey", "answer_key", "answer_idx", "cop", "correct")
-LISTS_OF_CHOICES = ("endings", "options", "mc1_targets")
+QUESTIONS = ("question_stem", "query", "ctx", "sentence", "goal", "problem", "prompt", "inputs")
+TEXT_ANSWERS = ("correct_answers", "correct_answer", "best_answer", "targets", "target")
+COUNTED_ANSWERS = ("label", "labels", "answerKey", "answer_key", "answer_idx", "gold", "cop")
+LISTS_OF_CHOICES = ("endings", "options", "mc1_targets", "multiple_choice_targets")
 APART = (  # a column a choice
     ("A", "B", "C", "D", "E"),
-    ("a", "b", "c", "d", "e"),
     ("opa", "opb", "opc", "opd", "ope"),
     ("option1", "option2", "option3", "option4"),
     ("answerA", "answerB", "answerC"),
     ("sol1", "sol2"),
     ("ending0", "ending1", "ending2", "ending3"),
 )
+TRUTH_VALUES = ("true", "false")
 MOST = 26  # choices that letters can count
 RIGHT_COLUMNS = (*ANSWER_COLUMNS, ANSWER_INDEX)
 
@@ -58,8 +58,16 @@ def choices_apart(columns: Sequence[str]) -> list[str]:
     return []
 
 
-def check_answers_are_known(source: Path | str, columns: Sequence[str]) -> None:
-    """Raises UserError where no column says what is right, but one of another name seems to."""
+def check_right_columns(source: Path | str, columns: Sequence[str]) -> None:
+    """Raises UserError where the columns do not say what is right, and one of them seems to.
+
+    No column says it, but one of another name; or `answer_index` does, and no column has what it
+    counts.
+    """
+    if ANSWER_INDEX in columns and CHOICES not in columns:
+        raise UserError(
+            f"{source} has a column answer_index, and no column choices{renaming(columns)}"
+        )
     if set(columns) & set(RIGHT_COLUMNS):
         return
     seeming = [name for name in (*TEXT_ANSWERS, *COUNTED_ANSWERS) if name in columns]
@@ -85,9 +93,12 @@ class GivenAnswers:
 
     @property
     def are_shown(self) -> bool:
-        """Whether the question shows each letter or number by itself: `A) Lima B) Cusco`."""
-        marks = map(re.escape, self.answers)
-        return all(re.search(rf"(?<!\w){mark}(?!\w)", self.wording) for mark in marks)
+        """Whether the question shows each letter, number or word: `A) Lima B) Cusco`."""
+        return all(
+            # A letter as it is written: every other question has an `a`.
+            re.search(rf"(?<!\w){re.escape(a)}(?!\w)", self.wording, re.I if len(a) > 1 else 0)
+            for a in self.answers
+        )
 
     def may_count(self, count: int) -> bool:
         """Whether each answer could be the number or the letter of one of so many choices."""
@@ -101,8 +112,10 @@ def check_answers_are_texts(columns: Sequence[str], rows: Sequence[GivenAnswers]
     * In a row they are none of its choices and could count them.
     * In every row they are among the choices and could count them, and in one that means another.
     * In every row they could count choices, which another tool's column seems to hold.
+    * In every row they are True or False, as tables write truth values.
 
-    Nothing is said where the questions show the letters or numbers: then these are the answers.
+    Nothing is said where the questions show the letters, numbers or words: then these are the
+    answers.
     """
     for row in rows:
         among = set(row.answers) & set(row.choices)
@@ -116,6 +129,11 @@ def check_answers_are_texts(columns: Sequence[str], rows: Sequence[GivenAnswers]
     if CHOICES in columns:
         _check_read_one_way([row for row in rows if row.choices])
         return
+    if all(row.answers[0].lower() in TRUTH_VALUES and not row.are_shown for row in rows):
+        raise UserError(
+            f"{rows[0].where}: the answer {show(rows[0].answers[0])} seems to be a truth value: "
+            f'write what is to be said, such as yes or no, or answers ["{rows[0].answers[0]}"]'
+        )
     unread = choices_apart(columns) or [name for name in LISTS_OF_CHOICES if name in columns][:1]
     if unread and all(row.may_count(MOST) for row in rows) and not all(r.are_shown for r in rows):
         raise UserError(

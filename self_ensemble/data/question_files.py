@@ -40,8 +40,8 @@ from self_ensemble.data.choice_columns import (
 )
 from self_ensemble.data.foreign_columns import (
     GivenAnswers,
-    check_answers_are_known,
     check_answers_are_texts,
+    check_right_columns,
     renaming,
 )
 from self_ensemble.data.names import DEFAULT_INSTRUCTION
@@ -50,6 +50,7 @@ from self_ensemble.data.records import (
     FewShot,
     Record,
     check_all_or_none_answered,
+    check_choices,
     compact_json,
     question_uuid,
 )
@@ -137,7 +138,7 @@ def records_of(
         require_columns(source, columns, wordings, or_else=renaming(columns))
     if needs_answers:
         require_columns(source, columns, (*ANSWER_COLUMNS, ANSWER_INDEX))
-    check_answers_are_known(source, columns)
+    check_right_columns(source, columns)
     records = []
     for number, (where, row) in enumerate(rows):
         record = _record(row, numbered, where, number)
@@ -145,6 +146,7 @@ def records_of(
             raise UserError(f"{where} has no answers")
         records.append(record)
     check_all_or_none_answered(records)
+    check_choices(records)
     given = [
         _given_answers(
             row, r.where, "\n".join((r.question or "", *r.paraphrases)), r.choices, r.answers

@@ -187,8 +187,31 @@ def _check_indexs(indexs: Sequence[int]) -> None:
             raise UserError(f"--indexs: {index} is named twice")
 
 
+def check_choices(records: Sequence[Record]) -> None:
+    """Raises UserError where a record has one choice only, or one of them twice.
+
+    Of equal choices the later one could never be taken, right or not.
+    """
+    for record in records:
+        if len(record.choices) == 1:
+            found = show(record.choices[0])
+            raise UserError(f"{record.where}: choices must be two or more, found {found} alone")
+    doubled = [record for record in records if len(set(record.choices)) < len(record.choices)]
+    if doubled:
+        choices = doubled[0].choices
+        at = next(i for i, choice in enumerate(choices) if choice in choices[:i])
+        also = f" ({len(doubled)} questions have a choice twice)" if len(doubled) > 1 else ""
+        raise UserError(
+            f"{doubled[0].where}: choices[{at}] is {show(choices[at])}, like "
+            f"choices[{choices.index(choices[at])}]{also}; leave one of them, or the question, out"
+        )
+
+
 def require_choices(records: Sequence[Record]) -> None:
-    """Raises UserError where a record has no choices, or an answer that is none of them."""
+    """Raises UserError where a record has no choices, or an answer that is none of them.
+
+    Where choices are scored; generated answers may be compared with other texts.
+    """
     for record in records:
         if not record.choices:
             raise UserError(f"{record.where} has no choices")

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.data.cells import show
-from self_ensemble.data.choice_columns import check_choices
 from self_ensemble.data.names import DEFAULT_NUM_PARAPHRASES, FEWER
 from self_ensemble.data.question_files import load_question_file
-from self_ensemble.data.records import Dataset, check_all_or_none_answered
+from self_ensemble.data.records import Dataset, check_all_or_none_answered, check_choices
 from self_ensemble.data.tables import TABLE_SUFFIXES
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.registry import Registry
@@ -183,9 +182,8 @@ def _check_records(dataset: Dataset) -> None:
             texts = getattr(record, what)
             if not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UserError(f"{where}: {what} must be texts, none of them empty: {show(texts)}")
-        if record.choices:
-            check_choices(record.choices, where)
         if record.uuid in seen:
             raise UserError(f"{where}: another question has the same uuid")
         seen.add(record.uuid)
     check_all_or_none_answered(dataset.records)
+    check_choices(dataset.records)

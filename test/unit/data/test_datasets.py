@@ -86,8 +86,11 @@ def test_its_options_are_flags_and_those_of_others_are_refused(capitals, capsys)
         ([], ["no records"]),
         ([RECORDS[0], replace(RECORDS[1], uuid="pe")], ["'pe'", "same uuid"]),
         ([replace(RECORDS[0], answers=()), RECORDS[1]], ["pe", "no answers"]),
-        ([replace(RECORDS[0], choices=("Lima",))], ["'pe'", "choices", "'Lima' alone"]),
-        ([replace(RECORDS[0], choices=("a", "b", "a"))], ["'pe'", "choices[2]", "choices[0]"]),
+        ([replace(RECORDS[0], choices=("Lima",))], ["question pe", "choices", "'Lima' alone"]),
+        (
+            [replace(RECORDS[0], choices=("a", "b", "a"))],
+            ["question pe", "choices[2]", "choices[0]"],
+        ),
         ([replace(RECORDS[0], choices=("Lima", " "))], ["'pe'", "choices must be texts"]),
         ([replace(RECORDS[0], answers=("Lima", " "))], ["'pe'", "answers"]),
         ([replace(RECORDS[0], answers=(3,))], ["'pe'", "answers", "3"]),
