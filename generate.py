@@ -58,9 +58,7 @@ def main(config: ExperimentConfig) -> Path:
     )
     confidences, content = None, None
     if asked.confidence is not None:
-        confidences, content = read_confidences(
-            config.questions, asked.confidence, questions.records
-        )
+        confidences, content = read_confidences(config.questions, asked.confidence, questions)
     settings = logit_settings(asked, content)
     if config.lemmas is not None:
         import_spacy_without_torch(config.lemmas.spacy_model)

@@ -2,19 +2,23 @@
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from self_ensemble.data import Record, dataset_names
+from self_ensemble.data import dataset_names
+from self_ensemble.data.records import indexs_taken
 from self_ensemble.data.result_files import fingerprint, read_results
 from self_ensemble.experiment.config import QuestionConfig
+from self_ensemble.experiment.questions import Questions
 from self_ensemble.system.errors import UserError
 
 
 def read_confidences(
-    config: QuestionConfig, column: str, records: Sequence[Record]
+    config: QuestionConfig, column: str, questions: Questions
 ) -> tuple[list[list[float]], str]:
-    """The column --confidence of the dataset's file: N numbers a question, and its fingerprint.
+    """The column --confidence of the dataset's file, and its fingerprint.
+
+    A number for each paraphrase that a question of `questions.records` has, and no more: of one
+    with fewer than were asked for, the numbers of these (see `select_paraphrases`).
 
     Raises:
         UserError: no such column, or not a list of enough usable numbers for every question.
@@ -30,10 +34,14 @@ def read_confidences(
             f"it has {', '.join(table.columns)}"
         )
     cells = table[column].tolist()
-    chosen = config.options.indexs or range(config.options.num_paraphrases)
+    # Rows and records go in the same order. Some were left out, behind --max_samples or by --fewer.
+    cell_of = dict(zip((r.uuid for r in questions.dataset.records), cells, strict=False))
+    indexs = questions.indexs or range(questions.num_paraphrases)
     rows = []
-    for record, cell in zip(records, cells, strict=False):  # --max_samples takes the first ones
+    for record in questions.records:
         where = f"--confidence: {column} of question {record.uuid}"
+        cell = cell_of[record.uuid]
+        chosen = indexs_taken(indexs, len(record.paraphrases))
         given = _json_list(cell) if isinstance(cell, str) else cell
         if not isinstance(given, list) or len(given) <= max(chosen):
             raise UserError(

@@ -387,7 +387,7 @@ def test_changed_confidences_are_another_run(small, tmp_path):
     rows_of(small, tmp_path, *args, "--dataset", file)
     changed = [row | {"trust": random.Random(0).sample(row["trust"], 4)} for row in QUESTIONS]
     write_jsonl(file, changed)
-    with pytest.raises(UserError, match="another run: method is"):
+    with pytest.raises(UserError, match="another run: method"):
         rows_of(small, tmp_path, *args, "--dataset", file)
 
 
