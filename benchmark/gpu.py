@@ -18,6 +18,7 @@ what limits them. --rows agreement holds its answers by different paths against 
 import argparse
 import csv
 import itertools
+import random
 import statistics
 import sys
 import time
@@ -48,16 +49,17 @@ PREFIX, SEGMENT, TAIL, PARAPHRASES, NEW_TOKENS = 110, 12, 2, 5, 20
 # questions that are encoded.
 COUNTS, PREFIXES, STOCK_BATCHES = (1, 2, 5, 10, 20), (0, 110, 1000, 8000), (320, 1280, 2560)
 CONTINUOUS, ENCODED = 1280, 512
-STOPPING = 0.25  # how likely an answer ends with its next token, in the row ragged
+LEAST, MOST = 4, 400  # tokens of an answer in the row long
+FILLINGS = 4  # of the places, in the rows ragged and long
 # In this order; the first of them make up points of the table that fit into nine minutes.
 ROWS = (
     *("attention", "avg", "encode", "latency", "paraphrases", "profile"),
-    *("uneven", "ragged", "prefix", "shapes", "stock", "first", "continuous"),
+    *("uneven", "ragged", "long", "prefix", "shapes", "stock", "first", "continuous"),
 )
 MORE_ROWS = ("run", "own", "agreement")
 # What a kernel's name holds, by what it does; all else is small passes.
 KINDS = {
-    "attention of fused tokens": ("_fuse_kernel", "_prefix_kernel", "_merge_kernel"),
+    "attention of fused tokens": ("mean_kernel", "joint_kernel", "prefix_kernel", "merge_kernel"),
     "attention of encoding": ("flex_attention", "triton_tem"),
     "matrix products": ("gemm", "nvjet", "cutlass", "gemv", "splitK"),
 }
@@ -285,36 +287,57 @@ class Bench(Table):
             return self.seconds(work, repeats=5)
 
     def ragged(self):
-        """Answers of 1 to 20 tokens, and what new questions in finished rows' places could save.
+        """Answers of 1 to 20 tokens."""
+        self.unlike("answers of 1 to 20 tokens", 1, NEW_TOKENS, max(self.settings.batch_sizes))
 
-        At most: as if every decoded row were of use and cost what it costs in a full batch.
-        """
-        torch, size, batches = self.torch, max(self.settings.batch_sizes), 3
-        streams = self.attention_streams(batches * size)
-        encoding, step = (f(streams[:size]) for f in (self.encode_seconds, self.step_seconds))
-        generator = torch.Generator(measure.DEVICE).manual_seed(0)
+    def long(self):
+        """Answers of 4 to 400 tokens, beside `generate()` where prompts end as unlike."""
+        size = max(self.settings.batch_sizes) // 2
+        rate = self.unlike("answers of 4 to 400 tokens", LEAST, MOST, size)
+        prompts = max(STOCK_BATCHES) // 2
+        ids = self.torch.tensor(self.prompts(prompts // PARAPHRASES), device=measure.DEVICE)
+        with without_ours(self.engine):
+            self.model.set_attn_implementation("sdpa")
+            lengths = self.torch.randint(LEAST, MOST + 1, (len(ids),), device=measure.DEVICE)
 
-        def ends(tokens, left):
-            """A stop rule whose ``seen`` counts the tokens left."""
-            if left.dtype == torch.bool:  # the first token of a batch
-                left = torch.zeros_like(tokens).geometric_(STOPPING, generator=generator)
-                left = left.clamp(max=NEW_TOKENS)
-            return left == 1, left > 0, left - 1
+            def ended(tokens, scores, **settings):
+                return tokens.shape[1] - ids.shape[1] >= lengths
 
+            def work():
+                self.model.generate(
+                    input_ids=ids,
+                    attention_mask=ids.new_ones(ids.shape),
+                    max_new_tokens=MOST,
+                    do_sample=False,
+                    eos_token_id=None,
+                    pad_token_id=0,
+                    stopping_criteria=[ended],
+                )
+
+            seconds = self.seconds(work, repeats=1)
+        stock = len(ids) / PARAPHRASES / seconds
+        note = f"{len(ids)} prompts a batch; attention fusion is {rate / stock:.1f} times as fast"
+        self.add("stock generate(), answers of 4 to 400 tokens", stock, "questions/s", note=note)
+
+    def unlike(self, name, least, most, size) -> float:
+        """Attention fusion whose answers have unlike lengths, and the rows that were of use."""
+        streams = self.attention_streams(FILLINGS * size)
         runs = []
 
         def work():
-            runs.append(self.generate(streams, batch_size=size, stop=ends))
+            stop = ends_at_random(least, most)
+            runs.append(self.generate(streams, batch_size=size, new_tokens=most, stop=stop))
 
-        seconds = self.seconds(work)
-        stats = sum(runs[1:], runs[0])
-        tokens = stats.decoded_tokens / len(runs)
-        least = batches * encoding + tokens / size * step
-        note = f"batches of {size}, {tokens / len(streams):.1f} tokens an answer, "
-        note += f"{stats.decoded_tokens / stats.decode_rows:.0%} of the decoded rows of use: "
-        note += f"without the others at most {1 - least / seconds:.0%} less time"
+        seconds = self.seconds(work, repeats=1)
+        stats = runs[-1]
+        note = f"{size} at a time, {stats.decoded_tokens / len(streams):.1f} tokens an answer, "
+        note += f"{stats.decoded_tokens / stats.decode_rows:.0%} of the decoded rows of use, "
+        note += f"{stats.decoded_tokens / seconds:.0f} tokens/s"
+        if stats.out_of_memory:
+            note += f", memory ran out at more than {stats.largest_batch}"
         rate = len(streams) / seconds
-        self.add("attention fusion, answers that end", rate, "questions/s", note=note)
+        self.add(f"attention fusion, {name}", rate, "questions/s", note=note)
+        return rate
 
     def latency(self):
         """A decode step of one question alone, against reading all weights once.
@@ -454,6 +477,21 @@ class Bench(Table):
         seconds = self.seconds(work, repeats=2)
         note = f"{len(texts)} questions, tokenising and the prefix included"
         self.add("a whole run", seconds, "s", note=note)
+
+
+def ends_at_random(least: int, most: int):
+    """A stop rule under which answers have least to most tokens, each number as likely."""
+    from self_ensemble.generation.stopping import Cut, NeverStop
+
+    chance = random.Random(0)
+
+    class EndsAtRandom(NeverStop):
+        def cut(self, token_ids):
+            count = len(token_ids)
+            ends = count >= least and chance.random() * (most + 1 - count) < 1
+            return Cut(0, count) if ends else None
+
+    return EndsAtRandom()
 
 
 def random_llama(shape: str):

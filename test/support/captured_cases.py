@@ -10,6 +10,7 @@ under the very state that it was captured under.
 import copy
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -149,6 +150,22 @@ def logit_fusion() -> str:
     return "" if found == [expected] * 3 else f"tokens {found} for {expected}"
 
 
+def places(fusion: Fusion, positions: str) -> str:
+    """Questions with unlike numbers of paraphrases, which take each other's places."""
+    lengths = ((6, 1, 11), (2, 9), (4,), (3, 5, 20))
+    asked = [question(seed=i, lengths=each) for i, each in enumerate(lengths)]
+    streams = [attention_streams(q, len(PREFIX), positions) for q in asked]
+    model = model_of("llama")
+
+    def tokens(captured, size):
+        request = make_request(streams, fusion, steps=STEPS)
+        return tokens_of(engine_of(model, captured).generate(request, batch_size=size))
+
+    expected = tokens(False, 1)
+    found = [tokens(True, size) for size in (2, 4)]
+    return "" if found == [expected] * 2 else f"tokens {found} for {expected}"
+
+
 def unknown_fusion() -> str:
     """One that says that a kernel computes it, which none does: an error, and not `mean`."""
     register_fusion("no kernel's", in_kernel=True)(mean_of_partitions)
@@ -167,6 +184,14 @@ def unknown_fusion() -> str:
 
 def main() -> int:
     checks = [(str(case), lambda case=case: problem(case)) for case in CASES]
+    unlike = Fusion("mean", 0.7), Fusion.of("mean", 0.0, U, "cpu"), Fusion("joint")
+    checks += [
+        (
+            f"places, {fusion.kind}, tau {fusion.tau}",
+            partial(places, fusion, "exact" if fusion.rope_offsets else "left"),
+        )
+        for fusion in unlike
+    ]
     checks += [("logit fusion", logit_fusion), ("a fusion that no kernel knows", unknown_fusion)]
     failed = 0
     with pytest.MonkeyPatch.context() as patch:
