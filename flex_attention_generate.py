@@ -23,6 +23,7 @@ from self_ensemble.cli.flags import (
     check_fusion_arguments,
     experiment_config,
     fusion_config,
+    parse_common_arguments,
 )
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.spacy_import import import_spacy_without_torch
@@ -103,6 +104,7 @@ def main(config: ExperimentConfig) -> Path:
     assert isinstance(asked, AttentionFusionConfig)
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(config.questions, config.prompt, model=model.name)
+    questions.check_task(config.task)
     questions.check_weights(asked)
     if config.lemmas is not None:
         import_spacy_without_torch(config.lemmas.spacy_model)
@@ -124,7 +126,7 @@ def main(config: ExperimentConfig) -> Path:
             with loaded_engine(source, attention=model.attention) as engine:
                 fusion = Fusion.of(method.fusion, method.tau, method.weights, engine.device)
                 this.load(engine, fusion)
-                this.write(this.rows(this.answer(method)))
+                this.write(this.answer(method))
     return this.stem
 
 
@@ -140,7 +142,7 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
         "as first described (default: %(default)s)",
     )
     add_fusion_arguments(method)
-    args = parser.parse_args(argv)
+    args = parse_common_arguments(parser, argv)
     check_common_arguments(parser, args)
     check_fusion_arguments(parser, args)
     return experiment_config(args, fusion_config(args, layout=args.layout))

@@ -21,6 +21,7 @@ from self_ensemble.cli.flags import (
     check_common_arguments,
     check_origin_arguments,
     experiment_config,
+    parse_common_arguments,
 )
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.spacy_import import import_spacy_without_torch
@@ -56,6 +57,7 @@ def main(config: ExperimentConfig) -> Path:
     questions = read_questions(
         config.questions, config.prompt, model=model.name, original=asked.method == "origin"
     )
+    questions.check_task(config.task)
     confidences, content = None, None
     if asked.confidence is not None:
         confidences, content = read_confidences(config.questions, asked.confidence, questions)
@@ -76,9 +78,8 @@ def main(config: ExperimentConfig) -> Path:
             with loaded_engine(source, attention=model.attention) as engine:
                 this.load(engine, Fusion())
                 weights = confidences and confidences[-len(this.records) :]
-                answers = this.answer(make_method(asked.method, weights=weights))
-                each = asked.method == "per_prompt"
-                this.write(this.rows(answers, each_paraphrase=each))
+                method = make_method(asked.method, weights=weights)
+                this.write(this.answer(method, each_paraphrase=asked.method == "per_prompt"))
     return this.stem
 
 
@@ -106,7 +107,7 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
         help="weighted methods: a column of the dataset with a number for each paraphrase, instead "
         "of the confidence of its own answer",
     )
-    args = parser.parse_args(argv)
+    args = parse_common_arguments(parser, argv)
     if args.method == "origin":
         check_origin_arguments(parser, args)
     check_common_arguments(parser, args)

@@ -6,24 +6,31 @@ here, so that --help answers at once.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from self_ensemble.cli.parser import Parser
 from self_ensemble.cli.types import (
     auto_or_positive_int,
     device_name,
+    extraction,
     finite_float,
     index_list,
     non_negative_int,
+    positive_float,
+    positive_fraction,
     positive_int,
+    stop_text,
     weight_list,
 )
+from self_ensemble.data.choices import NORMS
 from self_ensemble.data.names import (
     DEFAULT_NUM_AUTO,
     DEFAULT_NUM_FEW_SHOT,
     DEFAULT_NUM_MANUAL,
     DEFAULT_SEED,
+    FEWER,
 )
 from self_ensemble.data.registry import (
     DATASET_OPTIONS,
@@ -34,17 +41,23 @@ from self_ensemble.data.registry import (
     users_of,
 )
 from self_ensemble.experiment.config import (
+    TASKS,
     ExperimentConfig,
     LemmaConfig,
     MethodConfig,
     OutputConfig,
     PromptConfig,
     QuestionConfig,
+    TaskConfig,
 )
-from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.methods.config import POSITIONS, AttentionFusionConfig, fusion_names
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
+
+# What only one of the tasks uses.
+GENERATE_FLAGS = ("max_new_tokens", "stop", "extract", "temperature", "top_p", "sample_seed")
+CHOICE_FLAGS = ("choice_norm",)
 
 
 class Flags(Protocol):
@@ -114,6 +127,13 @@ def add_question_arguments(
         type=index_list,
         metavar="I,J,...",
         help="these paraphrases instead, counted from 0",
+    )
+    data.add_argument(
+        "--fewer",
+        choices=FEWER,
+        default=DatasetOptions.fewer,
+        help="where a question has fewer paraphrases than that: refuse, use those that it has, or "
+        "skip the question (default: %(default)s)",
     )
     data.add_argument(
         "--max_samples",
@@ -211,8 +231,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_question_arguments(parser)
     add_model_arguments(parser)
     add_prompt_arguments(parser)
+    add_task_arguments(parser)
     running = parser.add_argument_group("running")
-    add_length_argument(running)
     running.add_argument(
         "--batch_size",
         type=auto_or_positive_int,
@@ -243,6 +263,62 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FOLDER",
         help="what lemmatises: a spaCy pipeline, or lookup for a table of words "
         "(default: en_core_web_lg where it is installed, else lookup)",
+    )
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is done with the questions: how answers are generated, or that choices are scored."""
+    task = parser.add_argument_group("answers")
+    task.add_argument(
+        "--task",
+        choices=TASKS,
+        default=TaskConfig.name,
+        help="answer the questions, or score the choices that each of them gives "
+        "(default: %(default)s)",
+    )
+    add_length_argument(task)
+    task.add_argument(
+        "--stop",
+        action="append",
+        type=stop_text,
+        metavar="TEXT",
+        help="a text that ends an answer and is no part of it, with escapes such as \\n; may be "
+        "given again, and as --stop=TEXT where TEXT begins with -; none alone: nothing but "
+        "end-of-sequence and the limit (default: the newline after the first visible character)",
+    )
+    task.add_argument(
+        "--extract",
+        type=extraction,
+        default=TaskConfig.extract,
+        metavar="{line,all,after:TEXT,last_number,regex:PATTERN}",
+        help="what of a generation is the prediction: its first line, all, what follows the last "
+        "TEXT, the last number, or the first group of the first match (default: %(default)s)",
+    )
+    task.add_argument(
+        "--choice_norm",
+        choices=NORMS,
+        default=TaskConfig.choice_norm,
+        help="--task choices: take the choice of the highest log-likelihood, in sum, or by token "
+        "or UTF-8 byte (default: %(default)s)",
+    )
+    task.add_argument(
+        "--temperature",
+        type=positive_float,
+        metavar="T",
+        help="draw tokens instead of taking the likeliest one, from the logits divided by T",
+    )
+    task.add_argument(
+        "--top_p",
+        type=positive_fraction,
+        metavar="P",
+        help="draw from the likeliest tokens that together have this probability "
+        f"(default: {SamplingConfig.top_p})",
+    )
+    task.add_argument(
+        "--sample_seed",
+        type=non_negative_int,
+        metavar="N",
+        help=f"what the draws depend on, with the question's uuid (default: {SamplingConfig.seed})",
     )
 
 
@@ -286,13 +362,53 @@ def add_fusion_arguments(method: Flags) -> None:
     )
 
 
-def check_common_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where shared flags do not go together."""
+def parse_common_arguments(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; what is not given of a task's own flags is None until it is checked."""
+    told = (*GENERATE_FLAGS, *CHOICE_FLAGS)
+    return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))
+
+
+def check_common_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, *, draws: bool = False
+) -> None:
+    """Ends the program where shared flags do not go together.
+
+    draws: the method draws tokens, whether a temperature is given or not.
+    """
     check_question_arguments(parser, args)
+    _check_task_arguments(parser, args, draws=draws)
     if args.spacy_model is not None and not args.lemmaize:
         parser.error("--spacy_model: only --lemmaize uses it")
     if args.lemmaize and args.overwrite:
         parser.error("--overwrite makes a result again, --lemmaize adds to a finished one")
+
+
+def _check_task_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, *, draws: bool
+) -> None:
+    """Sets what is not given of a task's own flags."""
+    if args.task == "choices":
+        for flag in GENERATE_FLAGS:
+            if getattr(args, flag) is not None:
+                parser.error(f"--{flag}: --task choices scores given choices and generates nothing")
+    else:
+        for flag in CHOICE_FLAGS:
+            if getattr(args, flag) is not None:
+                parser.error(f"--{flag}: only --task choices uses it")
+    if args.temperature is None and not draws:
+        for flag in ("top_p", "sample_seed"):
+            if getattr(args, flag) is not None:
+                parser.error(
+                    f"--{flag}: without --temperature the likeliest token is taken, nothing drawn"
+                )
+    if args.stop is not None and None in args.stop and len(args.stop) > 1:
+        parser.error(
+            "--stop: none means that no text ends an answer; leave it or the others out "
+            "(the text itself is written \\x6eone)"
+        )
+    for flag in (*GENERATE_FLAGS, *CHOICE_FLAGS):
+        if getattr(args, flag) is None:
+            setattr(args, flag, parser.get_default(flag))
 
 
 def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -338,7 +454,7 @@ def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Names
 
 def question_config(args: argparse.Namespace) -> QuestionConfig:
     """Of `add_question_arguments`, checked."""
-    names = ("max_samples", "num_paraphrases", "indexs", *DATASET_OPTIONS)
+    names = ("max_samples", "num_paraphrases", "indexs", "fewer", *DATASET_OPTIONS)
     options = DatasetOptions(**{name: getattr(args, name) for name in names})
     return QuestionConfig(dataset=args.dataset, options=options)
 
@@ -377,6 +493,27 @@ def fusion_config(
     )
 
 
+def generation_config(args: argparse.Namespace) -> GenerationConfig:
+    """Of `add_task_arguments`, checked, and the batch size."""
+    stop = args.stop and tuple(text for text in args.stop if text is not None)
+    return GenerationConfig(
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        stop=stop,
+        sampling=_sampling_config(args),
+    )
+
+
+def _sampling_config(args: argparse.Namespace) -> SamplingConfig | None:
+    if args.temperature is None:
+        return None
+    given = {"top_p": args.top_p, "seed": args.sample_seed}
+    return SamplingConfig(
+        temperature=args.temperature,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
 def experiment_config(args: argparse.Namespace, method: MethodConfig) -> ExperimentConfig:
     """Of `add_common_arguments`, checked, and the method that a script's own flags ask for."""
     return ExperimentConfig(
@@ -384,7 +521,8 @@ def experiment_config(args: argparse.Namespace, method: MethodConfig) -> Experim
         questions=question_config(args),
         prompt=prompt_config(args),
         model=model_config(args),
-        generation=GenerationConfig(max_new_tokens=args.max_new_tokens, batch_size=args.batch_size),
+        task=TaskConfig(name=args.task, extract=args.extract, choice_norm=args.choice_norm),
+        generation=generation_config(args),
         output=OutputConfig(folder=args.output_dir, overwrite=args.overwrite),
         lemmas=LemmaConfig(spacy_model=args.spacy_model) if args.lemmaize else None,
         verbose=args.verbose,

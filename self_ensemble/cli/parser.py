@@ -51,8 +51,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        given = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(_in_one_spelling(given), namespace)
+        given = _in_one_spelling(list(sys.argv[1:] if args is None else args))
+        for arg in given[: given.index("--")] if "--" in given else given:
+            flag, _, value = arg.partition("=")
+            if value == "--" and re.fullmatch(r"--\w+", flag):  # which some Pythons leave out
+                self.error(f"{flag}: '--' alone is no value that can be given")
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {_one_line(message.removeprefix('argument '))} (see --help)\n")

@@ -5,7 +5,9 @@ import math
 import re
 from pathlib import Path
 
+from self_ensemble.data.extraction import Extraction, parse_extraction
 from self_ensemble.models.config import DEVICE_NAME
+from self_ensemble.system.errors import UserError
 
 
 def positive_int(text: str) -> int:
@@ -92,6 +94,61 @@ def weight_list(text: str) -> tuple[float, ...]:
     if not any(weights):
         raise argparse.ArgumentTypeError(f"{text!r} holds no weight above 0")
     return weights
+
+
+def extraction(text: str) -> Extraction:
+    try:
+        return parse_extraction(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def stop_text(text: str) -> str | None:
+    """A text that ends an answer, its escapes decoded; `none` is None.
+
+    A text of the four letters none has an escape in it: `\\x6eone`.
+    """
+    if text == "none":
+        return None
+    if not text:
+        raise argparse.ArgumentTypeError("'' is empty and would end every answer; see --stop none")
+    if not text.isascii() and any("\ud800" <= character < "\ue000" for character in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8")
+    return decode_escapes(text)
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+SPELLINGS = r"\n \t \r \\ \xNN \uNNNN"
+
+
+def decode_escapes(text: str) -> str:
+    r"""`\n`, `\t`, `\r`, `\\`, `\xNN` and `\uNNNN` become the characters that they stand for."""
+
+    def decoded(escape: re.Match[str]) -> str:
+        shown = escape[0]
+        if escape["name"] in ESCAPES:
+            return ESCAPES[escape["name"]]
+        digits = escape["byte"] or escape["unit"]
+        if digits is None:
+            raise argparse.ArgumentTypeError(
+                f"{_as_typed(text)} holds {shown}, which is none of {SPELLINGS}; a backslash "
+                "itself is written twice"
+            )
+        if 0xD800 <= int(digits, 16) < 0xE000:
+            raise argparse.ArgumentTypeError(
+                f"{_as_typed(text)} holds {shown}, which is half a character; type the character"
+            )
+        return chr(int(digits, 16))
+
+    hexadecimal = r"x(?P<byte>[0-9a-fA-F]{2})|u(?P<unit>[0-9a-fA-F]{4})"
+    return re.sub(rf"\\(?:{hexadecimal}|(?P<name>.)?)", decoded, text, flags=re.S)
+
+
+def _as_typed(text: str) -> str:
+    """In quotes, its backslashes as they are: repr() would double them."""
+    return f"'{text}'"
 
 
 def jsonl_path(text: str) -> Path:

@@ -44,7 +44,13 @@ REQUIRED_COLUMNS = (
     "truncated",
 )
 # Which columns hold lists, and how deep. A CSV cannot say it, so the names do.
-LIST_DEPTHS = {"paraphrases": 1, "answers": 1, "predict_lemma": 1, "answer_lemmas": 2}
+LIST_DEPTHS = {
+    **dict.fromkeys(("paraphrases", "answers", "choices", "predict_lemma"), 1),
+    **dict.fromkeys(("choice_sum", "choice_mean", "choice_bytes"), 1),
+    "answer_lemmas": 2,
+}
+# Lists of numbers; the others are of texts.
+NUMBER_COLUMNS = ("choice_sum", "choice_mean", "choice_bytes")
 TEXT_COLUMNS = ("uuid", "prediction", "generation", "paraphrase", "relation")
 
 RESULT_SUFFIXES = (".feather", ".csv", ".json")
@@ -212,7 +218,9 @@ def _result_table(frame: "DataFrame") -> "pyarrow.Table":
     types = {name: pa.string() for name in TEXT_COLUMNS}
     types |= {"logprob": pa.float64(), "truncated": pa.bool_()}
     for name, depth in LIST_DEPTHS.items():
-        types[name] = pa.list_(pa.string()) if depth == 1 else pa.list_(pa.list_(pa.string()))
+        types[name] = pa.list_(pa.float64() if name in NUMBER_COLUMNS else pa.string())
+        if depth == 2:
+            types[name] = pa.list_(types[name])
     columns = {
         name: pa.array(frame[name].tolist(), type=types.get(name), from_pandas=True)
         for name in frame.columns

@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from self_ensemble.data import DatasetOptions
+from self_ensemble.data.extraction import FIRST_LINE, Extraction
 from self_ensemble.data.names import DATA_ROOT
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
+
+TASKS = ("generate", "choices")
 
 MethodConfig = AttentionFusionConfig | LogitFusionConfig
 
@@ -48,6 +51,20 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is done with the questions.
+
+    name: ``generate``: they are answered; ``choices``: their given choices are scored.
+    extract: what of a generation is its prediction.
+    choice_norm: by which of its likelihoods a choice is taken, one of `data.choices.NORMS`.
+    """
+
+    name: str = "generate"
+    extract: Extraction = FIRST_LINE
+    choice_norm: str = "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """folder: where results are kept, in folders of datasets and models.
 
@@ -76,6 +93,7 @@ class ExperimentConfig:
     method: MethodConfig
     questions: QuestionConfig = field(default_factory=QuestionConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -1,18 +1,27 @@
 """What a run's result depends on, and so which file is its own.
 
-Part of the identity: data, model, prompt, paraphrases, method, dtype and token limit. No part of
-it: device, batch size, attention backend, and how many questions are asked.
+Part of the identity: data, model, prompt, paraphrases, method, dtype, and what is done with the
+questions (the task, and where answers are generated limit, stops, sampling and extraction). No part
+of it: device, batch size, attention backend, and how many questions are asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import PromptTemplate, chat_prompt_template
+from self_ensemble.data.identities import as_written
 from self_ensemble.experiment.config import ExperimentConfig
-from self_ensemble.experiment.names import identity_part, method_names, result_stem, run_name
+from self_ensemble.experiment.names import (
+    identity_part,
+    method_names,
+    result_stem,
+    run_name,
+    task_parts,
+)
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.methods.config import FUSION_NAMES, AttentionFusionConfig, LogitFusionConfig
 from self_ensemble.methods.names import is_weighted
@@ -87,7 +96,7 @@ def run_identity(
     if config.prompt.chat_template:
         # A chat template may print what changes from day to day, such as the date.
         rendered = {"rendered_head": template.head, "rendered_tail": template.tail}
-    return {
+    identity = {
         "data": questions.dataset.fingerprint,
         # Not its name: a folder has as many names as there are paths to it.
         "model": source.fingerprint,
@@ -95,8 +104,9 @@ def run_identity(
         "paraphrases": paraphrase_identity(questions),
         "method": method,
         "dtype": str(source.dtype).removeprefix("torch."),
-        "max_new_tokens": config.generation.max_new_tokens,
+        **task_identity(config, questions),
     }
+    return as_written(identity)
 
 
 def known_identity(
@@ -112,11 +122,27 @@ def known_identity(
         "prompt": identity_part(manifest, "prompt") | prompt_identity(config, questions),
         "paraphrases": paraphrase_identity(questions),
         "method": identity_part(manifest, "method") | method,
-        "max_new_tokens": config.generation.max_new_tokens,
+        **task_identity(config, questions),
     }
     if config.model.dtype != "auto":
         known["dtype"] = config.model.dtype
     return known
+
+
+def task_identity(config: ExperimentConfig, questions: Questions) -> dict[str, Any]:
+    """What is done with the questions; entries that mean what their absence means are in it."""
+    task, generation = config.task, config.generation
+    identity: dict[str, Any] = {"task": task.name, "fewer": config.questions.options.fewer}
+    if task.name == "choices":
+        choices = questions.dataset.choices_fingerprint
+        return identity | {"choices": choices, "choice_norm": task.choice_norm}
+    return identity | {
+        "max_new_tokens": generation.max_new_tokens,
+        # Whichever is complete first ends an answer, in whatever order they were given.
+        "stop": None if generation.stop is None else sorted(generation.stop),
+        "sampling": None if generation.sampling is None else asdict(generation.sampling),
+        "extract": str(task.extract),
+    }
 
 
 def prompt_identity(config: ExperimentConfig, questions: Questions) -> dict[str, Any]:
@@ -135,10 +161,16 @@ def result_stems(config: ExperimentConfig, questions: Questions) -> list[Path]:
 
 
 def stem_of(config: ExperimentConfig, questions: Questions, method_name: str) -> Path:
+    name = run_name(
+        method_name,
+        task_parts(config),
+        count=questions.num_paraphrases,
+        indexs=questions.indexs,
+    )
     return result_stem(
         config.output.folder,
         questions.dataset.name,
         config.model.name,
-        run_name(method_name, num_paraphrases=questions.num_paraphrases, indexs=questions.indexs),
+        name,
         indexs=questions.indexs,
     )

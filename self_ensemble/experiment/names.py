@@ -1,7 +1,9 @@
 """What results are called, and which file holds what a method made.
 
-    results/<dataset>/<model>/avg-5.feather                     run_name("avg", num_paraphrases=5)
+    results/<dataset>/<model>/avg-5.feather                     run_name("avg", count=5)
     results/<dataset>/<model>/diversity/avg-0_2_4.feather       the same with indexs=[0, 2, 4]
+    results/<dataset>/<model>/avg-choices-5.feather             --task choices
+    results/<dataset>/<model>/avg-t0.7-seed1-5.feather          --temperature 0.7 --sample_seed 1
 
 A name leaves out what is the default. The default positions are a property of the model, so that
 `flex_attention-5` may hold ``exact`` positions or ``left`` ones: the file's manifest says which.
@@ -12,14 +14,33 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.data.result_files import read_manifest, result_file, safe_name
-from self_ensemble.experiment.config import MethodConfig
+from self_ensemble.experiment.config import ExperimentConfig, MethodConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
 
 
-def run_name(method: str, *, num_paraphrases: int, indexs: Sequence[int] | None = None) -> str:
-    """`<method>-<n>`, or with chosen paraphrases `<method>-0_2_4`."""
-    which = _index_list(indexs) if indexs is not None else str(num_paraphrases)
-    return f"{method}-{which}"
+def run_name(
+    method: str, parts: Sequence[str] = (), *, count: int, indexs: Sequence[int] | None = None
+) -> str:
+    """`<method>[-part...]-<n>`, or with chosen paraphrases `<method>[-part...]-0_2_4`.
+
+    count: of the paraphrases that are asked.
+    """
+    which = _index_list(indexs) if indexs is not None else str(count)
+    return "-".join([method, *parts, which])
+
+
+def task_parts(config: ExperimentConfig) -> tuple[str, ...]:
+    """What of the task is named: that choices are scored, or by what answers are drawn.
+
+    Not all that an answer depends on: the manifest says it, and whether a file is another run's.
+    """
+    if config.task.name == "choices":
+        return ("choices",)
+    sampling = config.generation.sampling
+    if sampling is None:
+        return ()
+    parts = (f"t{sampling.temperature:g}",)
+    return (*parts, f"seed{sampling.seed}") if sampling.seed else parts
 
 
 def _index_list(indexs: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from self_ensemble.data.result_files import (
     result_file,
 )
 from self_ensemble.experiment.config import ParaphraseRunConfig
+from self_ensemble.experiment.entries import Entries
 from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.experiment.paraphrase_files import (
@@ -29,7 +30,7 @@ from self_ensemble.experiment.paraphrase_files import (
     too_few,
     write_files,
 )
-from self_ensemble.experiment.resumable import Entries, ResumableRun
+from self_ensemble.experiment.resumable import ResumableRun
 from self_ensemble.paraphrasing.candidates import Candidates
 from self_ensemble.paraphrasing.prompts import plain_templates
 from self_ensemble.paraphrasing.quality_filter import casing_file, load_casing
@@ -193,6 +194,7 @@ class ParaphraseRun(ResumableRun):
             name,
             request,
             Entries(write, read),
+            compute=self.engine.generate,
             batch_size=self.config.paraphrases.generation.batch_size,
             unit="paraphrases",
         )

@@ -12,8 +12,8 @@ from self_ensemble.data import (
     open_dataset,
     select_paraphrases,
 )
-from self_ensemble.data.records import original_wording
-from self_ensemble.experiment.config import PromptConfig, QuestionConfig
+from self_ensemble.data.records import original_wording, require_choices
+from self_ensemble.experiment.config import PromptConfig, QuestionConfig, TaskConfig
 from self_ensemble.methods.config import AttentionFusionConfig
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
@@ -42,6 +42,31 @@ class Questions:
     def with_fewer(self) -> list[Record]:
         """Those that have fewer paraphrases than were asked for, with --fewer use."""
         return [each for each in self.records if len(each.paraphrases) < self.num_paraphrases]
+
+    @property
+    def give_choices(self) -> bool:
+        """Whether any of them has choices."""
+        return any(record.choices for record in self.records)
+
+    def check_task(self, task: TaskConfig) -> None:
+        """Says where choices are not used.
+
+        Raises:
+            UserError: choices are to be scored, and a question has none, or an answer that is none
+                of them.
+        """
+        if task.name == "choices":
+            if not self.give_choices:
+                raise UserError(
+                    f"--task choices: the questions of {self.dataset.name} give none; a file has "
+                    "them in a column choices, lists of texts"
+                )
+            require_choices(self.records)
+        elif self.give_choices:
+            say(
+                "the questions give choices, which are passed on and not used: --task choices "
+                "scores them"
+            )
 
     def check_weights(self, method: AttentionFusionConfig) -> None:
         """Raises UserError where there is not a weight for each paraphrase of every question."""
@@ -98,6 +123,16 @@ def read_questions(
         )
         count = options.num_paraphrases if options.indexs is None else len(options.indexs)
     questions = Questions(dataset, records, template, count, options.indexs)
+    if questions.left_out:
+        say(
+            f"{questions.left_out} of {len(dataset.records)} questions are left out (--fewer "
+            f"{options.fewer}): they have too few paraphrases"
+        )
+    if questions.with_fewer:
+        say(
+            f"{len(questions.with_fewer)} of {len(records)} questions have fewer than {count} "
+            "paraphrases and are asked with those that they have"
+        )
     if questions.asked_examples:
         say(
             f"{questions.asked_examples} of the questions are among the few-shot demonstrations: "

@@ -11,11 +11,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data.result_files import result_file
+from self_ensemble.experiment.entries import Entries, Kept
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.system.console import progress, say
 from self_ensemble.system.files import remove_leftovers
@@ -23,25 +24,16 @@ from self_ensemble.system.interrupts import advise
 from self_ensemble.system.lock import held, sweep
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
-    from self_ensemble.generation.decode import Answer
     from self_ensemble.generation.engine import Engine
+    from self_ensemble.generation.likelihood import ScoringRequest
+    from self_ensemble.generation.passes import Pass
     from self_ensemble.generation.request import Request
     from self_ensemble.generation.stats import Stats
 
-Kept = TypeVar("Kept")
+    AnyRequest = Request | ScoringRequest
 
-
-@dataclass(frozen=True)
-class Entries(Generic[Kept]):
-    """How the answers of a pass stand in the journal.
-
-    write: (index, answer) → JSON value.
-    read: (index, JSON value) → what the pass gives for that index. Raises UserError where the
-        value is no answer to what is asked now.
-    """
-
-    write: Callable[[int, Answer], Any]
-    read: Callable[[int, Any], Kept]
+# Tokens: of longer answers progress is told in tokens too.
+LONG_ANSWER = 100
 
 
 class ResumableRun(ABC):
@@ -135,9 +127,10 @@ class ResumableRun(ABC):
     def answer_pass(
         self,
         name: str,
-        request: Request,
+        request: AnyRequest,
         entries: Entries[Kept],
         *,
+        compute: Callable[..., Pass[Any]],
         batch_size: int | None,
         unit: str,
     ) -> Iterator[list[tuple[int, Kept]]]:
@@ -147,6 +140,7 @@ class ResumableRun(ABC):
             name: of the pass, in the journal and for the user.
             request: what is asked.
             entries: how answers stand in the journal.
+            compute: begins to answer the request, with the arguments of `Engine.generate`.
             batch_size: of the request's questions; None chooses.
             unit: what one of them is.
 
@@ -167,20 +161,28 @@ class ResumableRun(ABC):
             lambda indices: engine.schedule(request.questions, batch_size, indices),
             questions=self.num_questions,
         )
-        generation = engine.generate(
-            request,
-            batches=batches,
-            batch_size=batch_size,
-            max_batch_size=self.max_batch_size,
-        )
         earlier = self._with_prefix(request.prefix, is_counted=bool(kept))
+        shows_tokens = request.max_new_tokens > LONG_ANSWER
         with progress(count, name, unit, begin=len(kept)) as advance:
+
+            def on_progress(finished: int, tokens: int) -> None:
+                advance.reach(len(kept) + finished, tokens if shows_tokens else None)
+
+            generation = compute(
+                request,
+                batches=batches,
+                batch_size=batch_size,
+                max_batch_size=self.max_batch_size,
+                on_progress=on_progress,
+            )
+            done = len(kept)
             for batch in generation:
                 self.stats = earlier + generation.stats
                 self.max_batch_size = generation.max_batch_size
                 written = {index: entries.write(index, answer) for index, answer in batch}
                 journal.add(name, list(written), list(written.values()), self.state())
-                advance(len(batch))
+                done += len(batch)
+                on_progress(done - len(kept), generation.stats.decoded_tokens)
                 yield [(index, entries.read(index, entry)) for index, entry in written.items()]
 
     def _with_prefix(self, prefix: tuple[int, ...], *, is_counted: bool) -> Stats:

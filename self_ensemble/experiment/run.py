@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import Record
-from self_ensemble.data.answers import first_line
 from self_ensemble.data.result_files import (
     count_finished,
     read_manifest,
@@ -17,22 +17,27 @@ from self_ensemble.data.result_files import (
     write_results,
 )
 from self_ensemble.experiment.config import ExperimentConfig
+from self_ensemble.experiment.entries import ANSWERS, LIKELIHOODS
 from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.identity import run_identity, run_template, stem_of
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.experiment.questions import Questions
-from self_ensemble.experiment.resumable import Entries, ResumableRun
+from self_ensemble.experiment.resumable import ResumableRun
+from self_ensemble.experiment.rows import answer_row, choices_row, count_ties
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.interrupts import advise
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.generation.decode import Answer
     from self_ensemble.generation.engine import Batch, Engine
+    from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
     from self_ensemble.generation.request import Request
     from self_ensemble.methods.base import Method
     from self_ensemble.models.loading import ModelSource
+
+# Makes a row of the table; its arguments are further columns.
+MakeRow = Callable[..., dict[str, Any]]
 
 
 class Run(ResumableRun):
@@ -143,6 +148,9 @@ class Run(ResumableRun):
         frame = frame[frame["uuid"].isin(expected)]
         manifest = read_manifest(self.stem) or {}
         manifest.pop("identity", None)
+        if self.questions.give_choices and "choices" not in frame:  # an earlier release's
+            given = {record.uuid: list(record.choices) for record in self.questions.records}
+            frame["choices"] = frame["uuid"].map(given)
         lemmas = [name for name in ("predict_lemma", "answer_lemmas") if name in frame]
         if lemmas:
             manifest.pop("lemmatizer", None)
@@ -165,47 +173,90 @@ class Run(ResumableRun):
         }
         self.begin(engine, environment)
 
-    def answer(self, method: Method) -> list[tuple[Answer, ...]]:
-        """What the method says of each of `records`: one answer, or one of each paraphrase."""
+    def answer(self, method: Method, *, each_paraphrase: bool = False) -> list[dict[str, Any]]:
+        """Have a method answer `records`, or score their choices: the table's rows.
+
+        each_paraphrase: a row a paraphrase, with the column `paraphrase`; else a row a question.
+        """
+        task = self._score_choices if self.config.task.name == "choices" else self._generate
+        rows = []
+        for record, make_rows in zip(self.records, task(method), strict=True):
+            if each_paraphrase:
+                pairs = zip(make_rows, record.paraphrases, strict=True)
+                rows += [make_row(paraphrase=paraphrase) for make_row, paraphrase in pairs]
+            else:
+                [make_row] = make_rows
+                rows.append(make_row())
+        return rows
+
+    def _generate(self, method: Method) -> Iterator[list[MakeRow]]:
+        """Of each record the rows of its answers, which take further columns."""
         from self_ensemble.methods.base import Asked
 
+        config, records = self.config, self.records
         asked = Asked(
             engine=self.engine,
             template=self.template,
-            questions=[record.paraphrases for record in self.records],
-            uuids=[record.uuid for record in self.records],
+            questions=[record.paraphrases for record in records],
+            uuids=[record.uuid for record in records],
             ask=self.ask,
-            config=self.config.generation,
+            config=config.generation,
+            extract=config.task.extract,
         )
-        outcomes = method.answer(asked)
-        answers = {outcome.question: outcome.answers for outcome in outcomes}
-        return [answers[index] for index in range(len(self.records))]
+        answers = {outcome.question: outcome.answers for outcome in method.answer(asked)}
+        for index, record in enumerate(records):
+            yield [
+                partial(
+                    answer_row,
+                    record,
+                    answer,
+                    self.engine.tokenizer,
+                    config.task.extract,
+                    choices=self.questions.give_choices,
+                )
+                for answer in answers[index]
+            ]
+
+    def _score_choices(self, method: Method) -> Iterator[list[MakeRow]]:
+        """Of each record the rows of its scored choices, which take further columns."""
+        from self_ensemble.methods.base import AskedChoices, ScoringMethod
+
+        if not isinstance(method, ScoringMethod):
+            raise UserError("--task choices: this method cannot score given choices")
+        norm, records = self.config.task.choice_norm, self.records
+        asked = AskedChoices(
+            engine=self.engine,
+            template=self.template,
+            questions=[record.paraphrases for record in records],
+            choices=[record.choices for record in records],
+            ask=self.ask_likelihood,
+            batch_size=self.config.generation.batch_size,
+            norm=norm,
+        )
+        scored = {outcome.question: outcome.likelihoods for outcome in method.score(asked)}
+        for index, record in enumerate(records):
+            yield [partial(choices_row, record, each, norm) for each in scored[index]]
 
     def ask(
         self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
     ) -> Iterator[Batch]:
         """One pass of a method, with the journal: see `methods.base.Ask`."""
-        entries = Entries(_write_answer, _read_answer)
-        return self.answer_pass(name, request, entries, batch_size=batch_size, unit=unit)
+        compute = self.engine.generate
+        return self.answer_pass(
+            name, request, ANSWERS, compute=compute, batch_size=batch_size, unit=unit
+        )
 
-    def rows(
-        self, answers: Sequence[tuple[Answer, ...]], *, each_paraphrase: bool = False
-    ) -> list[dict[str, Any]]:
-        """The table's rows.
+    def ask_likelihood(
+        self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterator[ScoredBatch]:
+        """The same for `methods.base.AskLikelihood`."""
 
-        answers: from `answer`.
-        each_paraphrase: a row a paraphrase, with the column `paraphrase`; else a row a question.
-        """
-        rows = []
-        tokenizer = self.engine.tokenizer
-        for record, given in zip(self.records, answers, strict=True):
-            if not each_paraphrase:
-                [answer] = given
-                rows.append(result_row(record, answer, tokenizer))
-                continue
-            for paraphrase, answer in zip(record.paraphrases, given, strict=True):
-                rows.append(result_row(record, answer, tokenizer, paraphrase=paraphrase))
-        return rows
+        def compute(request: ScoringRequest, *, on_progress: Any, **settings: Any) -> Any:
+            return self.engine.score(request, **settings)
+
+        return self.answer_pass(
+            name, request, LIKELIHOODS, compute=compute, batch_size=batch_size, unit=unit
+        )
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Write the table and its manifest, and say what was done.
@@ -224,14 +275,15 @@ class Run(ResumableRun):
             "counts": asdict(stats),
             "seconds": round(seconds, 3),
         }
-        if self.questions.asked_examples:
-            manifest["asked_examples"] = self.questions.asked_examples
-        manifest |= self.begun_with()
+        manifest |= self._counted_questions() | self.begun_with()
         extends = self.journal.after > 0
         if extends:
             earlier, manifest["extends"] = self._earlier
             rows = earlier + rows
-        count = len(self.records)
+        count, done, ties = len(self.records), "decoded", ""
+        if self.config.task.name == "choices":
+            manifest["ties"] = count_ties(rows, self.config.task.choice_norm)
+            done, ties = "scored", f"; ties that went to the earlier choice: {manifest['ties']}"
         write_results(self.stem, pd.DataFrame(rows), manifest, same_answers=extends)
         advise(None)
         self.journal.remove()
@@ -239,34 +291,15 @@ class Run(ResumableRun):
         say(
             f"{count} questions in {seconds:.1f} s, {count / seconds:.1f} questions/s; "
             f"{stats.encoded_tokens:,} tokens encoded, "
-            f"{stats.decoded_tokens:,} decoded in {stats.decode_rows:,} rows"
+            f"{stats.decoded_tokens:,} {done} in {stats.decode_rows:,} rows{ties}"
         )
 
-
-def _write_answer(index: int, answer: Answer) -> list[Any]:
-    return [answer.token_ids, answer.logprobs, answer.truncated]
-
-
-def _read_answer(index: int, entry: list[Any]) -> Answer:
-    from self_ensemble.generation.decode import Answer
-
-    token_ids, logprobs, truncated = entry
-    return Answer(tuple(token_ids), tuple(logprobs), truncated)
-
-
-def result_row(record: Record, answer: Answer, tokenizer: Any, **columns: Any) -> dict[str, Any]:
-    """One row of the result table; ``columns`` are further ones."""
-    generation = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-    row = {
-        "uuid": record.uuid,
-        "paraphrases": list(record.paraphrases),
-        **columns,
-        "answers": list(record.answers),
-        "prediction": first_line(generation),
-        "generation": generation,
-        "logprob": sum(answer.logprobs),
-        "truncated": answer.truncated,
-    }
-    if record.relation is not None:
-        row["relation"] = record.relation
-    return row
+    def _counted_questions(self) -> dict[str, int]:
+        """For the manifest: what is out of the ordinary with the questions."""
+        questions = self.questions
+        counts = {
+            "asked_examples": questions.asked_examples,
+            "left_out": questions.left_out,
+            "with_fewer": len(questions.with_fewer),
+        }
+        return {name: count for name, count in counts.items() if count}

@@ -2,10 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Timer
+from typing import Any
 
 # What is done sooner is not told of; then a line as often as this, off a terminal.
 QUIET_SECONDS, PLAIN_SECONDS = 2, 10
@@ -44,10 +46,65 @@ def say_if_slow(text: str, *, once: bool = False) -> Iterator[None]:
         timer.cancel()
 
 
+class Progress(ABC):
+    """How far something is.
+
+    Args:
+        begin: how much was done before.
+    """
+
+    def __init__(self, begin: int):
+        self.done = self.begin = begin
+        self.begun = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        """So much more is done."""
+        self.reach(self.done + count)
+
+    def reach(self, done: int, tokens: int | None = None) -> None:
+        """So much is done in all, with so many tokens since the beginning."""
+        self.done = max(self.done, done)
+        rate = 0 if tokens is None else tokens / max(time.monotonic() - self.begun, 1e-3)
+        self._show("" if tokens is None else f"{tokens:,} tokens, {rate:,.0f} tokens/s")
+
+    @abstractmethod
+    def _show(self, tokens: str) -> None: ...
+
+
+class _Bar(Progress):
+    def __init__(self, begin: int, bar: Any):
+        super().__init__(begin)
+        self.bar = bar
+
+    def _show(self, tokens: str) -> None:
+        self.bar.set_postfix_str(tokens, refresh=False)
+        self.bar.update(self.done - self.bar.n)
+
+
+class _Lines(Progress):
+    def __init__(self, begin: int, total: int, what: str, unit: str):
+        super().__init__(begin)
+        self.total, self.what, self.unit = total, what, unit
+        self.due = self.begun + QUIET_SECONDS
+
+    def _show(self, tokens: str) -> None:
+        now = time.monotonic()
+        if now < self.due or self.done >= self.total:
+            return
+        self.due = now + PLAIN_SECONDS
+        rate = (self.done - self.begin) / (now - self.begun)
+        parts = [f"{self.what}: {self.done} of {self.total} {self.unit}"]
+        if rate:
+            parts.append(f"{rate:.1f} {self.unit}/s")
+        if tokens:
+            parts.append(tokens)
+        if rate:
+            parts.append(f"{(self.total - self.done) / rate:.0f} s left")
+        say(", ".join(parts))
+
+
 @contextmanager
-def progress(
-    total: int, what: str, unit: str, *, begin: int = 0
-) -> Iterator[Callable[[int], object]]:
+def progress(total: int, what: str, unit: str, *, begin: int = 0) -> Iterator[Progress]:
     """A bar on a terminal, a plain line now and then elsewhere; nothing on what is quick.
 
     begin: how many of `total` were done before.
@@ -57,21 +114,6 @@ def progress(
 
         settings = {"unit": f" {unit}", "delay": QUIET_SECONDS, "smoothing": 0.1}
         with tqdm(total=total, initial=begin, desc=what, **settings) as bar:
-            yield bar.update
+            yield _Bar(begin, bar)
         return
-    done, begun = begin, time.monotonic()
-    due = begun + QUIET_SECONDS
-
-    def advance(count: int) -> None:
-        nonlocal done, due
-        done += count
-        now = time.monotonic()
-        if now >= due and done < total:
-            due = now + PLAIN_SECONDS
-            rate = (done - begin) / (now - begun)
-            say(
-                f"{what}: {done} of {total} {unit}, {rate:.1f} {unit}/s, "
-                f"{(total - done) / rate:.0f} s left"
-            )
-
-    yield advance
+    yield _Lines(begin, total, what, unit)

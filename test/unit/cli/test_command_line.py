@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.cli.flags import add_common_arguments
 from self_ensemble.cli.parser import Parser, run
 from self_ensemble.cli.types import positive_int, weight_list
+from self_ensemble.data.extraction import FIRST_LINE, Extraction
 from self_ensemble.experiment.config import (
     ExperimentConfig,
     ParaphraseCheckConfig,
     ParaphraseRunConfig,
 )
+from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.methods.config import (
     FUSION_NAMES,
@@ -33,6 +36,7 @@ DEFAULTS = {
     "dataset": "demo",
     "num_paraphrases": None,
     "indexs": None,
+    "fewer": "error",
     "max_samples": None,
     "data_dir": None,
     "dataset_revision": None,
@@ -49,7 +53,14 @@ DEFAULTS = {
     "few_shot": None,
     "num_few_shot": None,
     "chat_template": False,
+    "task": "generate",
     "max_new_tokens": 20,
+    "stop": None,
+    "extract": FIRST_LINE,
+    "choice_norm": "sum",
+    "temperature": None,
+    "top_p": None,
+    "sample_seed": None,
     "batch_size": None,
     "output_dir": Path("results"),
     "overwrite": False,
@@ -102,6 +113,7 @@ GIVEN = {
     "dataset": ("own.csv", "own.csv"),
     "num_paraphrases": ("3", 3),
     "indexs": ("2,0,4", (2, 0, 4)),
+    "fewer": ("skip", "skip"),
     "max_samples": ("7", 7),
     "data_dir": ("a-b", Path("a-b")),
     "dataset_revision": ("main", "main"),
@@ -118,7 +130,14 @@ GIVEN = {
     "few_shot": ("a-b_c.jsonl", Path("a-b_c.jsonl")),
     "num_few_shot": ("0", 0),
     "chat_template": (None, True),
+    "task": ("choices", "choices"),
     "max_new_tokens": ("1", 1),
+    "stop": (r"a-b\n\x41\u00e9\\n\t\r", ["a-b\nAé\\n\t\r"]),
+    "extract": ("after:a-b_c", Extraction("after", "a-b_c")),
+    "choice_norm": ("bytes", "bytes"),
+    "temperature": ("0.7", 0.7),
+    "top_p": ("1", 1.0),
+    "sample_seed": ("0", 0),
     "batch_size": ("16", 16),
     "output_dir": ("out-1", Path("out-1")),
     "overwrite": (None, True),
@@ -192,6 +211,33 @@ def test_values(args, name, value):
         (["stray"], ["'stray'"]),
         (["--", "stray-a"], ["'stray-a'"]),
         (["--verbose", "-1"], ["--verbose", "'-1'"]),
+        (["--fewer", "less"], ["--fewer", "'less'", "skip"]),
+        (["--task", "classify"], ["--task", "'classify'", "choices"]),
+        (["--choice_norm", "chars"], ["--choice_norm", "'chars'", "bytes"]),
+        (["--stop", ""], ["--stop", "''", "empty", "--stop none"]),
+        (["--stop"], ["--stop", "expected one argument"]),
+        (["--stop", "---"], ["--stop", "expected one argument"]),
+        (["--stop=--"], ["--stop", "'--'"]),
+        (["--instruction=--"], ["--instruction", "'--'"]),
+        (["--stop", r"\boxed"], ["--stop", r"'\boxed'", r"holds \b", r"\uNNNN", "written twice"]),
+        (["--stop", r"\x4"], [r"holds \x,"]),
+        (["--stop", r"\u12"], [r"holds \u,"]),
+        (["--stop", "a\\"], ["holds \\,", "written twice"]),
+        (["--stop", r"\ud83d"], [r"holds \ud83d", "half a character"]),
+        (["--stop", "\udcff"], ["not UTF-8"]),
+        (["--extract", "lines"], ["--extract", "'lines'", "after:TEXT", "last_number"]),
+        (["--extract", "line:2"], ["'line:2'"]),
+        (["--extract", "after:"], ["'after:'"]),
+        (["--extract", "regex:"], ["'regex:'"]),
+        (["--extract", "regex:("], ["--extract", "'('", "no regular expression"]),
+        (["--extract", ""], ["--extract", "''"]),
+        (["--temperature", "0"], ["--temperature", "'0'", "above 0"]),
+        (["--temperature", "-1"], ["--temperature", "'-1'"]),
+        (["--temperature", "inf"], ["--temperature", "'inf'"]),
+        (["--top_p", "0"], ["--top_p", "'0'"]),
+        (["--top_p", "1.1"], ["--top_p", "'1.1'", "at most 1"]),
+        (["--sample_seed", "-1"], ["--sample_seed", "'-1'"]),
+        (["--sample_seed", "1.5"], ["--sample_seed", "'1.5'"]),
         (["--line\nbreak"], ["error"]),
     ],
 )
@@ -203,6 +249,78 @@ def test_mistake_is_one_line(capsys, args, named):
     assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(" (see --help)\n")
     for part in named:
         assert part in err, err
+
+
+TOGETHER = {
+    "--task choices --stop x": ["--stop", "--task choices"],
+    "--task choices --stop none": ["--stop", "--task choices"],
+    "--task choices --extract line": ["--extract", "--task choices"],
+    "--task choices --max_new_tokens 20": ["--max_new_tokens", "--task choices"],
+    "--task choices --temperature 1": ["--temperature", "--task choices"],
+    "--task choices --top_p 1": ["--top_p", "--task choices"],
+    "--task choices --sample_seed 0": ["--sample_seed", "--task choices"],
+    "--choice_norm sum": ["--choice_norm", "--task choices"],
+    "--task generate --choice_norm mean": ["--choice_norm", "--task choices"],
+    "--top_p 0.9": ["--top_p", "--temperature"],
+    "--sample_seed 3": ["--sample_seed", "--temperature"],
+    "--stop none --stop x": ["--stop", "none", r"\x6eone"],
+    "--stop x --stop none": ["--stop", "none"],
+}
+
+
+@pytest.mark.parametrize("script", ["generate", "flex_attention_generate"])
+@pytest.mark.parametrize("typed", TOGETHER)
+def test_flags_that_do_not_go_together(capsys, script, typed):
+    """Also where what is given is the default: it says something that is not done."""
+    with pytest.raises(SystemExit) as caught:
+        import_module(script).parse_args(typed.split())
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith(" (see --help)\n")
+    for part in TOGETHER[typed]:
+        assert part in err, err
+
+
+@pytest.mark.parametrize(
+    ("typed", "stop"),
+    [
+        ([], None),
+        (["none"], ()),
+        (["None"], ("None",)),
+        ([r"\x6eone"], ("none",)),
+        (["none."], ("none.",)),
+        ([r"\n\n", "Q:", "\n\n"], ("\n\n", "Q:")),  # as typed in quotes, and by a shell's $'\n\n'
+        ([r"\\n"], (r"\n",)),
+        ([r"\\\n"], ("\\\n",)),
+        ([r"\\boxed"], (r"\boxed",)),
+        ([r"</answer>\t\u2028\xe9"], ("</answer>\t\u2028é",)),
+        ([" "], (" ",)),
+    ],
+)
+def test_stops(typed, stop):
+    import generate
+
+    argv = [part for text in typed for part in ("--stop", text)]
+    assert generate.parse_args(argv).generation.stop == stop
+    argv = [f"--stop={text}" for text in typed]
+    assert generate.parse_args(argv).generation.stop == stop
+
+
+def test_a_stop_that_begins_like_a_flag_is_the_stop_that_was_typed():
+    import generate
+
+    for text in ("---", "-", "--my-own-end"):
+        assert generate.parse_args([f"--stop={text}"]).generation.stop == (text,)
+
+
+def test_drawing():
+    import generate
+
+    config = generate.parse_args(["--temperature", "0.7"])
+    assert config.generation.sampling == SamplingConfig(temperature=0.7, top_p=1.0, seed=0)
+    argv = ["--temperature", "2", "--top_p", "0.9", "--sample_seed", "5"]
+    config = generate.parse_args(argv)
+    assert config.generation.sampling == SamplingConfig(temperature=2.0, top_p=0.9, seed=5)
 
 
 def test_help_shows_one_spelling_of_every_flag(capsys):
@@ -264,6 +382,7 @@ def test_every_flag_reaches_the_configuration():
         del given[name]  # they go with other flags
     given |= {"dataset": "webqa", "layout": "concat", "positions": "left", "weights": "1,2,3"}
     given["fusion_tau"] = "0.5"
+    of_choices = {name: given.pop(name) for name in ("task", "choice_norm")}
     argv = [part for name, text in given.items() for part in (f"--{name}", text) if part]
     usual = flex_attention_generate.parse_args([])
     config = flex_attention_generate.parse_args(argv)
@@ -274,14 +393,22 @@ def test_every_flag_reaches_the_configuration():
         *("model.name", "model.revision", "model.device", "model.dtype", "model.attention"),
         *("prompt.instruction", "prompt.few_shot", "prompt.num_few_shot", "prompt.chat_template"),
         *("generation.max_new_tokens", "generation.batch_size", "output.folder", "lemmas"),
+        *("generation.stop", "generation.sampling", "task.extract", "questions.options.fewer"),
         "verbose",
     }
-    assert {path for path in leaves(config) if leaf(config, path) != leaf(usual, path)} == changed
+    assert differing(config, usual) == changed
+    argv = [part for name, text in of_choices.items() for part in (f"--{name}", text)]
+    config = flex_attention_generate.parse_args(argv)
+    assert differing(config, usual) == {"task.name", "task.choice_norm"}
+
+
+def differing(config, usual) -> set[str]:
+    return {path for path in leaves(config) if leaf(config, path) != leaf(usual, path)}
 
 
 def leaves(value, path="") -> list[str]:
     """The dotted names of all settings of a configuration."""
-    if path == "lemmas" or not is_dataclass(value):
+    if path in ("lemmas", "generation.sampling", "task.extract") or not is_dataclass(value):
         return [path]
     names = (field.name for field in fields(value))
     return [p for n in names for p in leaves(getattr(value, n), f"{path}.{n}".lstrip("."))]

@@ -79,10 +79,10 @@ def test_an_unfinished_file_is_not_found(tmp_path, missing):
 
 
 def test_stem_of_a_plain_run_and_of_chosen_paraphrases():
-    plain = result_stem("out", "demo", "demo", run_name("avg", num_paraphrases=5))
+    plain = result_stem("out", "demo", "demo", run_name("avg", count=5))
     assert plain == Path("out/demo/demo/avg-5")
     chosen = [0, 2, 4]
-    name = run_name("avg", num_paraphrases=3, indexs=chosen)
+    name = run_name("avg", count=3, indexs=chosen)
     stem = result_stem("out", "demo", "demo", name, indexs=chosen)
     assert stem == Path("out/demo/demo/diversity/avg-0_2_4")
     with pytest.raises(AssertionError):
