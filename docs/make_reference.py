@@ -37,7 +37,12 @@ from reference_texts import (
 )
 
 from self_ensemble.cli.parser import Parser
-from self_ensemble.data.result_files import LIST_DEPTHS, REQUIRED_COLUMNS, TEXT_COLUMNS
+from self_ensemble.data.result_files import (
+    LIST_DEPTHS,
+    NUMBER_COLUMNS,
+    REQUIRED_COLUMNS,
+    TEXT_COLUMNS,
+)
 from self_ensemble.models.aliases import MODEL_PATHs
 
 REFERENCE = HERE / "quick_reference.md"
@@ -253,6 +258,7 @@ def column_rows() -> list[Row]:
     """Type and meaning of every column that results.py knows."""
     kinds = dict.fromkeys(TEXT_COLUMNS, "text") | {"logprob": "number", "truncated": "boolean"}
     kinds |= {name: ("list of texts", "list of lists")[d - 1] for name, d in LIST_DEPTHS.items()}
+    kinds |= dict.fromkeys(NUMBER_COLUMNS, "list of numbers")
     rows = meanings({*kinds, *REQUIRED_COLUMNS}, COLUMNS, "columns")
     return [(name, kinds[name.strip("`")], text) for name, text in rows]
 

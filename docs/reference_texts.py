@@ -31,9 +31,16 @@ COLUMNS = {
     "paraphrases": "the wordings that were used",
     "paraphrase": "`per_prompt` only, which has a row a paraphrase: the wording of this row",
     "answers": "what counts as right, from the dataset",
-    "prediction": "the first line of the generation that holds anything, without space around it",
-    "generation": "all the text that was generated",
-    "logprob": "natural log-probability of the answer's tokens, the stop token excluded",
+    "choices": "those that the question gives, where it gives some",
+    "choice_sum": "`--task choices`: of each choice the natural log-probability, summed over its "
+    "tokens",
+    "choice_mean": "`--task choices`: the same by token",
+    "choice_bytes": "`--task choices`: the same by byte of its UTF-8",
+    "prediction": "what `--extract` takes of the generation, by default its first line that holds "
+    "anything; with `--task choices` the choice taken by `--choice_norm`",
+    "generation": "all the text that was generated, up to a stop; with `--task choices` the choice",
+    "logprob": "natural log-probability of the answer's tokens, the stop token excluded; with "
+    "`--task choices` of the choice's",
     "truncated": "whether the token limit came before a stop",
     "relation": "from the dataset, where it has one",
     "predict_lemma": "with `--lemmaize`: the lower-cased lemmas of the prediction's tokens",
@@ -50,6 +57,16 @@ FILES = [
         "`results/<dataset>/<model>/<method>-<n>.feather`",
         "generate.py",
         "the table",
+    ),
+    (
+        "`results/<dataset>/<model>/<method>-choices-<n>.feather`",
+        "both, with `--task choices`",
+        "the table of scored choices",
+    ),
+    (
+        "`results/<dataset>/<model>/<method>-t<T>[-seed<S>]-<n>.feather`",
+        "both, with `--temperature T`",
+        "the table of drawn answers",
     ),
     ("`….csv`, `….json` beside it", "both", "the same table as text; the manifest"),
     (
@@ -110,6 +127,12 @@ MANIFEST = {
     "the forwards), `largest_batch`, `out_of_memory` (how often a batch was halved)",
     "seconds": "of the run without loading, over all its parts if it was interrupted",
     "asked_examples": "only where there are any: how many questions are demonstrations too",
+    "left_out": "only where there are any: how many questions have too few paraphrases "
+    "(`--fewer skip`), or none",
+    "with_fewer": "only where there are any: how many questions have fewer paraphrases than were "
+    "asked for (`--fewer use`)",
+    "ties": "only with `--task choices`: in how many rows the choice taken shares its place with "
+    "a later one",
     "begun_with": "only where an interrupted run went on elsewhere: what computed before",
     "extends": "only of a file that a larger `--max_samples` extended: the manifest before",
     "lemmatizer": "only with `--lemmaize`: what made the lemmas, and its version",
@@ -124,6 +147,13 @@ IDENTITY = {
     "method": "its name and settings, see below",
     "dtype": "number format of the weights",
     "max_new_tokens": "the token limit",
+    "stop": "not where it is the default: `--stop`, sorted",
+    "sampling": "not where the likeliest token is taken: `temperature`, `top_p`, `seed`",
+    "extract": "not where it is `line`: `--extract`",
+    "task": "not where it is `generate`: `--task`",
+    "choices": "`--task choices`: fingerprint of the choices, whatever `--max_samples`",
+    "choice_norm": "not where it is `sum`: `--choice_norm`",
+    "fewer": "not where it is `error`: `--fewer`",
 }
 
 SETTINGS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from small import INSTRUCTION, run_script
+from small import INSTRUCTION, run_script, write_jsonl
 
 import flex_attention_generate
 import generate
@@ -92,12 +92,20 @@ def runs(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def run(script, *argv):
-        flags = ("--num_paraphrases", 2, "--max_new_tokens", 2, "--instruction", INSTRUCTION)
+        flags = ("--num_paraphrases", 2, "--instruction", INSTRUCTION)
+        if "--task" not in argv:
+            flags += ("--max_new_tokens", 2)
         where = ("--dataset", small.questions, "--model", small.folder, "--output_dir", folder)
         assert run_script(script, *where, *flags, *argv) == 0
         name = "flex_attention" if script is flex_attention_generate else argv[1]
-        return read_manifest(folder / "capitals" / "tiny-llama" / f"{name}-2.json")
+        part = "-choices" if "--task" in argv else "-t1" if "--temperature" in argv else ""
+        return read_manifest(folder / "capitals" / "tiny-llama" / f"{name}{part}-2.json")
 
+    drawn = ("--temperature", 1, "--stop", "none", "--extract", "all", "--fewer", "use")
+    rows = [json.loads(line) for line in small.questions.read_text().splitlines()]
+    rows = [row | {"choices": [*row["answers"], "Oslo"]} for row in rows]
+    with_choices = write_jsonl(folder / "capitals.jsonl", rows)
+    scored = ("--task", "choices", "--choice_norm", "mean", "--dataset", with_choices)
     with contextlib.redirect_stderr(io.StringIO()):
         run(flex_attention_generate, "--max_samples", 1)
         run(flex_attention_generate, "--max_samples", 2)
@@ -106,15 +114,18 @@ def runs(small, tmp_path_factory):
                 flex_attention_generate, "--max_samples", 2, "--lemmaize", "--spacy_model", "lookup"
             ),
             run(generate, "--method", "weighted_avg", "--max_samples", 2),
+            run(generate, "--method", "avg", "--max_samples", 2, *drawn),
+            run(generate, "--method", "avg", "--max_samples", 2, *scored),
         ]
     return folder, manifests
 
 
 def test_the_manifests_keys(reference, runs):
     _, manifests = runs
-    # What only a run on two machines has, or one that shows what it asks: test_resume.py and
-    # test_scripts.py see to these.
-    assert keys_of(manifests) == reference.MANIFEST.keys() - {"begun_with", "asked_examples"}
+    # What only a run on two machines has, one that shows what it asks, or one whose questions have
+    # unlike numbers of paraphrases: test_resume.py and test_scripts.py see to these.
+    others = {"begun_with", "asked_examples", "left_out", "with_fewer"}
+    assert keys_of(manifests) == reference.MANIFEST.keys() - others
     assert keys_of(manifests, "identity") == reference.IDENTITY.keys()
     assert keys_of(manifests, "identity", "method") == reference.SETTINGS.keys()
     for key in ("counts", "attention", "versions"):
