@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from self_ensemble.attention.continuations import concatenate_choices, split_choices
@@ -23,6 +23,7 @@ from self_ensemble.methods.base import (
     ScoredChoices,
     Template,
     check_weights,
+    sampling_of,
     split_questions,
 )
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
@@ -95,12 +96,14 @@ class AttentionFusion(AttentionFusionConfig):
             [attention_streams(question, len(prefix), positions) for question in split],
             Fusion.of(self.fusion, self.tau, self.weights, engine.device),
             max_new_tokens=config.max_new_tokens,
+            stop=engine.stop_rule(config.stop),
         )
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         config = asked.config
         request = self.request(asked.engine, asked.template, asked.questions, config)
+        request = replace(request, sampling=sampling_of(asked, [(u, 0) for u in asked.uuids]))
         for batch in asked.ask(PASS_NAME, request, batch_size=config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from self_ensemble.attention.segments import (
@@ -23,6 +23,7 @@ from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Batch, Engine
 from self_ensemble.generation.likelihood import Likelihood, ScoredBatch, ScoringRequest
 from self_ensemble.generation.request import Request
+from self_ensemble.generation.sampling import Sampling
 from self_ensemble.system.errors import UserError
 
 # What a text becomes a prompt by.
@@ -83,6 +84,15 @@ class Asked:
 
     def __post_init__(self) -> None:
         assert len(self.questions) == len(self.uuids), (len(self.questions), len(self.uuids))
+
+
+def sampling_of(asked: Asked, keys: Sequence[tuple[str, int]]) -> Sampling | None:
+    """How the tokens of a request are drawn, where they are.
+
+    keys: of each of the request's questions a uuid, and which of the draws for it this is.
+    """
+    sampling = asked.config.sampling
+    return None if sampling is None else Sampling(**asdict(sampling), keys=keys)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from self_ensemble.attention.continuations import split_choices
 from self_ensemble.data.choices import choose, normalized
-from self_ensemble.generation.decode import Answer
+from self_ensemble.generation.decode import Answer, answer_text
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import Stream, logit_streams
@@ -20,6 +20,7 @@ from self_ensemble.methods.base import (
     Outcome,
     ScoredChoices,
     check_weights,
+    sampling_of,
     split_questions,
 )
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, choice_confidence, confidence
@@ -49,7 +50,12 @@ class LogitFusion:
         weights = self._given_weights(asked.questions)
         if method.weighted and weights is None:
             weights = _own_confidences(request, asked)
-        request = replace(request, reduce=method.reduce, weights=weights)
+        request = replace(
+            request,
+            reduce=method.reduce,
+            weights=weights,
+            sampling=sampling_of(asked, [(uuid, 0) for uuid in asked.uuids]),
+        )
         for batch in asked.ask(self.name, request, batch_size=asked.config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))
@@ -130,10 +136,7 @@ class Vote:
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         for question, answers in _answer_each(logit_request(asked), asked):
-            generated = [
-                asked.engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-                for answer in answers
-            ]
+            generated = [answer_text(asked.engine.tokenizer, answer) for answer in answers]
             taken = self._taken([asked.extract(text) for text in generated])
             yield Outcome(question, (answers[taken],), taken)
 
@@ -163,7 +166,12 @@ def logit_request(asked: Asked) -> Request:
     """Every paraphrase as a stream of its own. Its `reduce` is yet to be chosen."""
     prefix, split = split_questions(asked.engine.tokenizer, asked.template, asked.questions)
     streams = [logit_streams(question, len(prefix)) for question in split]
-    return Request(prefix, streams, max_new_tokens=asked.config.max_new_tokens)
+    return Request(
+        prefix,
+        streams,
+        max_new_tokens=asked.config.max_new_tokens,
+        stop=asked.engine.stop_rule(asked.config.stop),
+    )
 
 
 def scoring_request(asked: AskedChoices) -> ScoringRequest:
@@ -189,7 +197,8 @@ def scores_of(
 def _answer_each(request: Request, asked: Asked) -> Iterator[tuple[int, tuple[Answer, ...]]]:
     """(question, the answers of its paraphrases) as soon as all of a question's are there."""
     counts = [len(group) for group in request.questions]
-    single = replace(request, questions=_single_streams(request))
+    keys = [(u, k) for u, count in zip(asked.uuids, counts, strict=True) for k in range(count)]
+    single = replace(request, questions=_single_streams(request), sampling=sampling_of(asked, keys))
     batch_size = _prompts(asked.config.batch_size, counts)
     return _gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
 

@@ -89,7 +89,8 @@ class _Lines(Progress):
 
     def _show(self, tokens: str) -> None:
         now = time.monotonic()
-        if now < self.due or self.done >= self.total:
+        is_nothing = self.done == self.begin and not tokens
+        if now < self.due or is_nothing or self.done >= self.total:
             return
         self.due = now + PLAIN_SECONDS
         rate = (self.done - self.begin) / (now - self.begun)
