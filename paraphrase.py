@@ -39,7 +39,7 @@ def make(config: ParaphraseRunConfig) -> Path:
             with loaded_engine(source, attention=config.model.attention) as engine:
                 this.load(engine)
                 this.sample_all()
-            show_report(this.filtered, this.casing)
+            show_report(this.filtered, this.casing, have_answers=this.have_answers)
             this.write()
     max_attempts = config.paraphrases.max_attempts
     end_if_short(this.stem, config.paraphrases.num_paraphrases, max_attempts=max_attempts)
@@ -49,16 +49,18 @@ def make(config: ParaphraseRunConfig) -> Path:
 def check(config: ParaphraseCheckConfig) -> Path:
     """Look through a file's own paraphrases. Returns the path of the report without its suffix."""
     checked = check_paraphrases(config)
-    show_report(checked.filtered, checked.casing)
+    show_report(checked.filtered, checked.casing, have_answers=checked.have_answers)
     stem = checked.write()
     if config.drop:
         end_if_short(stem, config.num_paraphrases, max_attempts=None)
     return stem
 
 
-def show_report(filtered: Sequence[Filtered], casing: Mapping[str, float] | None) -> None:
+def show_report(
+    filtered: Sequence[Filtered], casing: Mapping[str, float] | None, *, have_answers: bool
+) -> None:
     """The quality filter's report, on stdout."""
-    print("\n".join(report_lines(filtered)))
+    print("\n".join(report_lines(filtered, have_answers=have_answers)))
     if casing is None:
         say(
             "lost names: known by their capitals alone, so questions in lower case were not looked "
@@ -77,7 +79,11 @@ def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:
     for uuid, count in list(short.items())[:SHOWN_SHORT]:
         say(f"question {uuid} has {count} of {wanted} paraphrases")
     if short:
-        say(f"{len(short)} questions have too few: `short` in {result_file(stem, '.json')}")
+        say(
+            f"{len(short)} questions have too few: `short` in {result_file(stem, '.json')}; asked "
+            f"for {wanted}, the generating scripts take what these have with --fewer use, and "
+            "leave them out with --fewer skip"
+        )
         if max_attempts is not None:
             say(
                 "the same command draws nothing more; with --overwrite and a larger "

@@ -37,6 +37,11 @@ class CheckedParaphrases:
     rows: list[Row]
     casing: Mapping[str, float] | None
 
+    @property
+    def have_answers(self) -> bool:
+        """All questions, or none: see `records.check_all_or_none_answered`."""
+        return bool(self.dataset.records[0].answers)
+
     def write(self) -> Path:
         """Writes the report, or with ``drop`` a file of what passes, with report and manifest.
 

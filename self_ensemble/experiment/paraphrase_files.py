@@ -54,8 +54,9 @@ def row_line(row: Row) -> str:
     """A line of the file, which --dataset also takes as it is."""
     record, question, paraphrases = row
     fields: dict[str, Any] = {"uuid": record.uuid, "question": question, "paraphrases": paraphrases}
-    fields["answers"] = list(record.answers)
+    fields["answers"] = list(record.answers) or None
     fields["relation"] = record.relation
+    fields["choices"] = list(record.choices) or None
     return json.dumps({k: v for k, v in fields.items() if v is not None}, ensure_ascii=False)
 
 

@@ -85,6 +85,11 @@ class ParaphraseRun(ResumableRun):
         )
 
     @property
+    def have_answers(self) -> bool:
+        """All questions, or none: see `records.check_all_or_none_answered`."""
+        return bool(self.candidates[0].record.answers)
+
+    @property
     def next_command(self) -> str:
         return "the same command without --overwrite" if self.overwrite else "the same command"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from self_ensemble.data import Record
+from self_ensemble.data.records import original_wording
 from self_ensemble.paraphrasing.prompts import PROMPTS
 from self_ensemble.paraphrasing.quality_filter import MASK, key, rejection_reasons
 
@@ -27,7 +28,8 @@ class Candidates:
 
     @property
     def question(self) -> str:
-        return self.record.question or self.record.paraphrases[0]
+        """What is put in other words. Raises UserError where there is nothing."""
+        return original_wording(self.record)
 
     @property
     def kind(self) -> str:

@@ -250,7 +250,7 @@ def rejection_reasons(
     Args:
         paraphrase: as it would be asked.
         question: what it is to mean.
-        answers: what counts as right.
+        answers: what counts as right; without any, no leaked answer is found.
         casing: from `load_casing`.
         earlier: the paraphrases before it, each with its reasons.
         echoes: the keys of the prompt's own examples.
@@ -359,14 +359,21 @@ def lost_names(
 CELL_WIDTH = 56
 
 
-def report_lines(filtered: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+def report_lines(
+    filtered: Sequence[tuple[str, str, Sequence[str]]], *, have_answers: bool = True
+) -> list[str]:
     """A table: how many paraphrases each reason was found in, their fraction, and one of them.
 
-    filtered: uuid, paraphrase and its reasons.
+    filtered: uuid, paraphrase and its reasons. have_answers: whether the questions do; without
+    them no leaked answer is looked for, and the table says so.
     """
     total = max(len(filtered), 1)
     lines = [f"{'reason':17} {'count':>7} {'share':>7}  example"]
     for reason in REJECTION_REASONS:
+        if reason == "answer_leaked" and not have_answers:
+            told = "not looked for: the questions have no answers"
+            lines.append(f"{reason:17} {'-':>7} {'-':>7}  {told}")
+            continue
         found = [paraphrase for _, paraphrase, wrong in filtered if reason in wrong]
         example = f"  {_cell(found[0])}" if found else ""
         lines.append(f"{reason:17} {len(found):7} {len(found) / total:7.4f}{example}")

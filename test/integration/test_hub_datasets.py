@@ -16,7 +16,15 @@ from writing import error_of, write
 import flex_attention_generate
 import generate
 import paraphrase
-from self_ensemble.data import FewShot, hub_tables, load_dataset, prompt_template
+from self_ensemble.data import (
+    DatasetOptions,
+    FewShot,
+    hub_tables,
+    load_dataset,
+    open_dataset,
+    prompt_template,
+    select_paraphrases,
+)
 from self_ensemble.data.datasets import myriadlama as myriadlama_module
 from self_ensemble.data.datasets.myriadlama import INSTRUCTION as MYRIADLAMA_INSTRUCTION
 from self_ensemble.data.datasets.myriadlama import Draw, Fact, MyriadLamaDataset, fill
@@ -467,10 +475,42 @@ def test_every_paraphrase_is_as_likely_to_be_drawn_and_to_come_first():
 
 def test_too_few_to_draw():
     fact = replace(FACT, auto=FACT.auto[:2])
-    assert error_of(fact.drawn, Draw(5, 3, 42)) == (
-        "--num_auto 3: question 5d-15 has 2 such paraphrases"
-    )
+    sentence = error_of(fact.drawn, Draw(5, 3, 42))
+    assert sentence.startswith("--num_auto 3: question 5d-15 has 2 such paraphrases; ask for fewer")
+    assert "--fewer use" in sentence and "--fewer skip" in sentence
     assert "--num_manual 6" in error_of(fact.drawn, Draw(6, 2, 42))
+    taken = fact.drawn(Draw(5, 3, 42), fewer="use")
+    assert Counter(text[0] for text in taken) == Counter(m=5, a=2)
+    assert fact.drawn(Draw(5, 3, 42), fewer="skip") == ()
+    for fewer in ("use", "skip"):
+        assert fact.drawn(Draw(5, 2, 42), fewer=fewer) == fact.drawn(Draw(5, 2, 42))
+    nothing = replace(fact, manual=(), auto=(), place="line 3 of test.jsonl")
+    assert nothing.record(Draw(5, 3, 42), fewer="use").paraphrases == ()
+    assert "line 3 of test.jsonl (uuid 5d-15) has 0 such" in error_of(nothing.drawn, Draw(5, 3, 42))
+    assert nothing.record(None).question is None and nothing.record(None).paraphrases == ()
+
+
+def test_questions_that_a_file_of_paraphrases_lacks_or_has_none_of(webqa, here):
+    """One such question must not refuse all the others."""
+    questions = WebQADataset(data_dir=webqa).load().records
+    rows = paraphrased(questions)
+    rows[1]["paraphrases"] = []
+    write_paraphrases(here, rows[:2])
+    source = WebQADataset(data_dir=webqa, paraphrase_model="tiny", run_model="tiny")
+    sentence = error_of(source.load)
+    assert "lacks 1 of 3 questions" in sentence and "(--fewer skip leaves them out)" in sentence
+    path = "data/webqa/tiny/paraphrases.jsonl"
+    for fewer in ("use", "skip"):
+        options = DatasetOptions(data_dir=webqa, model="tiny", fewer=fewer)
+        dataset = open_dataset("webqa", options)
+        assert [len(r.paraphrases) for r in dataset.records] == [3, 0, 0]
+        assert dataset.records[1].place == f"line 2 of {path}"
+        left = select_paraphrases(dataset.records, num_paraphrases=3, indexs=None, fewer=fewer)
+        assert left == dataset.records[:1]
+    sentence = error_of(select_paraphrases, dataset.records[:1], num_paraphrases=4, indexs=None)
+    assert f"4 paraphrases were asked for, but line 1 of {path} (uuid " in sentence
+    (here / path).unlink()
+    assert "there are no paraphrases" in error_of(open_dataset, "webqa", options)
 
 
 @pytest.mark.parametrize(

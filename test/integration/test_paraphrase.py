@@ -15,15 +15,17 @@ import torch
 from small import run_script, write_jsonl
 from tiny import TinyTokenizer, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from writing import error_of
 
 import paraphrase
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
-from self_ensemble.data import Record, load_dataset, prompt_template
+from self_ensemble.data import DatasetOptions, Record, load_dataset, prompt_template
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.experiment import check_paraphrases, paraphrase_run
-from self_ensemble.experiment.config import ParaphraseRunConfig
+from self_ensemble.experiment.config import ParaphraseRunConfig, PromptConfig, QuestionConfig
 from self_ensemble.experiment.journal import Journal
+from self_ensemble.experiment.questions import read_questions
 from self_ensemble.generation import loading, sampling
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.forward import Forward
@@ -272,6 +274,61 @@ def test_the_file_is_a_dataset(plain, questions):
         assert new.question == (old.question or old.paraphrases[0])
 
 
+def test_questions_without_answers_and_choices_that_are_kept(questions, plain, tmp_path, capsys):
+    """The draws do not depend on either; the filter has no answer to look for, and says so."""
+    rows = [{k: v for k, v in row.items() if k != "answers"} for row in QUESTIONS]
+    rows[0]["choices"] = ["Lima", "Cusco"]
+    stem = made(write_jsonl(tmp_path / "own.jsonl", rows), tmp_path)
+    assert drawn(stem) == drawn(plain)
+    assert not any("answers" in row for row in lines(stem))
+    out = capsys.readouterr().out
+    assert "answer_leaked           -       -  not looked for: the questions have no" in out
+    records = load_dataset(f"{stem}.jsonl").records
+    assert records[0].choices == ("Lima", "Cusco") and records[0].answers == ()
+    assert [r.choices for r in records[1:]] == [()] * 5
+    answered = [rows[0] | {"answers": ["Lima"]}]
+    stem = made(write_jsonl(tmp_path / "few.jsonl", answered), tmp_path)
+    [record] = load_dataset(f"{stem}.jsonl").records
+    assert (record.choices, record.answers) == (("Lima", "Cusco"), ("Lima",))
+
+
+def test_a_question_without_a_wording_is_told_of(tmp_path, capsys):
+    rows = [*QUESTIONS, {"uuid": "u6", "paraphrases": [], "answers": ["x"]}]
+    file = write_jsonl(tmp_path / "own.jsonl", rows)
+    assert run_script(paraphrase, *arguments(file, tmp_path)) == 2
+    told = f"line 7 of {file} (uuid u6) has no paraphrases and no question"
+    assert told in capsys.readouterr().err
+
+
+def test_a_file_in_which_questions_have_fewer_is_asked_from(tmp_path, monkeypatch, capsys):
+    """What --drop left of some questions, end to end: as it is, and without those questions."""
+
+    def reasons(text, *, question, earlier, **_):
+        return ("empty",) if "Peru?" in question or len(earlier) > len(question) % 3 else ()
+
+    monkeypatch.setattr(candidates, "rejection_reasons", reasons)
+    file, out = write_jsonl(tmp_path / "own.jsonl", QUESTIONS), tmp_path / "left.jsonl"
+    argv = arguments(file, tmp_path, "--output", out, "--drop", "--max_attempts", 1)
+    assert run_script(paraphrase, *argv) == paraphrase.SHORT_STATUS
+    assert "with --fewer use, and leave them out with --fewer skip" in capsys.readouterr().err
+    counts = {uuid: len(texts) for uuid, texts in drawn(out.with_suffix("")).items()}
+    assert {0, NUM} < set(counts.values()), counts
+
+    def asked(**options):
+        config = QuestionConfig(dataset=str(out), options=DatasetOptions(**options))
+        return read_questions(config, PromptConfig(), model="demo")
+
+    sentence = error_of(asked, num_paraphrases=NUM)
+    assert f"line 1 of {out} (uuid u0) has none" in sentence
+    used = asked(num_paraphrases=NUM, fewer="use")
+    assert {r.uuid: len(r.paraphrases) for r in used.records} == {
+        uuid: count for uuid, count in counts.items() if count
+    }
+    skipped = asked(num_paraphrases=NUM, fewer="skip")
+    assert [r.uuid for r in skipped.records] == [u for u, count in counts.items() if count == NUM]
+    assert skipped.left_out == sum(count < NUM for count in counts.values())
+
+
 # ---- stopping and going on -------------------------------------------------------------------
 
 
@@ -343,6 +400,7 @@ KILLED = """
 import os, signal, sys
 import paraphrase
 from self_ensemble.experiment.journal import Journal
+from self_ensemble.experiment.questions import read_questions
 from self_ensemble.experiment import paraphrase_run
 
 add = Journal.add
@@ -381,7 +439,7 @@ def test_a_finished_file_is_not_made_again(plain, questions, tmp_path, monkeypat
             assert made(questions, folder, *more) == plain
             assert "is finished already; --overwrite makes it again" in capsys.readouterr().err
         for more, what in [
-            (("--temperature", 1), 'sampling is {"seed":0,"temperature":1.5'),
+            (("--temperature", 1), "sampling.temperature is 1.5 there and 1.0 here"),
             (("--num_paraphrases", 2), "num_paraphrases is 3 there and 2 here"),
             (("--drop",), "drop is false there and true here"),
             (("--max_new_tokens", 8), "max_new_tokens is 7 there and 8 here"),

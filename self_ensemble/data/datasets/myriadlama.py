@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self_ensemble.data.cells import checked_label, checked_text, checked_texts, show
+from self_ensemble.data.cells import checked_label, checked_text, checked_texts, is_empty, show
 from self_ensemble.data.hub_tables import (
     NO_EXAMPLES,
     checked_folder,
@@ -28,7 +28,7 @@ from self_ensemble.data.hub_tables import (
     needed_files,
     read_files,
 )
-from self_ensemble.data.names import DEFAULT_NUM_AUTO, DEFAULT_NUM_MANUAL, DEFAULT_SEED
+from self_ensemble.data.names import DEFAULT_NUM_AUTO, DEFAULT_NUM_MANUAL, DEFAULT_SEED, FEWER
 from self_ensemble.data.question_files import load_few_shot, records_of
 from self_ensemble.data.records import Dataset, FewShot, Record, sha256
 from self_ensemble.data.registry import DatasetOptions, register_dataset
@@ -74,7 +74,11 @@ def open_myriadlama(options: DatasetOptions) -> Dataset:
         draw = Draw.of(options.num_manual, options.num_auto, options.seed)
         draw.check(options.num_paraphrases, options.indexs)
     source = MyriadLamaDataset(options.data_dir, options.dataset_revision, draw)
-    return source.load(max_samples=options.max_samples, needs_few_shot=options.needs_few_shot)
+    return source.load(
+        max_samples=options.max_samples,
+        needs_few_shot=options.needs_few_shot,
+        fewer=options.fewer,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,27 +122,45 @@ class Fact:
     answers: tuple[str, ...]
     manual: tuple[str, ...]
     auto: tuple[str, ...]
+    place: str = ""
 
     @property
-    def question(self) -> str:
+    def question(self) -> str | None:
         """The wording that stands for the fact: in a demonstration, and for the method origin."""
-        return (self.manual or self.auto)[0]
+        return next(iter(self.manual or self.auto), None)
 
-    def record(self, draw: Draw | None) -> Record:
-        """With the paraphrases of a draw, or with the one wording."""
-        paraphrases = (self.question,) if draw is None else self.drawn(draw)
-        return Record(self.uuid, paraphrases, self.answers, self.question, self.relation)
+    def record(self, draw: Draw | None, *, fewer: str = FEWER[0]) -> Record:
+        """With the paraphrases of a draw, or with the one wording. fewer: see `drawn`."""
+        question = self.question
+        paraphrases: tuple[str, ...] = () if question is None else (question,)
+        if draw is not None:
+            paraphrases = self.drawn(draw, fewer=fewer)
+        return Record(
+            self.uuid, paraphrases, self.answers, question, self.relation, place=self.place
+        )
 
-    def drawn(self, draw: Draw) -> tuple[str, ...]:
-        """Manual and automatic paraphrases, mixed: any first S of them are a draw of S."""
+    def drawn(self, draw: Draw, *, fewer: str = FEWER[0]) -> tuple[str, ...]:
+        """Manual and automatic paraphrases, mixed: any first S of them are a draw of S.
+
+        fewer: where there are fewer of a kind than are drawn, ``use`` takes all of them, and
+            ``skip`` draws nothing, so that the fact is left out.
+
+        Raises:
+            UserError: there are fewer, and `fewer` is ``error``.
+        """
         pool = []
+        where = f"{self.place} (uuid {self.uuid})" if self.place else f"question {self.uuid}"
         for kind, texts, count in (
             ("manual", self.manual, draw.num_manual),
             ("auto", self.auto, draw.num_auto),
         ):
-            if len(texts) < count:
+            if len(texts) < count and fewer == "skip":
+                return ()
+            if len(texts) < count and fewer == "error":
                 raise UserError(
-                    f"--num_{kind} {count}: question {self.uuid} has {len(texts)} such paraphrases"
+                    f"--num_{kind} {count}: {where} has {len(texts)} such "
+                    "paraphrases; ask for fewer, take what each question has with --fewer use, or "
+                    "leave such questions out with --fewer skip"
                 )
             pool += self._in_drawn_order(texts, draw.seed, kind)[:count]
         return tuple(self._in_drawn_order(pool, draw.seed, "samples"))
@@ -166,14 +188,22 @@ class MyriadLamaDataset:
     def name(self) -> str:
         return NAME + ("" if self.draw is None else self.draw.suffix)
 
-    def load(self, *, max_samples: int | None = None, needs_few_shot: bool = True) -> Dataset:
+    def load(
+        self,
+        *,
+        max_samples: int | None = None,
+        needs_few_shot: bool = True,
+        fewer: str = FEWER[0],
+    ) -> Dataset:
         """The records, and demonstrations where they are needed.
+
+        fewer: what becomes of a fact that has fewer paraphrases than are drawn: see `Fact.drawn`.
 
         Raises:
             UserError: a table cannot be had, or a fact has fewer paraphrases than are drawn.
         """
         test, few_shot = self._facts(needs_few_shot)
-        records = [fact.record(self.draw) for fact in test]
+        records = [fact.record(self.draw, fewer=fewer) for fact in test]
         return Dataset(self.name, records, few_shot, INSTRUCTION).first(max_samples)
 
     def _facts(self, needs_few_shot: bool) -> tuple[list[Fact], tuple[FewShot, ...]]:
@@ -214,7 +244,7 @@ def split_facts(place: str, table: "pyarrow.Table") -> tuple[list[Fact], tuple[F
     shown = [uuids[train[i]] for i in draw_examples(len(train))]
     is_used = pa.compute.is_in(table["uuid"], value_set=pa.array(test + shown))
     facts = group_facts(place, table.filter(is_used))
-    examples = tuple(FewShot(facts[u].question, facts[u].answers[0]) for u in shown)
+    examples = tuple(_demonstration(facts[uuid]) for uuid in shown)
     return [facts[uuid] for uuid in test], examples
 
 
@@ -307,11 +337,9 @@ def sample_facts(files: Sequence[Path]) -> list[Fact]:
     for record, (where, row) in zip(records, rows, strict=True):
         kinds = {}
         for column in ("manual_paraphrases", "auto_paraphrases"):
-            is_empty = row.get(column) in (None, "", [], "[]")
-            kinds[column] = () if is_empty else checked_texts(row[column], column, where)
+            value = row.get(column)
+            kinds[column] = () if is_empty(value) else checked_texts(value, column, where)
         manual, auto = kinds.values()
-        if not manual + auto:
-            raise UserError(f"{where} has neither manual nor automatic paraphrases")
         facts.append(
             Fact(
                 uuid=record.uuid,
@@ -319,6 +347,7 @@ def sample_facts(files: Sequence[Path]) -> list[Fact]:
                 answers=record.answers,
                 manual=_distinct(manual),
                 auto=_distinct(auto, without=manual),
+                place=where,
             )
         )
     return facts
@@ -331,4 +360,10 @@ def sample_examples(folder: Path) -> tuple[FewShot, ...]:
         return tuple(shot for path in files for shot in load_few_shot(path))
     train = sample_facts(needed_files(folder, ("train", *EXAMPLES), NO_EXAMPLES))
     chosen = [train[i] for i in draw_examples(len(train))]
-    return tuple(FewShot(fact.question, fact.answers[0]) for fact in chosen)
+    return tuple(map(_demonstration, chosen))
+
+
+def _demonstration(fact: Fact) -> FewShot:
+    if fact.question is None:
+        raise UserError(f"{fact.place or fact.uuid} has neither manual nor automatic paraphrases")
+    return FewShot(fact.question, fact.answers[0])

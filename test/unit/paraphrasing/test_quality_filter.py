@@ -373,3 +373,15 @@ def test_report():
     assert [(r["uuid"], r["paraphrase"], json.loads(r["reasons"])) for r in rows] == [
         (uuid, text, list(wrong)) for uuid, text, wrong in filtered if wrong
     ]
+
+
+def test_without_answers_no_leak_is_looked_for():
+    question, leaking = "which island is zanzibar?", "Is Zanzibar the island of Unguja?"
+    assert "answer_leaked" in found(leaking, question, answers=("Unguja",))
+    assert "answer_leaked" not in found(leaking, question, answers=())
+    for have_answers, told in ((True, "0"), (False, "-")):
+        lines = quality_filter.report_lines([("u", leaking, ())], have_answers=have_answers)
+        assert max(map(len, lines)) <= 100
+        [line] = [line for line in lines if line.startswith("answer_leaked")]
+        assert line.split()[1] == told
+        assert ("the questions have no answers" in line) != have_answers
