@@ -58,6 +58,8 @@ from self_ensemble.system.errors import UserError
 # What only one of the tasks uses.
 GENERATE_FLAGS = ("max_new_tokens", "stop", "extract", "temperature", "top_p", "sample_seed")
 CHOICE_FLAGS = ("choice_norm",)
+# Refused where they are not used, also where what is given is the default.
+TOLD_FLAGS = (*GENERATE_FLAGS, *CHOICE_FLAGS, "fewer")
 
 
 class Flags(Protocol):
@@ -363,9 +365,8 @@ def add_fusion_arguments(method: Flags) -> None:
 
 
 def parse_common_arguments(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; what is not given of a task's own flags is None until it is checked."""
-    told = (*GENERATE_FLAGS, *CHOICE_FLAGS)
-    return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))
+    """The command line; what is not given of TOLD_FLAGS is None until it is checked."""
+    return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(TOLD_FLAGS)))
 
 
 def check_common_arguments(
@@ -377,6 +378,9 @@ def check_common_arguments(
     """
     check_question_arguments(parser, args)
     _check_task_arguments(parser, args, draws=draws)
+    for flag in TOLD_FLAGS:
+        if getattr(args, flag) is None:
+            setattr(args, flag, parser.get_default(flag))
     if args.spacy_model is not None and not args.lemmaize:
         parser.error("--spacy_model: only --lemmaize uses it")
     if args.lemmaize and args.overwrite:
@@ -386,7 +390,6 @@ def check_common_arguments(
 def _check_task_arguments(
     parser: argparse.ArgumentParser, args: argparse.Namespace, *, draws: bool
 ) -> None:
-    """Sets what is not given of a task's own flags."""
     if args.task == "choices":
         for flag in GENERATE_FLAGS:
             if getattr(args, flag) is not None:
@@ -406,9 +409,6 @@ def _check_task_arguments(
             "--stop: none means that no text ends an answer; leave it or the others out "
             "(the text itself is written \\x6eone)"
         )
-    for flag in (*GENERATE_FLAGS, *CHOICE_FLAGS):
-        if getattr(args, flag) is None:
-            setattr(args, flag, parser.get_default(flag))
 
 
 def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -429,7 +429,7 @@ def check_origin_arguments(parser: argparse.ArgumentParser, args: argparse.Names
     """Ends the program where a flag chooses paraphrases, of which none is asked."""
     check_dataset_arguments(parser, args, DATASET_OPTIONS)
     of_paraphrases = [flag for flag in DATASET_OPTIONS if flag not in SOURCE_OPTIONS]
-    for flag in (*of_paraphrases, "num_paraphrases", "indexs"):
+    for flag in (*of_paraphrases, "num_paraphrases", "indexs", "fewer"):
         if getattr(args, flag) is not None:
             parser.error(f"--{flag}: --method origin asks the original wording only")
 

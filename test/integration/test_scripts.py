@@ -34,6 +34,7 @@ from self_ensemble.attention import masks, patching, segments
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import Record, prompt_template
+from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.data.result_files import (
     LIST_DEPTHS,
     REQUIRED_COLUMNS,
@@ -41,8 +42,9 @@ from self_ensemble.data.result_files import (
     read_results,
 )
 from self_ensemble.evaluation import lemmatizer
-from self_ensemble.experiment.run import result_row
+from self_ensemble.experiment.rows import answer_row
 from self_ensemble.generation.config import GenerationConfig
+from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.loading import make_engine
 from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.models import loading
@@ -337,12 +339,10 @@ OTHERS = {
 def refused(run, script, difference, *argv):
     ran = run(script, *argv)
     assert ran.code == 2 and ran.err.count("\n") == 1
-    found = re.search(
-        r"error: \S+\.json belongs to another run: (\w+)[.\w]* is .+ there and ", ran.err
-    )
-    assert found and found[1] == difference, ran.err
+    assert re.match(r"error: \S+\.json belongs to another run: ", ran.err), ran.err
     assert ran.err.endswith("; --overwrite or another --output_dir\n")
-    assert len(re.findall(r" is .*? there and .*? here", ran.err)) == 1
+    told = re.findall(r"(\w+)[.\w]* is .*? there and .*? here", ran.err)
+    assert set(told) == {difference}, ran.err
 
 
 @pytest.mark.parametrize("difference", OTHERS)
@@ -540,8 +540,8 @@ def test_one_wording_is_stock_generation(small, run, script, argv, wording):
 )
 def test_prediction_is_the_first_line_that_holds_anything(generation, prediction):
     tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: generation)
-    answer = SimpleNamespace(token_ids=(1,), logprobs=(-1.0, -0.5), truncated=False)
-    row = result_row(Record("u", ("p",), ("a",)), answer, tokenizer)
+    answer = Answer(token_ids=(1,), logprobs=(-1.0, -0.5), truncated=False)
+    row = answer_row(Record("u", ("p",), ("a",)), answer, tokenizer, FIRST_LINE)
     assert (row["prediction"], row["generation"], row["logprob"]) == (prediction, generation, -1.5)
     assert "relation" not in row
 
@@ -669,7 +669,7 @@ BAD = {
     "no few-shot file": (["--few_shot", "gone.jsonl"], ["gone.jsonl"]),
     "no chat template": (["--chat_template"], ["--chat_template", "no chat template"]),
     "output is a file": (["--output_dir", "{tmp}/empty.jsonl"], ["empty.jsonl"]),
-    "unknown flag": (["--temperature", "1"], ["'--temperature'"]),
+    "unknown flag": (["--top_k", "1"], ["'--top_k'"]),
     "stray word": (["demo"], ["'demo'"]),
     "unknown dtype": (["--dtype", "int8"], ["--dtype", "'int8'"]),
     "unknown attention": (["--attention", "flash"], ["--attention", "'flash'"]),
@@ -696,6 +696,10 @@ BAD_OF = {
         "origin has no number of paraphrases": (
             ["--method", "origin", "--num_paraphrases", "5"],
             ["--num_paraphrases", "origin"],
+        ),
+        "origin lacks none of them": (
+            ["--method", "origin", "--fewer", "error"],
+            ["--fewer", "origin"],
         ),
         "nor by its other name": (
             ["--method", "origin", "--num-ensemble", "3"],
