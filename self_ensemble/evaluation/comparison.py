@@ -1,8 +1,9 @@
 """The paired difference of two files of predictions over the questions that both have."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from self_ensemble.data.choices import NORMS
 from self_ensemble.evaluation.scored import MATCHERS, ScoredPredictions
 from self_ensemble.evaluation.statistics import (
     bootstrap_interval,
@@ -13,51 +14,41 @@ from self_ensemble.evaluation.statistics import (
 )
 from self_ensemble.system.errors import UserError
 
-if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
-    import numpy as np
-
 
 def compare(scored: ScoredPredictions, baseline: ScoredPredictions) -> dict[str, Any]:
     """The paired difference `scored` minus `baseline` over the questions that both have.
 
     Of a per_prompt baseline the first paraphrase counts; of a per_prompt file the mean over its
-    paraphrases, question by question. `by_match` holds the same difference by every matcher that
-    both files have, `bootstrap` its interval over resampled questions, `relation_bootstrap` that
-    over resampled relations (None where rows carry none, or one only).
+    paraphrases, question by question. Each file is right by its own matcher, which is another
+    where one chooses and the other generates. `by_match` holds the same difference by every matcher
+    or norm that both files have, `bootstrap` its interval over resampled questions,
+    `relation_bootstrap` that over resampled relations (None where rows carry none, or one only).
 
     Raises:
         UserError: a file has no uuids, or they have none in common, or one stands for different
-            questions.
+            questions, or a question of the baseline lacks its first paraphrase.
     """
     uuids, reference_uuids = map(_needed_uuids, (scored, baseline))
+    baseline = baseline.first_paraphrase()
     places = {uuid: i for i, uuid in enumerate(reference_uuids)}
     pairs = [(i, places[uuid]) for i, uuid in enumerate(uuids) if uuid in places]
     if not pairs:
         raise UserError(f"{scored.path} and the baseline {baseline.path} share no uuid")
-    for i, j in pairs:
-        if sorted(scored.answers[i]) != sorted(baseline.answers[j]):
-            raise UserError(
-                f"uuid {uuids[i]} is another question in {scored.path} than in the baseline "
-                f"{baseline.path}: its answers differ; compare files of the same dataset"
-            )
     here, there = map(list, zip(*pairs, strict=True))
+    scored, baseline = scored.take(here), baseline.take(there)
+    _check_same_questions(scored, baseline)
     by_match = {
-        name: _difference(scored.matches[name][here], baseline.matches[name][there, 0])
-        for name in MATCHERS
+        name: _difference(scored, name, baseline, name)
+        for name in (*MATCHERS, *NORMS)
         if name in scored.matches and name in baseline.matches
     }
-    right, reference = scored.right[here], baseline.right[there, 0]  # [pairs, N], [pairs]
-    differences = right.mean(axis=1) - reference
-    relations = None
-    if scored.relations:
-        relations = [scored.relations[i] for i in here]
-    elif baseline.relations:
-        relations = [baseline.relations[i] for i in there]
+    differences = scored.fractions(scored.match) - baseline.right[:, 0]  # [pairs]
+    relations = scored.relations or baseline.relations
     return {
         "pairs": len(pairs),
         "only_in_file": len(uuids) - len(pairs),
         "only_in_baseline": len(reference_uuids) - len(pairs),
-        **by_match[scored.match],
+        **_difference(scored, scored.match, baseline, baseline.match),
         "bootstrap": bootstrap_interval(differences),
         "relations": len(set(relations)) if relations else None,
         "relation_bootstrap": (
@@ -73,10 +64,34 @@ def _needed_uuids(scored: ScoredPredictions) -> list[str]:
     return scored.uuids
 
 
-def _difference(right: "np.ndarray", reference: "np.ndarray") -> dict[str, Any]:
-    """right: [pairs, N], reference: [pairs]"""
+def _check_same_questions(scored: ScoredPredictions, baseline: ScoredPredictions) -> None:
+    """Raises UserError where what is right, or what there is to choose from, is not the same."""
+    of_choices = scored.choices is not None and baseline.choices is not None
+    for i, uuid in enumerate(_needed_uuids(scored)):
+        differs = None
+        if sorted(scored.answers[i]) != sorted(baseline.answers[i]):
+            differs = "answers"
+        elif of_choices and _choices(scored, i) != _choices(baseline, i):
+            differs = "choices"
+        if differs:
+            raise UserError(
+                f"uuid {uuid} is another question in {scored.path} than in the baseline "
+                f"{baseline.path}: its {differs} differ; compare files of the same dataset"
+            )
+
+
+def _choices(scored: ScoredPredictions, question: int) -> list[str]:
+    assert scored.choices is not None
+    return sorted(scored.choices[question][0].choices)
+
+
+def _difference(
+    scored: ScoredPredictions, match: str, baseline: ScoredPredictions, reference_match: str
+) -> dict[str, Any]:
+    """Of two files with the same questions, in the same order."""
+    right, reference = scored.matches[match], baseline.matches[reference_match][:, 0]
     if right.shape[1] > 1:
-        differences = right.mean(axis=1) - reference
+        differences = scored.fractions(match) - reference
         return {
             "won": None,
             "lost": None,

@@ -1,9 +1,10 @@
-"""Whether a prediction is right: exact match, first word, overlap of words, runs of lemmas."""
+"""Whether a prediction is right: exact match, first word, numbers, overlap of words, lemmas."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from self_ensemble.data.answers import normalize_answer
+from self_ensemble.evaluation.numbers import read_number
 
 
 def is_right(prediction: str, answers: Sequence[str]) -> bool:
@@ -16,6 +17,15 @@ def first_token_is_right(prediction: str, answers: Sequence[str]) -> bool:
     """Normalised, the first word of the prediction is the first word of one of the answers."""
     first = normalize_answer(prediction).split()[:1]
     return bool(first) and any(first == normalize_answer(answer).split()[:1] for answer in answers)
+
+
+def number_is_right(prediction: str, answers: Sequence[str]) -> bool:
+    """The last number of the prediction is that of one of the answers, see `numbers`.
+
+    A prediction without a number is wrong, and an answer without one never makes it right.
+    """
+    number = read_number(prediction)
+    return number is not None and any(number == read_number(answer) for answer in answers)
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:

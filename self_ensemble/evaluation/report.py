@@ -7,14 +7,16 @@ Accuracies and differences in it are fractions, from 0 to 1.
 """
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from self_ensemble.data.answers import normalize_answer
+from self_ensemble.data.choices import NORMS
+from self_ensemble.evaluation.choices import calibrate
 from self_ensemble.evaluation.comparison import adjust_p_values, compare
 from self_ensemble.evaluation.scored import MATCHERS, ScoredPredictions, score_predictions
+from self_ensemble.evaluation.spread import consistency, spread_of
 from self_ensemble.evaluation.statistics import bootstrap_interval, wilson_interval
 
 if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
@@ -26,6 +28,8 @@ def make_report(
     baseline_path: str | None = None,
     *,
     match: str = "exact",
+    extract: Callable[[str], str] | None = None,
+    choice_norm: str | None = None,
     lemmas: str | None = None,
     spacy_model: str | None = None,
     by: str | None = None,
@@ -35,12 +39,13 @@ def make_report(
     Args:
         paths: files of predictions, see `score_predictions`.
         baseline_path: the file that every other one is compared with.
-        match, lemmas, spacy_model, by: as of `score_predictions`; the baseline is not split.
+        others: as of `score_predictions`; the baseline is not split.
 
     Raises:
         UserError: a file cannot be read, or two cannot be compared.
     """
-    score = partial(score_predictions, match=match, lemmas=lemmas, spacy_model=spacy_model)
+    how = {"match": match, "extract": extract, "choice_norm": choice_norm}
+    score = partial(score_predictions, **how, lemmas=lemmas, spacy_model=spacy_model)
     files = [score(path, by=by) for path in paths]
     baseline = None if baseline_path is None else score(baseline_path)
     return report_on(files, baseline, by=by)
@@ -58,16 +63,19 @@ def report_on(
             for value, part in _parts(scored)
         ]
         report["files"].append(found)
-        report["notes"] += _coverage_notes(found)
+        report["notes"] += [*scored.notes, *_coverage_notes(found), *_match_notes(scored, baseline)]
     if baseline is not None:
+        report["notes"] += [note for note in baseline.notes if note not in report["notes"]]
+        first, which = baseline.first_paraphrase(), None
         if baseline.per_prompt:
-            note = f"{baseline.path} has a row a paraphrase: the baseline is its paraphrase 0"
+            which = baseline.numbers(baseline.right.shape[1])[0]
+            note = f"{baseline.path} has a row a paraphrase: the baseline is its paraphrase {which}"
             report["notes"].insert(0, note)
         report["baseline"] = {"file": baseline.path, "questions": len(baseline.right)}
-        report["baseline"] |= {"paraphrase": 0 if baseline.per_prompt else None}
-        first = baseline.first_paraphrase() if baseline.per_prompt else baseline
+        report["baseline"] |= {"paraphrase": which}
         report["baseline"] |= _fraction(first.right[:, 0])
         report["baseline"] |= {"scores": _scores(first), "counts": _counts(first)}
+        report["baseline"] |= _of_choices(first)
     adjust_p_values([found["comparison"] for found in report["files"]])
     adjust_p_values([part["comparison"] for found in report["files"] for part in found["by"]])
     return report
@@ -112,8 +120,20 @@ def _coverage_notes(found: dict[str, Any]) -> list[str]:
     return [f"{note}: compared over the {pairs} that both have" for note in notes]
 
 
+def _match_notes(scored: ScoredPredictions, baseline: ScoredPredictions | None) -> list[str]:
+    if baseline is None or scored.match == baseline.match:
+        return []
+    return [
+        f"{scored.path} is right by {scored.match}, the baseline by {baseline.match}: the paired "
+        "difference is that of both"
+    ]
+
+
 def summarize(scored: ScoredPredictions) -> dict[str, Any]:
-    """A file's figures; fractions are between 0 and 1. Of several paraphrases it is the mean."""
+    """A file's figures; fractions are between 0 and 1.
+
+    Of several paraphrases it is the mean over questions of the mean over their paraphrases.
+    """
     num_questions, num_paraphrases = scored.right.shape
     summary: dict[str, Any] = {
         "file": scored.path,
@@ -125,14 +145,15 @@ def summarize(scored: ScoredPredictions) -> dict[str, Any]:
     if num_paraphrases == 1:
         summary |= _fraction(scored.right[:, 0])
     else:
-        fractions = scored.right.mean(axis=1)  # [Q]
+        fractions = scored.fractions(scored.match)  # [Q]
         summary |= {
             "right": None,
             "accuracy": float(fractions.mean()),
             "interval": bootstrap_interval(fractions),
         }
     summary |= {"scores": _scores(scored), "counts": _counts(scored)}
-    return summary | {"per_prompt": _per_prompt(scored) if scored.per_prompt else None}
+    summary |= {"per_prompt": _per_prompt(scored) if scored.per_prompt else None}
+    return summary | _of_choices(scored)
 
 
 def _fraction(right: "np.ndarray") -> dict[str, Any]:
@@ -146,9 +167,16 @@ def _fraction(right: "np.ndarray") -> dict[str, Any]:
 
 
 def _scores(scored: ScoredPredictions) -> dict[str, float | None]:
-    """The mean by each matcher; None by those of lemmas where there are none."""
-    means = {name: float(each.mean()) for name, each in scored.matches.items()}
-    return {name: means.get(name) for name in (*MATCHERS, "f1")}
+    """The mean by each matcher or norm; None by those of lemmas where there are none."""
+    names = NORMS if scored.choices is not None else (*MATCHERS, "f1")
+    applying = [name for name in names if name in scored.matches or name != "number"]
+    return {name: _mean(scored, name) if name in scored.matches else None for name in applying}
+
+
+def _mean(scored: ScoredPredictions, name: str) -> float:
+    if scored.present.all():
+        return float(scored.matches[name].mean())
+    return float(scored.fractions(name).mean())
 
 
 def _counts(scored: ScoredPredictions) -> dict[str, int | None]:
@@ -165,21 +193,38 @@ def _counts(scored: ScoredPredictions) -> dict[str, int | None]:
 def _per_prompt(scored: ScoredPredictions) -> dict[str, Any]:
     import numpy as np
 
-    num_questions, num_paraphrases = scored.right.shape
-    several = num_paraphrases > 1
-    predictions = [list(map(normalize_answer, group)) for group in scored.predictions]
-    alike = sum(len(set(group)) == 1 for group in predictions)
-    pairs = sum(map(pair_agreement, predictions)) if several else None
+    numbers = scored.numbers(scored.right.shape[1])
+    spread = spread_of(scored.right, scored.present)
+    for end in ("worst", "best"):
+        if spread[end] is not None:
+            spread[end]["paraphrase"] = numbers[spread[end]["paraphrase"]]
     return {
-        "each": [_fraction(scored.right[:, n]) for n in range(num_paraphrases)],
+        "each": [
+            _fraction(scored.right[there, n])
+            | {"paraphrase": numbers[n], "questions": int(there.sum())}
+            for n, there in enumerate(scored.present.T)
+        ],
         "any": _fraction(np.any(scored.right, axis=1)),
-        "pairs_agree": pairs / num_questions if several else None,
-        "all_agree": alike / num_questions if several else None,
+        "fewest": int(scored.present.sum(axis=1).min()),
+        **consistency(scored.said()),
+        **spread,
     }
 
 
-def pair_agreement(predictions: Sequence[str]) -> float:
-    """Fraction of the pairs among a question's normalised predictions that are equal."""
-    n = len(predictions)
-    equal = sum(count * (count - 1) for count in Counter(predictions).values())
-    return equal / (n * (n - 1))
+def _of_choices(scored: ScoredPredictions) -> dict[str, Any]:
+    """`choices` of a file of --task choices: every norm's figures; of others nothing."""
+    if scored.choices is None:
+        return {}
+    rows = [row for group in scored.choices for row in group]
+    sizes = [len(row.choices) for row in rows]
+    return {
+        "choices": {
+            "fewest": min(sizes),
+            "most": max(sizes),
+            "norm": scored.match,
+            "by_norm": {
+                norm: {"accuracy": _mean(scored, norm)} | asdict(calibrate(rows, norm))
+                for norm in NORMS
+            },
+        }
+    }

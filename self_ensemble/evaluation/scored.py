@@ -1,29 +1,34 @@
 """A file of predictions, scored by every matcher.
 
 Matchers say whether a prediction is right: `exact` (normalised, it is an answer), `first_token`
-(its first word is an answer's), `one_way` (an answer's lemmas are a contiguous run of its lemmas),
-`two_way` (or its lemmas are a run of an answer's). `f1` says how far: the overlap of words. By all
-of them an empty prediction is wrong.
+(its first word is an answer's), `number` (its last number is an answer's), `one_way` (an answer's
+lemmas are a contiguous run of its lemmas), `two_way` (or its lemmas are a run of an answer's). `f1`
+says how far: the overlap of words. By all of them an empty prediction is wrong.
+
+In a file of `--task choices` a prediction is the choice of the highest log-likelihood, and the
+place of the matchers have the norms for its length, see `choices`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from self_ensemble.data.answers import normalize_answer
+from self_ensemble.data.choices import NORMS
+from self_ensemble.data.records import indexs_taken
 from self_ensemble.data.result_files import read_results
-from self_ensemble.evaluation.matchers import f1, first_token_is_right, is_right, lemmas_match
+from self_ensemble.evaluation.choices import ChoiceRow, choice_rows, has_choices, norm_of
+from self_ensemble.evaluation.lemma_matches import has_lemmas, lemma_matches
+from self_ensemble.evaluation.matchers import f1, first_token_is_right, is_right, number_is_right
+from self_ensemble.evaluation.numbers import is_number, read_number
+from self_ensemble.evaluation.result_table import ResultTable, is_missing, result_table
 from self_ensemble.system.errors import UserError
 
-if TYPE_CHECKING:  # numpy and pandas come after parsing: --help stays quick
+if TYPE_CHECKING:  # numpy comes after parsing: --help stays quick
     import numpy as np
-    from pandas import DataFrame, Series
 
-MATCHERS = ("exact", "first_token", "one_way", "two_way")
-LEMMA_COLUMNS = ("predict_lemma", "answer_lemmas")
-RELATION_COLUMNS = ("relation", "rel")
-
-# A prediction's lemmas, and those of each answer, row by row.
-Lemmas = list[tuple[list[str], list[list[str]]]]
+MATCHERS = ("exact", "first_token", "number", "one_way", "two_way")
+VOTES = ("vote", "self_consistency")  # the names of methods
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,19 @@ class ScoredPredictions:
 
     path: str
     per_prompt: bool
-    match: str  # the matcher that `right` is by
+    match: str  # the matcher, or the norm, that `right` is by
     uuids: list[str] | None  # [Q]
-    matches: Mapping[str, "np.ndarray"]  # [Q, N] each: bool by MATCHERS, float by f1
-    predictions: list[list[str]]  # [Q][N], as they stand in the file
+    present: "np.ndarray"  # [Q, N] bool: a question may have fewer than N paraphrases
+    matches: Mapping[str, "np.ndarray"]  # [Q, N] each: bool by matchers and norms, float by f1
+    predictions: list[list[str]]  # [Q][up to N], those that were scored
     answers: list[list[str]]  # [Q]
     asked: list[list[str]]  # [Q][any number of wordings]
     truncated: "np.ndarray | None"  # [Q, N] bool
     relations: list[str] | None  # [Q]
     groups: list[str] | None  # [Q], by the column asked for
+    choices: list[list[ChoiceRow]] | None  # [Q][up to N], in a file of --task choices
+    indexs: tuple[int, ...] | None  # what --indexs chose, as far as the file's manifest tells
+    notes: tuple[str, ...]  # what to know of the file before its figures are believed
 
     @property
     def right(self) -> "np.ndarray":  # [Q, N] bool
@@ -53,13 +62,39 @@ class ScoredPredictions:
             return self.right.shape[1]
         return max(1, max(map(len, self.asked)))
 
+    def fractions(self, match: str) -> "np.ndarray":
+        """[Q] the mean of a matcher over each question's paraphrases."""
+        return self.matches[match].sum(axis=1) / self.present.sum(axis=1)
+
+    def said(self) -> list[list[Hashable]]:
+        """[Q][up to N] what each prediction says: equal where two of a question agree."""
+        if self.choices is not None:  # normalised, the choice "A" would be nothing
+            return [list(group) for group in self.predictions]
+        says = _number_or_text if self.match == "number" else normalize_answer
+        return [[says(prediction) for prediction in group] for group in self.predictions]
+
+    def numbers(self, count: int) -> tuple[int, ...]:
+        """The numbers of a question's `count` paraphrases, from 0, as --indexs counts them."""
+        return tuple(range(count)) if self.indexs is None else indexs_taken(self.indexs, count)
+
     def first_paraphrase(self) -> "ScoredPredictions":
-        """Paraphrase 0 alone, what a baseline of several counts as."""
+        """The first paraphrase alone, what a baseline of several counts as.
+
+        Raises:
+            UserError: a question lacks it.
+        """
+        if not self.present[:, 0].all():
+            raise UserError(
+                f"{self.path} can be no baseline: some of its questions lack paraphrase "
+                f"{self.numbers(self.present.shape[1])[0]}, its first"
+            )
         return replace(
             self,
+            present=self.present[:, :1],
             matches={name: each[:, :1] for name, each in self.matches.items()},
             predictions=[group[:1] for group in self.predictions],
             truncated=None if self.truncated is None else self.truncated[:, :1],
+            choices=None if self.choices is None else [group[:1] for group in self.choices],
         )
 
     def take(self, which: Sequence[int]) -> "ScoredPredictions":
@@ -71,6 +106,7 @@ class ScoredPredictions:
         return replace(
             self,
             uuids=None if self.uuids is None else some(self.uuids),
+            present=self.present[list(which)],
             matches={name: each[list(which)] for name, each in self.matches.items()},
             predictions=some(self.predictions),
             answers=some(self.answers),
@@ -78,13 +114,30 @@ class ScoredPredictions:
             truncated=None if self.truncated is None else self.truncated[list(which)],
             relations=None if self.relations is None else some(self.relations),
             groups=None if self.groups is None else some(self.groups),
+            choices=None if self.choices is None else some(self.choices),
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the rows of a file say, and whether they are right.
+
+    scores: matcher or norm to a value a row. match: that which the accuracy is by.
+    """
+
+    match: str
+    predictions: list[str]
+    scores: Mapping[str, Sequence[float]]
+    choices: list[ChoiceRow] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def score_predictions(
     path: str,
     *,
     match: str = "exact",
+    extract: Callable[[str], str] | None = None,
+    choice_norm: str | None = None,
     lemmas: str | None = None,
     spacy_model: str | None = None,
     by: str | None = None,
@@ -92,8 +145,12 @@ def score_predictions(
     """Reads a file and scores its predictions.
 
     Args:
-        path: .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`.
-        match: one of MATCHERS, which the file's accuracy is by.
+        path: .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`; or
+            those of `--task choices`, see `choices`.
+        match: one of MATCHERS, which the accuracy of generated answers is by.
+        extract: makes predictions anew of the column `generation`.
+        choice_norm: one of `data.choices.NORMS`, by which choices are taken; None takes that by
+            which the column `prediction` was made.
         lemmas: `file` takes the columns `predict_lemma` and `answer_lemmas`, `recompute` makes
             lemmas of the texts; None takes the columns where they are.
         spacy_model: what recomputes; None takes the default of `init_spacy`.
@@ -102,54 +159,60 @@ def score_predictions(
     Raises:
         UserError: with the path and the offending value.
     """
-    import numpy as np
-
     frame = read_results(path)
-    _check_columns(frame, ("prediction", "answers"), path)
-    if frame.empty:
-        raise UserError(f"{path} has no rows")
-    uuids = _uuids(frame["uuid"].tolist(), path) if "uuid" in frame.columns else None
-    predictions = [_prediction(cell, f"{path}, row {i}") for i, cell in _rows(frame["prediction"])]
-    answers = [_answers(cell, f"{path}, row {i}") for i, cell in _rows(frame["answers"])]
-
-    # A column `paraphrase` in a file without uuids says nothing about which rows belong together.
-    per_prompt = uuids is not None and "paraphrase" in frame.columns
-    rows = _rows_of_questions(uuids, path, per_prompt=per_prompt) if uuids else _each(predictions)
-
-    def grouped(values: Sequence[Any]) -> list[list[Any]]:
-        return [[values[i] for i in group] for group in rows]
-
-    pairs = list(zip(predictions, answers, strict=True))
-    scores: dict[str, list[float]] = {
-        name: [matcher(*pair) for pair in pairs] for name, matcher in _TEXT_MATCHERS.items()
-    }
-    if (found := _lemmas(frame, predictions, answers, lemmas, spacy_model, path)) is not None:
-        both = [
-            lemmas_match(*row) if prediction.strip() else (False, False)
-            for row, prediction in zip(found, predictions, strict=True)
-        ]
-        scores |= {"one_way": [one for one, _ in both], "two_way": [two for _, two in both]}
-    if match not in scores:
-        raise UserError(
-            f"--match {match}: {path} lacks the columns predict_lemma and answer_lemmas; "
-            "--lemmas recompute makes them"
-        )
+    is_chosen = has_choices(frame.columns)
+    if is_chosen and extract is not None:
+        raise UserError(f"--extract: {path} holds chosen answers, there is nothing to extract from")
+    needs = [] if is_chosen else ["prediction" if extract is None else "generation"]
+    table = result_table(frame, path, needs=needs)
+    if is_chosen:
+        found = _choose(table, choice_norm)
+    else:
+        found = _match(table, match, extract, lemmas, spacy_model)
     truncated = frame["truncated"].tolist() if "truncated" in frame.columns else None
-    relation = next((name for name in RELATION_COLUMNS if _names_relations(frame, name)), None)
     return ScoredPredictions(
         path=path,
-        per_prompt=per_prompt,
-        match=match,
-        uuids=list(dict.fromkeys(uuids)) if uuids else None,
-        matches={name: np.array(grouped(values)) for name, values in scores.items()},
-        predictions=grouped(predictions),
-        answers=[answers[group[0]] for group in rows],
-        asked=_wordings(frame, rows, per_prompt=per_prompt),
-        truncated=np.array(grouped([cell is True for cell in truncated])) if truncated else None,
-        relations=_of_questions(frame, relation, rows, path) if relation else None,
-        groups=_of_questions(frame, by, rows, path) if by else None,
+        per_prompt=table.per_prompt,
+        match=found.match,
+        uuids=table.uuids,
+        present=table.array([True] * len(table.answers)),
+        matches={name: table.array(values) for name, values in found.scores.items()},
+        predictions=table.lists(found.predictions),
+        answers=[table.answers[group[0]] for group in table.rows],
+        asked=table.wordings(),
+        truncated=table.array([cell is True for cell in truncated]) if truncated else None,
+        relations=table.relations(),
+        groups=table.of_questions(by) if by else None,
+        choices=None if found.choices is None else table.lists(found.choices),
+        indexs=table.indexs,
+        notes=found.notes,
     )
 
+
+# ---- chosen answers -----------------------------------------------------------------------------
+
+
+def _choose(table: ResultTable, norm: str | None) -> _Found:
+    rows = choice_rows(table.frame, table.answers, table.path)
+    for first, *others in table.rows:
+        for i in others:
+            if rows[i].choices != rows[first].choices:
+                raise UserError(
+                    f"{table.path}, row {i + 1}: its choices are not those of row {first + 1}, "
+                    "which is of the same question"
+                )
+    if norm is None:
+        there = _texts(table, "prediction") if "prediction" in table.frame.columns else None
+        norm = norm_of(rows, there, table.path, first=table.identity.get("choice_norm"))
+    return _Found(
+        match=norm,
+        predictions=[row.choices[row.chosen(norm)] for row in rows],
+        scores={name: [row.is_right(name) for row in rows] for name in NORMS},
+        choices=rows,
+    )
+
+
+# ---- generated answers --------------------------------------------------------------------------
 
 _TEXT_MATCHERS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": is_right,
@@ -158,136 +221,91 @@ _TEXT_MATCHERS: dict[str, Callable[[str, Sequence[str]], float]] = {
 }
 
 
-def _check_columns(frame: "DataFrame", names: Sequence[str], path: str) -> None:
-    missing = [f"`{name}`" for name in names if name not in frame.columns]
-    if missing:
-        found = ", ".join(map(str, frame.columns))
-        raise UserError(f"{path} lacks the column {' and '.join(missing)}; it has {found}")
-
-
-def _lemmas(
-    frame: "DataFrame",
-    predictions: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    source: str | None,
+def _match(
+    table: ResultTable,
+    match: str,
+    extract: Callable[[str], str] | None,
+    lemmas: str | None,
     spacy_model: str | None,
-    path: str,
-) -> Lemmas | None:
-    """The lemmas of each row, or None where there are none and none were asked for."""
-    if source == "recompute":
-        from self_ensemble.evaluation.lemmatizer import init_spacy, lemmas_of
-
-        flat = [*predictions, *(answer for row in answers for answer in row)]
-        lemmas = iter(lemmas_of(flat, init_spacy(spacy_model)))
-        made = [next(lemmas) for _ in predictions]
-        return [(row, [next(lemmas) for _ in a]) for row, a in zip(made, answers, strict=True)]
-    if source is None and not set(LEMMA_COLUMNS) <= set(frame.columns):
-        return None
-    _check_columns(frame, LEMMA_COLUMNS, path)
-    columns = (frame[name].tolist() for name in LEMMA_COLUMNS)
-    return [
-        _lemma_row(of_prediction, of_answers, f"{path}, row {i}")
-        for i, (of_prediction, of_answers) in enumerate(zip(*columns, strict=True), 1)
-    ]
-
-
-def _lemma_row(predict: Any, answers: Any, where: str) -> tuple[list[str], list[list[str]]]:
-    if not _is_texts(predict := [] if predict is None else predict):
-        raise UserError(f"{where}: predict_lemma is not a list of texts: {predict!r}")
-    if not isinstance(answers, list) or not all(map(_is_texts, answers)):
-        raise UserError(f"{where}: answer_lemmas is not a list of lists of texts: {answers!r}")
-    return predict, answers
+) -> _Found:
+    predictions, notes, are_stale = _texts(table, "prediction", extract), [], False
+    if extract is not None:
+        are_stale = lemmas != "recompute" and _has_stale_lemmas(table, predictions)
+        notes = _notes_on_extraction(table, are_stale=are_stale)
+    if are_stale and lemmas == "file":
+        raise UserError(f"--lemmas file: {notes[0]}")
+    pairs = list(zip(predictions, table.answers, strict=True))
+    scores: dict[str, Sequence[float]] = {
+        name: [matcher(*pair) for pair in pairs] for name, matcher in _TEXT_MATCHERS.items()
+    }
+    if match == "number":
+        _check_numbers(table)
+    if match == "number" or _asks_for_numbers(table):
+        scores["number"] = [number_is_right(*pair) for pair in pairs]
+    if not are_stale:
+        how = {"source": lemmas, "spacy_model": spacy_model}
+        scores |= lemma_matches(table, predictions, **how) or {}
+    if match not in scores:
+        lacks = "lacks the columns predict_lemma and answer_lemmas"
+        lacks = "has no lemmas of what --extract makes" if are_stale else lacks
+        raise UserError(f"--match {match}: {table.path} {lacks}; --lemmas recompute makes them")
+    return _Found(match, predictions, scores, notes=tuple(notes))
 
 
-def _is_texts(cell: Any) -> bool:
-    return isinstance(cell, list) and all(isinstance(text, str) for text in cell)
+def _has_stale_lemmas(table: ResultTable, predictions: Sequence[str]) -> bool:
+    """Whether the file's lemmas are of other predictions than these."""
+    if not has_lemmas(table):
+        return False
+    has_own = "prediction" in table.frame.columns
+    return not has_own or _texts(table, "prediction") != predictions
 
 
-def _wordings(
-    frame: "DataFrame", rows: Sequence[Sequence[int]], *, per_prompt: bool
-) -> list[list[str]]:
-    """[Q][any number]: how each question was asked, as far as the columns tell."""
-    if per_prompt:
-        cells = frame["paraphrase"].tolist()
-        return [[str(cells[i]) for i in group] for group in rows]
-    for name in ("paraphrases", "question"):
-        if name in frame.columns:
-            cells = frame[name].tolist()
-            listed = [cells[group[0]] for group in rows]
-            return [c if _is_texts(c) else [] if _missing(c) else [str(c)] for c in listed]
-    return [[] for _ in rows]
+def _notes_on_extraction(table: ResultTable, *, are_stale: bool) -> list[str]:
+    notes = []
+    if are_stale:
+        notes.append(
+            f"{table.path} has lemmas of other predictions than --extract makes, which are not "
+            "matched: --lemmas recompute makes lemmas of these"
+        )
+    method = table.identity.get("method")
+    if isinstance(method, dict) and method.get("name") in VOTES:
+        notes.append(
+            f"{table.path} is of votes, which compared what was extracted when it was made: "
+            "--extract reads anew the answer that won, and nobody votes again"
+        )
+    return notes
 
 
-def _of_questions(
-    frame: "DataFrame", column: str, rows: Sequence[Sequence[int]], path: str
-) -> list[str]:
-    """[Q]: a column's value for each question, as text."""
-    _check_columns(frame, [column], path)
-    cells = frame[column].tolist()
-    for group in rows:
-        for i in group:
-            if isinstance(cells[i], (list, dict)):
-                raise UserError(f"{path}, row {i + 1}: {column} is a list: {cells[i]!r}")
-            if str(cells[i]) != str(cells[group[0]]):
-                raise UserError(
-                    f"{path}, row {i + 1}: {column} is {cells[i]!r}, but {cells[group[0]]!r} in "
-                    f"row {group[0] + 1} of the same question"
-                )
-    return ["(none)" if _missing(cells[g[0]]) else str(cells[g[0]]) for g in rows]
-
-
-def _names_relations(frame: "DataFrame", column: str) -> bool:
-    return column in frame.columns and all(isinstance(c, str) for c in frame[column].tolist())
-
-
-def _missing(cell: Any) -> bool:
-    return cell is None or cell != cell  # NaN differs from itself
-
-
-def _rows(column: "Series") -> list[tuple[int, Any]]:
-    return list(enumerate(column.tolist(), 1))
-
-
-def _each(values: Sequence[Any]) -> list[list[int]]:
-    return [[i] for i in range(len(values))]
-
-
-def _uuids(cells: Sequence[Any], path: str) -> list[str]:
-    for i, cell in enumerate(cells, 1):
-        if _missing(cell) or cell == "":
-            raise UserError(f"{path}, row {i}: no uuid")
-    return [str(cell) for cell in cells]
-
-
-def _prediction(cell: Any, where: str) -> str:
-    if _missing(cell):
-        return ""
-    if not isinstance(cell, str):
-        raise UserError(f"{where}: prediction is not a text: {cell!r}")
-    return cell
-
-
-def _answers(cell: Any, where: str) -> list[str]:
-    answers = [cell] if isinstance(cell, str) else cell
-    if not _is_texts(answers):
-        raise UserError(f"{where}: answers is not a list of texts: {cell!r}")
-    if not answers:
-        raise UserError(f"{where}: no answers")
-    return answers
-
-
-def _rows_of_questions(uuids: Sequence[str], path: str, *, per_prompt: bool) -> list[list[int]]:
-    """[Q][N] row numbers: the rows of a question are its paraphrases in the order of the file."""
-    rows: dict[str, list[int]] = {}
-    for i, uuid in enumerate(uuids):
-        rows.setdefault(uuid, []).append(i)
-    first, expected = next(iter(rows.items()))
-    for uuid, group in rows.items():
-        if not per_prompt and len(group) > 1:
-            numbers = f"{group[0] + 1} and {group[1] + 1}"
-            raise UserError(f"{path}: uuid {uuid} stands twice, in rows {numbers}")
-        if len(group) != len(expected):
+def _check_numbers(table: ResultTable) -> None:
+    """Raises UserError where no answer holds a number: every prediction would be wrong."""
+    for i, answers in enumerate(table.answers, 1):
+        if all(read_number(answer) is None for answer in answers):
             raise UserError(
-                f"{path}: uuid {uuid} has {len(group)} rows, {first} has {len(expected)}"
+                f"--match number: {table.path}, row {i}: no answer is a number: {answers!r}"
             )
-    return list(rows.values())
+
+
+def _asks_for_numbers(table: ResultTable) -> bool:
+    """Whether every question has an answer that is nothing but a number."""
+    return all(any(map(is_number, answers)) for answers in table.answers)
+
+
+def _number_or_text(prediction: str) -> Hashable:
+    number = read_number(prediction)
+    return normalize_answer(prediction) if number is None else number
+
+
+def _texts(
+    table: ResultTable, column: str, extract: Callable[[str], str] | None = None
+) -> list[str]:
+    """A text a row: of the column, or extracted from the generation."""
+    if extract is not None:
+        column = "generation"
+    texts = []
+    for i, cell in enumerate(table.frame[column].tolist(), 1):
+        if is_missing(cell) and extract is None:
+            cell = ""
+        if not isinstance(cell, str):
+            raise UserError(f"{table.path}, row {i}: {column} is not a text: {cell!r}")
+        texts.append(cell if extract is None else extract(cell))
+    return texts

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from self_ensemble.data.choices import NORMS
+from self_ensemble.evaluation.calibration import BINS
 from self_ensemble.evaluation.statistics import RESAMPLES
 
 WIDTH = 100
@@ -22,6 +24,8 @@ SHORT = {
     "one_way": "1-way",
     "two_way": "2-way",
 }
+# Shown where it applies: after the columns that every report has.
+NUMBER = {"number": "number"}
 
 
 def render_report(report: Mapping[str, Any]) -> str:
@@ -41,8 +45,11 @@ def report_tables(report: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     tables = {
         "Accuracy": _accuracy_table(report, names),
         "Sensitivity to the matcher": _sensitivity_table(report, names),
+        "Choices by every norm": _choices_table(report, names),
+        "Spread over paraphrases": _spread_table(report, names),
         "Paired difference": _comparison_table(report, names),
-        "Difference by matcher": _conclusion_table(report, names),
+        "Difference by matcher": _conclusion_table(report, names, SHORT | NUMBER, "matcher"),
+        "Difference by norm": _conclusion_table(report, names, _same(NORMS), "norm"),
         "Bootstrap of the difference": _bootstrap_table(report, names),
     }
     for file in files:
@@ -68,12 +75,27 @@ def _accuracy_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list
         is_baseline = baseline is not None and file["comparison"] is None
         remark = " (baseline)" if is_baseline else ""
         if file["paraphrases"] > 1:
-            remark = f" (mean of {file['paraphrases']})"
+            remark = f" (mean of {_number_of_paraphrases(file)})"
         rows.append(_accuracy_row(_cut(names[file["file"]], remark), file))
     if baseline and all(file["comparison"] for file in report["files"]):
         rows.insert(0, _accuracy_row(_cut(names[baseline["file"]], " (baseline)"), baseline))
-    match = report["files"][0]["match"].replace("_", "-").replace("-token", " token")
-    return [["file", "questions", "right", f"{match} match", "95% interval"], *rows]
+    return [["file", "questions", "right", _how_right(report), "95% interval"], *rows]
+
+
+def _how_right(report: Mapping[str, Any]) -> str:
+    """What the accuracy is by, where it is by one matcher or norm alone."""
+    matches = {file["match"] for file in report["files"]}
+    if len(matches) > 1:
+        return "accuracy"
+    [match] = matches
+    if match in NORMS:
+        return f"accuracy by {match}"
+    return f"{match.replace('_', '-').replace('-token', ' token')} match"
+
+
+def _number_of_paraphrases(file: Mapping[str, Any]) -> str:
+    fewest = file["per_prompt"]["fewest"]
+    return str(fewest) if fewest == file["paraphrases"] else f"{fewest} to {file['paraphrases']}"
 
 
 def _accuracy_row(label: str, figures: Mapping[str, Any]) -> list[str]:
@@ -86,19 +108,65 @@ def _fraction(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _sensitivity_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
-    header = ["by every matcher", *SHORT.values(), "empty", "truncated", "only 2-way"]
+    shown = [file for file in _with_baseline(report) if "choices" not in file]
+    matchers = SHORT | {k: v for k, v in NUMBER.items() if any(k in f["scores"] for f in shown)}
+    width = SHORT_LABEL_WIDTH - 8 * (len(matchers) - len(SHORT))
+    header = ["by every matcher", *matchers.values(), "empty", "truncated", "only 2-way"]
     rows = []
-    baseline = report["baseline"]
-    alone = baseline and all(file["comparison"] for file in report["files"])
-    for file in [*([baseline] if alone else []), *report["files"]]:
-        scores = [file["scores"][name] for name in SHORT]
+    for file in shown:
+        scores = [file["scores"].get(name) for name in matchers]
         rows.append(
             [
-                _cut(names[file["file"]], "", SHORT_LABEL_WIDTH),
+                _cut(names[file["file"]], "", width),
                 *("-" if score is None else f"{score:.4f}" for score in scores),
                 *(_count(file["counts"][k]) for k in ("empty", "truncated", "only_two_way")),
             ]
         )
+    return [header, *rows]
+
+
+def _with_baseline(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The files, and before them the baseline where it is none of them."""
+    baseline, files = report["baseline"], report["files"]
+    alone = baseline and all(file["comparison"] for file in files)
+    return [*([baseline] if alone else []), *files]
+
+
+def _choices_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    rows = []
+    for file in _with_baseline(report):
+        if "choices" not in file:
+            continue
+        label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH - 2)
+        for norm, found in file["choices"]["by_norm"].items():
+            taken = " *" if norm == file["choices"]["norm"] else ""
+            figures = [f"{found[key]:.4f}" for key in CALIBRATION]
+            rows.append([label, norm + taken, *figures, str(found["tied"])])
+    return [["choices", "by", *CALIBRATION.values(), "tied"], *rows]
+
+
+# A calibration's figures, as they are named above columns.
+CALIBRATION = {
+    "accuracy": "accuracy",
+    "confidence": "confid.",
+    "ece": "ECE",
+    "adaptive_ece": "ad. ECE",
+    "brier": "Brier",
+    "nll": "NLL",
+}
+
+
+def _spread_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
+    rows = []
+    for file in report["files"]:
+        found = file["per_prompt"]
+        if not found or found["worst"] is None:
+            continue
+        ends = [f"{e['accuracy']:.4f} ({e['paraphrase']})" for e in (found["worst"], found["best"])]
+        rest = [found[key] for key in ("spread", "sd", "pairs_agree", "all_agree")]
+        label = _cut(names[file["file"]], "", SHORT_LABEL_WIDTH - 2)
+        rows.append([label, *ends, *("-" if f is None else f"{f:.4f}" for f in rest)])
+    header = ["over paraphrases", "worst", "best", "spread", "SD", "consistency", "all agree"]
     return [header, *rows]
 
 
@@ -142,16 +210,24 @@ def _p(p: float | None) -> str:
     return f"{p:.4f}" if p >= 0.00005 else "<0.0001"
 
 
-def _conclusion_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
-    """Whether the difference would be another one by another matcher."""
+def _same(names: Sequence[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _conclusion_table(
+    report: Mapping[str, Any], names: Mapping[str, str], short: Mapping[str, str], what: str
+) -> list[list[str]]:
+    """Whether the difference would be another one by another matcher, or norm."""
     compared = [file for file in report["files"] if file["comparison"]]
-    matchers = [m for m in SHORT if any(m in f["comparison"]["by_match"] for f in compared)]
-    header = [f"{POINTS} by matcher"]
+    compared = [f for f in compared if set(short) & set(f["comparison"]["by_match"])]
+    matchers = [m for m in short if any(m in f["comparison"]["by_match"] for f in compared)]
+    header = [f"{POINTS} by {what}"]
     for name in matchers:
-        header += [SHORT[name], "p"]
+        header += [short[name], "p"]
     rows = []
+    width = min(SHORT_LABEL_WIDTH - 2, WIDTH - 17 * len(matchers))
     for file in compared:
-        row = [_cut(names[file["file"]], "", SHORT_LABEL_WIDTH - 2)]
+        row = [_cut(names[file["file"]], "", width)]
         for name in matchers:
             found = file["comparison"]["by_match"].get(name)
             row += [_points(found["difference"]), _p(found["mcnemar_p"])] if found else ["-", "-"]
@@ -179,9 +255,14 @@ def _bootstrap_table(report: Mapping[str, Any], names: Mapping[str, str]) -> lis
 
 def _per_prompt_table(file: Mapping[str, Any]) -> list[list[str]]:
     found = file["per_prompt"]
-    rows = [[str(i), str(s["right"]), *_fraction(s)] for i, s in enumerate(found["each"])]
+    rows = [[str(s["paraphrase"]), str(s["right"]), *_fraction(s)] for s in found["each"]]
     rows.append(["any of them", str(found["any"]["right"]), *_fraction(found["any"])])
-    return [["paraphrase", "right", "accuracy", "95% interval"], *rows]
+    table = [["paraphrase", "right", "accuracy", "95% interval"], *rows]
+    if found["fewest"] < file["paraphrases"]:
+        counts = [*(str(each["questions"]) for each in found["each"]), str(file["questions"])]
+        pairs = zip(table, ["questions", *counts], strict=True)
+        table = [[row[0], count, *row[1:]] for row, count in pairs]
+    return table
 
 
 def _by_table(report: Mapping[str, Any], names: Mapping[str, str]) -> list[list[str]]:
@@ -203,6 +284,8 @@ def legend(report: Mapping[str, Any]) -> list[str]:
     """What the figures are, a sentence each."""
     files = report["files"]
     lines = ["Intervals of accuracy: Wilson."]
+    if report.get("extract"):
+        lines.append(f"Predictions: made anew of the generations by --extract {report['extract']}.")
     for file in files:
         if (found := file["per_prompt"]) and found["pairs_agree"] is not None:
             lines.append(
@@ -210,10 +293,22 @@ def legend(report: Mapping[str, Any]) -> list[str]:
                 f"{found['pairs_agree']:.4f}, questions on which all agree "
                 f"{found['all_agree']:.4f}."
             )
-    if any(file["scores"]["two_way"] is not None for file in files):
+            if found["fewest"] < file["paraphrases"]:
+                lines.append(_on_fewer(file))
+    if any(file["scores"].get("two_way") is not None for file in files):
         lines.append(
             "1-way: an answer's lemmas are a contiguous run of the prediction's; 2-way: or the "
             "reverse; only 2-way: predictions right by the second alone."
+        )
+    if any("number" in file["scores"] for file in files):
+        lines.append("Number: the prediction's last number is an answer's, exactly.")
+    if any("choices" in file for file in _with_baseline(report)):
+        lines += LEGEND_OF_CHOICES
+    if any(file["per_prompt"] and file["per_prompt"]["worst"] for file in files):
+        lines.append(
+            "Worst, best: the accuracy of one paraphrase (and its number, from 0); spread: best "
+            "minus worst; SD: the standard deviation over paraphrases; consistency: how often a "
+            "pair of a question's paraphrases has the same answer."
         )
     if any(file["paraphrases"] > 1 for file in files):
         lines.append(
@@ -229,6 +324,27 @@ def legend(report: Mapping[str, Any]) -> list[str]:
     if any(file["comparison"] and file["comparison"]["holm_p"] is not None for file in files):
         lines.append("Holm p: adjusted for the number of tests in its table.")
     return lines
+
+
+LEGEND_OF_CHOICES = (
+    "By: the norm for the length of a choice, * that of the other tables; tied: answers whose "
+    "highest log-likelihood several choices have, of which the first is taken.",
+    "Probabilities are the softmax of the log-likelihoods by the norm over a question's choices; "
+    "confid.: the mean one of the choice taken.",
+    f"ECE: expected calibration error, {BINS} bins of equal width (Guo et al. 2017); ad. ECE: of "
+    "equal mass (Nguyen and O'Connor 2015); Brier: 0 to 2; NLL: in nats. Of several right choices "
+    "the probabilities are summed.",
+)
+
+
+def _on_fewer(file: Mapping[str, Any]) -> str:
+    found, most = file["per_prompt"], file["paraphrases"]
+    return (
+        f"{file['file']} has {_number_of_paraphrases(file)} paraphrases a question: its accuracy "
+        "is the mean over questions of the mean over their paraphrases; worst, best, spread and SD "
+        f"are of the {found['complete']} questions that have all {most}, consistency of the "
+        f"{found['paired']} that have two or more."
+    )
 
 
 def _wrapped(text: str) -> list[str]:
@@ -263,13 +379,38 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def render_csv(report: Mapping[str, Any]) -> str:
-    """A row a file and, with --by, a row a value below it; fractions with four decimals."""
-    rows = [_csv_row(part, report) for f in report["files"] for part in (f, *f["by"])]
+    """A row a file and, with --by, a row a value below it; fractions with four decimals.
+
+    Columns that apply to some files only, such as those of choices, come last, where there is one.
+    """
+    parts = [part for file in report["files"] for part in (file, *file["by"])]
+    further = [_further_cells(part, report) for part in parts]
+    columns = dict.fromkeys(name for cells in further for name in cells)
+    rows = [
+        _csv_row(part, report) | {name: _cell(cells.get(name)) for name in columns}
+        for part, cells in zip(parts, further, strict=True)
+    ]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _further_cells(file: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """Cells of the columns that apply to this file, and not to every one."""
+    cells: dict[str, Any] = {"extract": report["extract"]} if report.get("extract") else {}
+    if "number" in file["scores"]:
+        cells["number"] = file["scores"]["number"]
+    if (found := file["per_prompt"]) and found["worst"]:
+        for end in ("worst", "best"):
+            cells |= {end: found[end]["accuracy"], f"{end}_paraphrase": found[end]["paraphrase"]}
+        cells |= {"spread": found["spread"], "sd": found["sd"], "complete": found["complete"]}
+        cells |= {"consistency": found["pairs_agree"], "all_agree": found["all_agree"]}
+    if "choices" in file:
+        for norm, by_norm in file["choices"]["by_norm"].items():
+            cells |= {f"{norm}_{key}": by_norm[key] for key in (*CALIBRATION, "tied")}
+    return cells
 
 
 def _csv_row(file: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, str]:
@@ -281,7 +422,7 @@ def _csv_row(file: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, st
         **{key: file[key] for key in ("questions", "paraphrases", "prompts", "match", "right")},
         "accuracy": file["accuracy"],
         **_limits("", file["interval"]),
-        **{name: file["scores"][name] for name in SHORT},
+        **{name: file["scores"].get(name) for name in SHORT},
         **file["counts"],
         "baseline": report["baseline"]["file"] if found else None,
         **{key: found.get(key) for key in ("pairs", "won", "lost", "difference")},
