@@ -233,6 +233,34 @@ SCORE_COLUMNS = {
     "holm_p": "the same, adjusted for the number of files",
 }
 
+# Behind those, and only where one of the files has them.
+FURTHER_SCORE_COLUMNS = {
+    "extract": "with `--extract`: how the predictions were made",
+    "number": "fraction right by this matcher, where every question has a number for an answer",
+    "worst": "`per_prompt`: the accuracy of the worst paraphrase",
+    "worst_paraphrase": "its number, from 0, as `--indexs` counts",
+    "best": "`per_prompt`: the accuracy of the best paraphrase",
+    "best_paraphrase": "its number",
+    "spread": "`best` minus `worst`",
+    "sd": "the standard deviation of the paraphrases' accuracies",
+    "complete": "questions that have all paraphrases: `worst` to `sd` are of these",
+    "consistency": "how often a pair of a question's paraphrases has the same answer",
+    "all_agree": "questions on which all paraphrases have the same answer",
+    **{
+        f"{norm}_{name}": text
+        for norm in ("sum", "mean", "bytes")
+        for name, text in {
+            "accuracy": f"`--task choices`, taken by {norm}: fraction of right choices",
+            "confidence": "the mean probability of the choice taken",
+            "ece": "expected calibration error, 15 bins of equal width",
+            "adaptive_ece": "the same with bins of equal mass",
+            "brier": "Brier score, 0 to 2",
+            "nll": "negative log-likelihood of the right choices, in nats",
+            "tied": "how often several choices had the highest log-likelihood",
+        }.items()
+    },
+}
+
 STATUSES = [
     ("0", "done, or finished already"),
     (

@@ -7,12 +7,13 @@ Accuracies and differences in it are fractions, from 0 to 1.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data.choices import NORMS
+from self_ensemble.data.extraction import Extraction
 from self_ensemble.evaluation.choices import calibrate
 from self_ensemble.evaluation.comparison import adjust_p_values, compare
 from self_ensemble.evaluation.scored import MATCHERS, ScoredPredictions, score_predictions
@@ -28,7 +29,7 @@ def make_report(
     baseline_path: str | None = None,
     *,
     match: str = "exact",
-    extract: Callable[[str], str] | None = None,
+    extract: Extraction | None = None,
     choice_norm: str | None = None,
     lemmas: str | None = None,
     spacy_model: str | None = None,
@@ -44,18 +45,30 @@ def make_report(
     Raises:
         UserError: a file cannot be read, or two cannot be compared.
     """
-    how = {"match": match, "extract": extract, "choice_norm": choice_norm}
-    score = partial(score_predictions, **how, lemmas=lemmas, spacy_model=spacy_model)
+    score = partial(
+        score_predictions,
+        match=match,
+        extract=extract,
+        choice_norm=choice_norm,
+        lemmas=lemmas,
+        spacy_model=spacy_model,
+    )
     files = [score(path, by=by) for path in paths]
     baseline = None if baseline_path is None else score(baseline_path)
-    return report_on(files, baseline, by=by)
+    return report_on(files, baseline, by=by, extract=extract)
 
 
 def report_on(
-    files: Sequence[ScoredPredictions], baseline: ScoredPredictions | None, *, by: str | None = None
+    files: Sequence[ScoredPredictions],
+    baseline: ScoredPredictions | None,
+    *,
+    by: str | None = None,
+    extract: Extraction | None = None,
 ) -> dict[str, Any]:
     """The report on files that are scored already, see `make_report`."""
     report: dict[str, Any] = {"baseline": None, "by": by, "files": [], "notes": []}
+    if extract is not None:
+        report["extract"] = str(extract)
     for scored in files:
         found = summarize(scored) | {"comparison": _comparison(scored, baseline)}
         found["by"] = [

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data.answers import normalize_answer
 from self_ensemble.data.choices import NORMS
+from self_ensemble.data.extraction import Extraction
 from self_ensemble.data.records import indexs_taken
 from self_ensemble.data.result_files import read_results
 from self_ensemble.evaluation.choices import ChoiceRow, choice_rows, has_choices, norm_of
@@ -136,7 +137,7 @@ def score_predictions(
     path: str,
     *,
     match: str = "exact",
-    extract: Callable[[str], str] | None = None,
+    extract: Extraction | None = None,
     choice_norm: str | None = None,
     lemmas: str | None = None,
     spacy_model: str | None = None,
@@ -224,7 +225,7 @@ _TEXT_MATCHERS: dict[str, Callable[[str, Sequence[str]], float]] = {
 def _match(
     table: ResultTable,
     match: str,
-    extract: Callable[[str], str] | None,
+    extract: Extraction | None,
     lemmas: str | None,
     spacy_model: str | None,
 ) -> _Found:
@@ -295,9 +296,7 @@ def _number_or_text(prediction: str) -> Hashable:
     return normalize_answer(prediction) if number is None else number
 
 
-def _texts(
-    table: ResultTable, column: str, extract: Callable[[str], str] | None = None
-) -> list[str]:
+def _texts(table: ResultTable, column: str, extract: Extraction | None = None) -> list[str]:
     """A text a row: of the column, or extracted from the generation."""
     if extract is not None:
         column = "generation"
