@@ -1,5 +1,6 @@
 """Prompts with choices: what is scored, by the tokenizers trained here."""
 
+import re
 import string
 
 import pytest
@@ -162,6 +163,30 @@ def test_choices_that_melt_into_all_that_paraphrases_share_are_refused():
     with pytest.raises(UserError, match="merges") as caught:
         split_choices(tokenizer, template, [["so ", "it "]], [[" Lima", "x"]])
     assert "\n" not in str(caught.value)
+
+
+class LooksAhead:
+    """Words as tokens, but characters where the text ends with an exclamation mark."""
+
+    is_fast = True
+
+    def __call__(self, texts, **_):
+        found = {"input_ids": [], "offset_mapping": [], "special_tokens_mask": []}
+        for text in texts:
+            pieces = list(re.finditer(r"." if text.endswith("!") else r" ?\w+|\W", text, re.DOTALL))
+            found["input_ids"].append([hash(piece[0]) for piece in pieces])
+            found["offset_mapping"].append([piece.span() for piece in pieces])
+            found["special_tokens_mask"].append([0] * len(pieces))
+        return found
+
+
+def test_segments_that_depend_on_the_choice_are_refused():
+    """A question is encoded once, so each choice must be behind the same tokens."""
+    template, paraphrases = PromptTemplate("Q:", "\nA:"), ["Who wrote it?", "Its author?"]
+    split_choices(LooksAhead(), template, [paraphrases], [["Lima", "Cusco"]])
+    for attempt in (split_choices, concatenate_choices):
+        with pytest.raises(UserError, match="merges the choices 'Lima', 'Cusco!' with the end"):
+            attempt(LooksAhead(), template, [paraphrases], [["Lima", "Cusco!"]])
 
 
 def test_a_choice_without_a_token_is_refused():
