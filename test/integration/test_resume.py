@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import INSTRUCTION, run_script
+from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
 
 import flex_attention_generate
 import generate
@@ -32,7 +32,13 @@ RUNS = {
     "weighted_avg": (generate, ["--method", "weighted_avg"]),
     "per_prompt": (generate, ["--method", "per_prompt"]),
     "vote": (generate, ["--method", "vote"]),
+    "choices": (flex_attention_generate, ["--task", "choices"]),
+    "weighted choices": (generate, ["--method", "weighted_avg", "--task", "choices"]),
+    "choices of each": (generate, ["--method", "per_prompt", "--task", "choices"]),
+    "drawn": (flex_attention_generate, ["--temperature", "1.5", "--stop", "none"]),
+    "drawn vote": (generate, ["--method", "vote", "--temperature", "2", "--sample_seed", "3"]),
 }
+PASSES = {"weighted_avg": 2, "weighted choices": 2}
 SUFFIXES = (".csv", ".feather", ".json")
 
 
@@ -51,14 +57,24 @@ def one_filling():
         yield
 
 
+@pytest.fixture(scope="module")
+def with_choices(tmp_path_factory):
+    """The file of questions, each with choices of unlike lengths."""
+    rows = [row | {"choices": [*row["answers"], "the city of x", "a"]} for row in QUESTIONS]
+    return write_jsonl(tmp_path_factory.mktemp("choices") / "capitals.jsonl", rows)
+
+
 @pytest.fixture
-def command(small):
+def command(small, with_choices):
     """The command line of a run into a folder, in batches of two of seven questions."""
 
     def command(folder: Path, *argv) -> list[str]:
+        scores = "choices" in argv
         common = (
-            *("--dataset", small.questions, "--model", small.folder, "--output_dir", folder),
-            *("--instruction", INSTRUCTION, "--num_paraphrases", 3, "--max_new_tokens", 4),
+            *("--dataset", with_choices if scores else small.questions),
+            *("--model", small.folder, "--output_dir", folder),
+            *("--instruction", INSTRUCTION, "--num_paraphrases", 3),
+            *(() if scores else ("--max_new_tokens", 4)),
             *("--batch_size", 2, *argv),
         )
         return [str(part) for part in common]
@@ -152,7 +168,7 @@ def test_killed_at_any_batch(command, undisturbed, tmp_path, monkeypatch, name, 
         assert run_script(script, *argv) == 0
         assert (tables_in(folder), manifest_in(folder)) == expected
         assert len(names_in(folder)) == 3, names_in(folder)
-    assert batches == {"attention": 4, "avg": 4, "weighted_avg": 8}.get(name, 4)
+    assert batches == 4 * PASSES.get(name, 1)
 
 
 # How often an undisturbed run of each makes the call, at least.
@@ -392,7 +408,9 @@ def test_what_a_killed_process_left_under_temporary_names_goes(command, tmp_path
 # ---- extended -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["attention", "weighted_avg", "per_prompt"])
+@pytest.mark.parametrize(
+    "name", ["attention", "weighted_avg", "per_prompt", "choices", "drawn", "drawn vote"]
+)
 def test_a_larger_max_samples_answers_only_the_rest(
     command, undisturbed, tmp_path, monkeypatch, name
 ):
