@@ -71,7 +71,7 @@ class LogitFusion:
         if method.weighted and weights is None:
             each = dict(_score_each(request, asked))
             rows = [[choice_confidence(own) for own in each[index]] for index in range(len(each))]
-            weights = torch.tensor(rows)
+            weights = _weight_tensor(rows)
         request = replace(request, reduce=method.reduce, weights=weights)
         for batch in asked.ask(self.name, request, batch_size=asked.batch_size):
             for index, likelihoods in batch:
@@ -91,7 +91,7 @@ class LogitFusion:
                     f"{index}"
                 )
             check_weights(f"weights of question {index}", row)
-        return torch.tensor([list(row) for row in self.weights], dtype=torch.float32)
+        return _weight_tensor(self.weights)
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,13 @@ class Vote:
                 f"{len(predictions)} answers, counted from 0; it returns {taken!r}"
             )
         return int(taken)
+
+
+def _weight_tensor(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """[Q, N] float32, N the most that a question has; behind a question's own stand zeros."""
+    most = max(map(len, rows), default=0)
+    padded = [[*row, *[0.0] * (most - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.float32).reshape(len(padded), most)
 
 
 def logit_request(asked: Asked) -> Request:
@@ -251,5 +258,5 @@ def _own_confidences(request: Request, asked: Asked) -> torch.Tensor:
     """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
     each = dict(_answer_each(request, asked))
     rows = [[confidence(answer) for answer in each[index]] for index in range(len(each))]
-    weights = torch.tensor(rows)
+    weights = _weight_tensor(rows)
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))
