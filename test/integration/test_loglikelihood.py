@@ -10,8 +10,9 @@ from self_ensemble import ChoiceLikelihoods, Ensemble, Prompt, UserError, WholeP
 from self_ensemble.data import load_dataset
 from self_ensemble.data.choices import NORMS, choose, is_tied, normalized
 from self_ensemble.generation.likelihood import Likelihood
+from self_ensemble.methods.base import AskedChoices
 from self_ensemble.methods.logit_fusion import choice_confidence
-from self_ensemble.methods.names import method_names
+from self_ensemble.methods.names import make_method, method_names
 from self_ensemble.methods.registries import VOTES
 from self_ensemble.system.bundled import DEMO_MODEL
 
@@ -199,6 +200,33 @@ def test_a_vote_of_ones_own_is_told_the_choices_numbers(demo, asked):
         VOTES.remove("last")
     assert all(f.paraphrase == 2 for f in found)
     assert {text for texts in seen for text in texts} <= {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("method", ["attention", "avg", "weighted_avg", "vote", "per_prompt"])
+def test_unlike_numbers_of_paraphrases(demo, asked, method):
+    """As each question has them, together as alone."""
+    questions, choices = asked
+    questions = [q[: 1 + index % 3] for index, q in enumerate(questions)]
+
+    def ask(questions, choices):
+        asked = AskedChoices(
+            engine=demo.engine,
+            template=demo.prompt.template(demo.tokenizer),
+            questions=questions,
+            choices=choices,
+            ask=demo._ask_likelihood,
+        )
+        found = sorted(make_method(method).score(asked), key=lambda each: each.question)
+        return [outcome.likelihoods for outcome in found]
+
+    together = ask(questions, choices)
+    for index, likelihoods in enumerate(together):
+        [alone] = ask(questions[index : index + 1], choices[index : index + 1])
+        assert len(alone) == len(likelihoods)
+        for each, expected in zip(likelihoods, alone, strict=True):
+            for one, other in zip(each, expected, strict=True):
+                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+                assert one.greedy == other.greedy
 
 
 # ---- norms and ties -------------------------------------------------------------------------

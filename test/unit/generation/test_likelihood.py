@@ -297,6 +297,23 @@ def test_what_a_question_gets_does_not_depend_on_its_batch(name, kind, monkeypat
             same(each, expected)
 
 
+@pytest.mark.parametrize("kind", list(REDUCED))
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_unlike_numbers_of_paraphrases_in_a_batch(name, kind):
+    """Each question is what it is alone: nothing is fused with padding."""
+    model, (reduce, streams_of) = tiny_model(name), REDUCED[kind]
+    questions = [
+        SplitQuestion(q.segments[:count], q.tail)
+        for q, count in zip(QUESTIONS, (5, 1, 3, 2, 5, 4, 3), strict=True)
+    ]
+    streams = [streams_of(q) for q in questions]
+    with attending(model, backends(model)[1]) as wrapper:
+        engine = make_engine(wrapper)
+        together = score(engine, streams, MANY, reduce=reduce)
+        for own, choices, found in zip(streams, MANY, together, strict=True):
+            same(found, score(engine, [own], [choices], reduce=reduce)[0])
+
+
 def test_out_of_memory_halves_the_batch(monkeypatch):
     model = tiny_model("llama")
     streams = [attention_streams(q, len(PREFIX), "exact") for q in QUESTIONS]
