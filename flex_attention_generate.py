@@ -104,7 +104,7 @@ def main(config: ExperimentConfig) -> Path:
     assert isinstance(asked, AttentionFusionConfig)
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(config.questions, config.prompt, model=model.name)
-    questions.check_task(config.task)
+    questions.check_task(config.task, config.generation)
     questions.check_weights(asked)
     if config.lemmas is not None:
         import_spacy_without_torch(config.lemmas.spacy_model)

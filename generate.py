@@ -57,7 +57,7 @@ def main(config: ExperimentConfig) -> Path:
     questions = read_questions(
         config.questions, config.prompt, model=model.name, original=asked.method == "origin"
     )
-    questions.check_task(config.task)
+    questions.check_task(config.task, config.generation)
     confidences, content = None, None
     if asked.confidence is not None:
         confidences, content = read_confidences(config.questions, asked.confidence, questions)

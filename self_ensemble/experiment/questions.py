@@ -12,8 +12,10 @@ from self_ensemble.data import (
     open_dataset,
     select_paraphrases,
 )
+from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.data.records import original_wording, require_choices
 from self_ensemble.experiment.config import PromptConfig, QuestionConfig, TaskConfig
+from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import AttentionFusionConfig
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
@@ -48,13 +50,18 @@ class Questions:
         """Whether any of them has choices."""
         return any(record.choices for record in self.records)
 
-    def check_task(self, task: TaskConfig) -> None:
-        """Says where choices are not used.
+    def check_task(self, task: TaskConfig, generation: GenerationConfig) -> None:
+        """Says where choices are not used, and where little is left to extract from.
 
         Raises:
             UserError: choices are to be scored, and a question has none, or an answer that is none
                 of them.
         """
+        if task.extract != FIRST_LINE and generation.stop is None:
+            say(
+                f"--extract {task.extract} looks at the first line alone, where answers end: "
+                "--stop none lets them go on"
+            )
         if task.name == "choices":
             if not self.give_choices:
                 raise UserError(

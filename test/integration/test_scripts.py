@@ -767,6 +767,37 @@ def test_plain_progress_now_and_then(capsys, monkeypatch):
     ]
 
 
+def test_plain_progress_in_tokens(capsys, monkeypatch):
+    """Where answers are long, also before the first of them is finished."""
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 2)
+    times = iter([0.0, *(t for now in (1.0, 4.0, 5.0, 20.0, 40.0) for t in (now, now))])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with progress.progress(8, "avg", "questions", begin=2) as advance:
+        for done, tokens in ((2, 100), (2, 800), (3, 900), (4, 12000), (8, 15000)):
+            advance.reach(done, tokens)
+    assert capsys.readouterr().err.splitlines() == [
+        "avg: 2 of 8 questions, 800 tokens, 200 tokens/s",
+        "avg: 4 of 8 questions, 0.1 questions/s, 12,000 tokens, 600 tokens/s, 40 s left",
+    ]
+
+
+def test_nothing_is_told_of_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
+    with progress.progress(8, "avg", "questions") as advance:
+        advance.reach(0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("limit", [100, 101])
+def test_progress_of_long_answers_is_in_tokens(run, monkeypatch, limit):
+    monkeypatch.setattr(progress, "QUIET_SECONDS", 0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0)
+    ran = run(generate, "--max_new_tokens", limit, "--stop", "none")
+    lines = [line for line in ran.err.splitlines() if line.startswith("avg: ")]
+    assert lines and all(("tokens/s" in line) == (limit > 100) for line in lines)
+    assert any(not line.startswith("avg: 0 ") for line in lines)  # within a batch
+
+
 def test_what_is_slow_is_said_before_it_is_done(capsys, monkeypatch):
     progress.say_once.cache_clear()
     with progress.say_if_slow("loading a model"):
@@ -811,6 +842,14 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
         advance(50)
     shown = capsys.readouterr().err
     assert "avg:  50%" in shown and "50/100" in shown and "10.00 questions/s" in shown
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.progress(100, "avg", "questions") as advance:
+        now += 5
+        advance.reach(50, 2000)
+        now += 5
+        advance.reach(60, 5000)
+    shown = capsys.readouterr().err
+    assert "60/100" in shown and "5,000 tokens, 500 tokens/s" in shown
 
 
 # ---- as processes ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from self_ensemble.generation.sampling import uniform
 
 SCRIPTS = {"generate": generate, "flex_attention_generate": flex_attention_generate}
 TEMPLATE = prompt_template(INSTRUCTION, [])
-CHOICES = [[*row["answers"], "the city of x", "a"] for row in QUESTIONS]
+CHOICES = [[*row["answers"], "the city of x", "ô’的"] for row in QUESTIONS]
 LIMIT = 6
 
 
@@ -71,8 +71,11 @@ def with_choices(choices=CHOICES):
 
 
 def refused(ran: Ran) -> str:
-    assert ran.code == 2 and ran.err.startswith("error: ") and ran.err.count("\n") == 1, ran.err
-    return ran.err
+    """The sentence, behind what is said of the questions."""
+    *before, last = ran.err.splitlines()
+    assert not any(line.startswith("error") for line in before), ran.err
+    assert ran.code == 2 and last.startswith("error: "), ran.err
+    return last
 
 
 # ---- choices --------------------------------------------------------------------------------
@@ -332,6 +335,19 @@ def test_a_prediction_is_what_is_extracted_and_the_generation_stays_whole(ask):
     assert last.manifest["identity"]["extract"] == r"regex:(\S)\s*$"
 
 
+def test_where_an_answer_ends_before_what_is_extracted_it_is_said(ask):
+    """A chain of thought that ends at its first newline is cut without a word elsewhere
+    (YongchengYAO/MedVision#19)."""
+    told = (
+        "--extract after:</think> looks at the first line alone, where answers end: "
+        "--stop none lets them go on\n"
+    )
+    argv = ("--extract", "after:</think>")
+    assert ask(generate, QUESTIONS, *argv).err.startswith(told)
+    assert told not in ask(generate, QUESTIONS, *argv, "--stop", "none", "--overwrite").err
+    assert "first line" not in ask(generate, QUESTIONS, "--extract", "line", "--overwrite").err
+
+
 def test_a_vote_compares_what_is_extracted(ask):
     argv = ("--stop", "none", "--extract", r"regex:\S")
     each = ask(generate, QUESTIONS, "--method", "per_prompt", *argv).rows
@@ -405,6 +421,11 @@ def test_draws_depend_on_seed_and_uuid_alone(ask, script):
     assert ask(script, renamed, *argv).column("generation") != ran.column("generation")
     greedy = ask(script, QUESTIONS, "--stop", "none")
     assert greedy.column("generation") != ran.column("generation")
+    # Where the temperature is 1 it is one, elsewhere such a request was answered greedily
+    # (huggingface/text-generation-inference#687).
+    plain = ask(script, QUESTIONS, "--temperature", 1, "--stop", "none")
+    assert plain.stem.name.endswith("-t1-3")
+    assert plain.column("generation") not in (ran.column("generation"), greedy.column("generation"))
     # Almost without temperature it is the likeliest token again.
     cold = ask(script, QUESTIONS, "--temperature", 1e-4, "--stop", "none")
     assert cold.column("generation") == greedy.column("generation")
