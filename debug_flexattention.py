@@ -2,6 +2,7 @@
 
     python debug_flexattention.py
     python debug_flexattention.py --dataset questions.jsonl --model llama3.2_3b --max_samples 2
+    python debug_flexattention.py --dataset webqa --model llama3.2_3b_it --uuid UUID
     python debug_flexattention.py --interactive
     python debug_flexattention.py --save debug
 
@@ -9,15 +10,17 @@ Shown are the prompts and where they are cut; the mask that the model's layers h
 encoding equals separate runs on this very question, and fused tokens what a paraphrase says alone
 where it is the only one listened to; then, for every token of the answer, its candidates, how the
 attention was shared, and what each paraphrase would have said alone and what the others without
-it; at the end which paraphrases were decisive. Paraphrases are counted from 1; with --indexs the
-index, from 0, stands behind. Exit status 1 if a question fails the isolation check.
+it; at the end which paraphrases were decisive. Paraphrases are counted from 0, as --indexs counts
+them. Exit status 1 if a question fails the isolation check.
 
 --interactive stops before each step and takes n(ext), c(ontinue), p NAME (prints a quantity; p
 alone lists them) and q(uit).
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from self_ensemble.cli.flags import (
@@ -91,6 +94,11 @@ def parse_args(argv: Sequence[str] | None = None) -> DebugConfig:
     add_fusion_arguments(parser.add_argument_group("method"))
     showing = parser.add_argument_group("showing")
     showing.add_argument(
+        "--uuid",
+        metavar="UUID",
+        help="the question with this uuid, as results and score.py show it",
+    )
+    showing.add_argument(
         "--max_tokens",
         "--max_new_tokens",
         dest="max_new_tokens",
@@ -113,11 +121,15 @@ def parse_args(argv: Sequence[str] | None = None) -> DebugConfig:
         metavar="FOLDER",
         help="write the pictures as PNG and all of it as one page, index.html",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv, argparse.Namespace(max_samples=None))  # None: not given
+    if args.uuid is not None and args.max_samples is not None:
+        parser.error("--max_samples: --uuid says which question is shown")
+    if args.uuid is None and args.max_samples is None:
+        args.max_samples = parser.get_default("max_samples")
     check_question_arguments(parser, args)
     check_fusion_arguments(parser, args)
     return DebugConfig(
-        questions=question_config(args),
+        questions=replace(question_config(args), uuid=args.uuid),
         prompt=prompt_config(args),
         model=model_config(args),
         method=fusion_config(args),

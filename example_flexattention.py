@@ -37,7 +37,7 @@ how often each method is right over all questions of the demo:
 
 TEXT_WIDTH = 60  # characters of a prompt that are shown
 ANSWER_TOKENS = 3  # of the answer, in the drawing of the mask
-MOST_PARAPHRASES = 35  # each has a mark of its own in the drawing
+MOST_PARAPHRASES = 36  # each has a mark of its own in the drawing
 MARGIN = 12
 
 
@@ -110,7 +110,7 @@ def show_split(tokenizer, prefix: Sequence[int], question) -> None:
     """Where the prompts are split, in tokens, and what it saves."""
     parts = [
         ("prefix", prefix),
-        *((f"segment {number}", ids) for number, ids in enumerate(question.segments, start=1)),
+        *((f"segment {number}", ids) for number, ids in enumerate(question.segments)),
         ("tail", question.tail),
     ]
     for name, ids in parts:
@@ -153,7 +153,7 @@ def show_answers(ensemble, paraphrases: Sequence[str], right: Sequence[str]) -> 
         print(f"   {name:<20}{rows:>4}{probability:>12.1%}   {verdict:<7}{answer.text}")
 
     print(f"   {'':<20}rows probability          answer")
-    for number, answer in enumerate(ensemble.generate([paraphrases], method="per_prompt"), start=1):
+    for number, answer in enumerate(ensemble.generate([paraphrases], method="per_prompt")):
         show(f"paraphrase {number} alone", 1, answer)
     [averaged] = ensemble.generate([paraphrases], method="avg")
     show("logit average", len(paraphrases), averaged)
@@ -173,7 +173,7 @@ def main(args: argparse.Namespace) -> None:
     )
 
     print(f"1. One question in {len(paraphrases)} wordings")
-    for number, paraphrase in enumerate(paraphrases, start=1):
+    for number, paraphrase in enumerate(paraphrases):
         print(f"   {number}  {paraphrase}")
 
     print("\n2. Where the prompts are cut: what all of them share is there once")

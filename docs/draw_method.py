@@ -36,9 +36,9 @@ class Part:
 
 PREFIX = Part("prefix", ("Answer", "briefly", ".", "Q:"), "#8c959f", "#eaeef2")
 SEGMENTS = (
-    Part("segment 1", ("Capital", "of", "Peru", "?"), "#e16f4c", "#fdebe5"),
-    Part("segment 2", ("Which", "city", "leads", "Peru", "?"), "#2f9e8f", "#def3f0"),
-    Part("segment 3", ("Peru", "'s", "capital"), "#e0a526", "#fbf1d9"),
+    Part("segment 0", ("Capital", "of", "Peru", "?"), "#e16f4c", "#fdebe5"),
+    Part("segment 1", ("Which", "city", "leads", "Peru", "?"), "#2f9e8f", "#def3f0"),
+    Part("segment 2", ("Peru", "'s", "capital"), "#e0a526", "#fbf1d9"),
 )
 TAIL = Part("tail", ("A", ":"), "#8b84d7", "#eeecfb")
 GENERATED = Part("generated", ("Li", "ma", "\\n"), "#5a50c0", "#e3e0f8")
@@ -184,8 +184,8 @@ def draw_fusion() -> list[str]:
         write(LEFT, y, "A fused token’s attention is the mean over partitions:", size=13),
         write(x - 4, y, "(", size=15, anchor="end"),
     ]
-    for number, segment in enumerate(SEGMENTS, start=1):
-        if number > 1:
+    for number, segment in enumerate(SEGMENTS):
+        if number > 0:
             shapes.append(write(x + 14, y, "+", size=15, anchor="middle"))
             x += 28
         label = f"partition {number}"

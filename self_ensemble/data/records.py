@@ -4,11 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from self_ensemble.data.cells import show, show_name, show_names
 from self_ensemble.data.names import FEWER
 from self_ensemble.system.errors import UserError
+
+# Of the uuids that a dataset has, so many are named.
+SHOWN_UUIDS = 3
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,26 @@ def require_choices(records: Sequence[Record]) -> None:
                     f"{record.where}: the answer {show(answer)} is none of the choices: "
                     f"{show_names(record.choices)}"
                 )
+
+
+def record_with(uuid: str, dataset: Dataset) -> Record:
+    """The record of a dataset with this uuid.
+
+    Raises:
+        UserError: there is none; the uuids most like it are named, else the first ones.
+    """
+    by_uuid = {record.uuid: record for record in dataset.records}
+    if uuid in by_uuid:
+        return by_uuid[uuid]
+    near = get_close_matches(uuid, by_uuid, n=SHOWN_UUIDS)
+    shown = near or list(by_uuid)[:SHOWN_UUIDS]
+    named = ", ".join(map(show_name, shown))
+    found = f"near it are {named}" if near else f"there are {named}"
+    more = "" if near or len(by_uuid) <= SHOWN_UUIDS else ", …"
+    raise UserError(
+        f"--uuid: none of the {len(by_uuid)} questions of {dataset.name} has the uuid "
+        f"{show(uuid)}; {found}{more}"
+    )
 
 
 def question_uuid(question: str) -> str:

@@ -273,7 +273,7 @@ def check_isolation(
         references = [each.reference for each in compared[index]]
         differences = packed_differences(packed, question.lengths, references, at)
         at += sum(question.lengths)
-        for number, each in enumerate(differences, start=1):
+        for number, each in enumerate(differences):
             for kind, pair in each.items():
                 found[kind, f"segment {number} of question {index + 1}"] = pair
         mixed.append(unmasked_difference(engine, probed.prefix, question, references))

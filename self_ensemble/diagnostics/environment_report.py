@@ -73,7 +73,7 @@ def certificate_lines(certificate: Certificate, verbose: bool) -> Iterator[str]:
     for number, split in enumerate(splits if verbose else splits[:1], start=1):
         parts = [
             ("prefix", split.prefix),
-            *((f"segment {i}", tokens) for i, tokens in enumerate(split.segments, start=1)),
+            *((f"segment {i}", tokens) for i, tokens in enumerate(split.segments)),
             ("tail", split.tail),
         ]
         yield f"  question {number} of {len(splits)} is cut so:"

@@ -8,6 +8,8 @@ from functools import cached_property, partial
 
 from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import PromptTemplate, Record, construct_prompts
+from self_ensemble.data.cells import show_name
+from self_ensemble.data.records import indexs_taken
 from self_ensemble.diagnostics.config import DebugConfig
 from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, Isolation, check_isolation
 from self_ensemble.diagnostics.mask_drawing import (
@@ -64,7 +66,9 @@ class Inspection:
         self.engine, self.template, self.record, self.config = engine, template, record, config
         method = method_of(config.method)
         self.method = replace(method, positions=positions_of(method, engine))
-        self.words = Words(engine.tokenizer, config.questions.options.indexs)
+        indexs = config.questions.options.indexs
+        taken = None if indexs is None else indexs_taken(indexs, len(record.paraphrases))
+        self.words = Words(engine.tokenizer, taken)
         self.prefix, [self.question] = split_prompts(
             engine.tokenizer, template, [record.paraphrases]
         )
@@ -72,7 +76,7 @@ class Inspection:
         # What can be asked for at any time, and what only once a step was shown.
         self.quantities: dict[str, Callable[[], list[str]]] = {
             "settings": self.show_settings,
-            "answers": lambda: [visible(answer) for answer in self.record.answers],
+            "answers": lambda: [visible(a) for a in self.record.answers] or ["none are known"],
             "prompts": self.show_prompts,
             "segments": self.show_split,
             "mask": self.show_mask,
@@ -88,7 +92,7 @@ class Inspection:
 
     @property
     def title(self) -> str:
-        return visible(self.record.paraphrases[0])
+        return f"{visible(self.record.paraphrases[0])} (uuid {show_name(self.record.uuid)})"
 
     @property
     def candidates(self) -> int:

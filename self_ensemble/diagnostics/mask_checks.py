@@ -128,7 +128,7 @@ class Token:
         question, segment = self.owner
         place = {
             "prefix": "the prefix",
-            "segment": f"segment {segment + 1} of question {question + 1}",
+            "segment": f"segment {segment} of question {question + 1}",
             "fused": "the fused tokens",
         }
         if self.part not in place:

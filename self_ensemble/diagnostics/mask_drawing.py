@@ -17,7 +17,7 @@ from self_ensemble.diagnostics.words import Words, shortened
 
 # The marks of the parts.
 PREFIX, TAIL, ANSWER = "P", "T", "A"
-SEGMENT_MARKS = string.digits[1:] + string.ascii_lowercase
+SEGMENT_MARKS = string.digits + string.ascii_lowercase
 # What the tokens of a row see of those of a column.
 ALL, SOME, NONE = 1.0, 0.5, 0.0
 SIGNS = {ALL: "#", SOME: "\\", NONE: "."}
@@ -124,7 +124,7 @@ def question_parts(
     return [
         Part(PREFIX, labels(prefix), PREFIX_CELLS),
         *(
-            Part(segment_mark(i), labels(segment), longest)
+            Part(segment_mark(words.number(i)), labels(segment), longest)
             for i, segment in enumerate(question.segments)
         ),
         Part(TAIL, labels(question.tail), len(question.tail)),
@@ -132,8 +132,9 @@ def question_parts(
     ]
 
 
-def segment_mark(segment: int) -> str:
-    return SEGMENT_MARKS[segment % len(SEGMENT_MARKS)]
+def segment_mark(number: int) -> str:
+    """Of the segment of a paraphrase with this number."""
+    return SEGMENT_MARKS[number % len(SEGMENT_MARKS)]
 
 
 def draw_text(drawing: MaskCells, width: int = LABEL_WIDTH) -> list[str]:

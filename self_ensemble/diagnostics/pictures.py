@@ -113,7 +113,8 @@ def _draw_attention(inspection: Inspection) -> bytes:
     count = len(inspection.question.segments)
     paraphrases = [f"paraphrase {inspection.words.paraphrase(i)}" for i in range(count)]
     names = ["prefix", *paraphrases, "own text"]
-    colours = [GREY, *(_colour(segment_mark(i)) for i in range(count)), DARK]
+    numbers = map(inspection.words.number, range(count))
+    colours = [GREY, *(_colour(segment_mark(number)) for number in numbers), DARK]
     figure = _figure(max(5.5, 2.5 + 0.75 * len(steps)), 3.6)
     axis = figure.subplots()
     bottom = [0.0] * len(steps)

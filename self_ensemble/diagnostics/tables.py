@@ -1,7 +1,6 @@
 """What debugging shows of one question, as tables and lines.
 
-The terminal and the page show the same. Paraphrases are counted from 1, and where they were chosen
-by an index, it stands behind.
+The terminal and the page show the same. The number of a paraphrase is that of --indexs, from 0.
 """
 
 from __future__ import annotations
@@ -187,7 +186,7 @@ def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
         if answer is None:
             return [name, NOTHING, NOTHING, NOTHING, note]
         text = words.answer(answer)
-        verdict = "right" if is_right(text, right) else "wrong"
+        verdict = ("right" if is_right(text, right) else "wrong") if right else NOTHING
         if answer.truncated:
             note = "cut at the token limit" + (f"; {note}" if note else "")
         return [name, text, verdict, percent(math.exp(sum(answer.logprobs))), note]
@@ -203,7 +202,7 @@ def summary_table(words: Words, trace: Trace, right: Sequence[str]) -> Table:
 
 
 def summary_lines(words: Words, trace: Trace, right: Sequence[str]) -> list[str]:
-    lines = ["right answers: " + " | ".join(map(visible, right))]
+    lines = ["right answers: " + (" | ".join(map(visible, right)) or "none are known")]
     if len(trace.single) > 1:
         lines.append(f"decisive paraphrases: {words.paraphrases(trace.decisive)}")
     return lines

@@ -16,18 +16,20 @@ NOTHING = "-"
 
 
 class Words:
-    """The texts of token ids, and the names of paraphrases.
+    """The texts of token ids, and the numbers of paraphrases, which are counted from 0.
 
-    indexs: of the question's paraphrases where they were chosen by index, counted from 0.
+    indexs: of the question's paraphrases where they were chosen by index; None: the first ones.
     """
 
     def __init__(self, tokenizer: Any, indexs: Sequence[int] | None = None):
         self.tokenizer, self.indexs = tokenizer, indexs
 
+    def number(self, place: int) -> int:
+        """Of a paraphrase in its question, as --indexs counts them."""
+        return place if self.indexs is None else self.indexs[place]
+
     def paraphrase(self, place: int) -> str:
-        """`2`, or `2 (index 4)`, of place 1."""
-        name = str(place + 1)
-        return name if self.indexs is None else f"{name} (index {self.indexs[place]})"
+        return str(self.number(place))
 
     def paraphrases(self, places: Sequence[int]) -> str:
         return ", ".join(map(self.paraphrase, places)) or "none"

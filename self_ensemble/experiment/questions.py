@@ -13,7 +13,7 @@ from self_ensemble.data import (
     select_paraphrases,
 )
 from self_ensemble.data.extraction import FIRST_LINE
-from self_ensemble.data.records import original_wording, require_choices
+from self_ensemble.data.records import original_wording, record_with, require_choices
 from self_ensemble.experiment.config import PromptConfig, QuestionConfig, TaskConfig
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import AttentionFusionConfig
@@ -111,7 +111,11 @@ def read_questions(
     options = replace(
         config.options, model=model, original=original, needs_few_shot=prompt.needs_few_shot
     )
-    dataset = open_dataset(config.dataset, options)
+    if config.uuid is None:
+        dataset = open_dataset(config.dataset, options)
+    else:  # what the others lack is of no matter
+        dataset = open_dataset(config.dataset, replace(options, fewer="use"))
+        dataset = replace(dataset, records=[record_with(config.uuid, dataset)])
     template = choose_template(
         dataset,
         instruction=prompt.instruction,

@@ -196,7 +196,7 @@ def test_cuts(small, engine, asked):
     rows = [re.match(r"(prefix|segment \d|tail) +(\d+) +(.*)", line) for line in found.show_split()]
     parts = {row[1]: (int(row[2]), row[3].split("|")) for row in rows if row}
     assert all(count == len(texts) for count, texts in parts.values())
-    for i, text in enumerate(found.record.paraphrases, start=1):
+    for i, text in enumerate(found.record.paraphrases):
         ids = small.tokenizer(found.template.render(text))["input_ids"]
         shown = [text for part in ("prefix", f"segment {i}", "tail") for text in parts[part][1]]
         pieces = [visible(small.tokenizer.decode([token])) for token in ids]
@@ -439,8 +439,8 @@ def test_a_leak_is_drawn(engine, asked):
     mask = wanted_mask(found)
     drawing = cells_of(found, mask, 30)
     cells, before = drawing.cells, drawing.seen
-    first = next(i for i, cell in enumerate(cells) if cell.mark == "1" and len(cell.tokens) == 1)
-    last = next(i for i, cell in enumerate(cells) if cell.mark == "4" and len(cell.tokens) > 1)
+    first = next(i for i, cell in enumerate(cells) if cell.mark == "0" and len(cell.tokens) == 1)
+    last = next(i for i, cell in enumerate(cells) if cell.mark == "3" and len(cell.tokens) > 1)
     mask[cells[last].tokens[1], cells[first].tokens[0]] = True
     after = cells_of(found, mask, 30).seen
     assert (before[last][first], after[last][first]) == (0.0, 0.5)
@@ -586,13 +586,13 @@ def test_quantities_are_printed_by_name(small, capsys, monkeypatch):
     assert "   attention: not before the first step has been shown" in lines
     assert "   'hop' is none of n(ext), c(ontinue), p NAME, q(uit)" in lines
     for number, wording in enumerate(
-        ("What is the capital city of Peru, please?", "Peru’s capital is [MASK]."), start=1
+        ("What is the capital city of Peru, please?", "Peru’s capital is [MASK].")
     ):
-        at = lines.index(f"   --- prompt {number} (index {number - 1}) ---")
+        at = lines.index(f"   --- prompt {number} ---")
         assert f"   Q: {wording}" in lines[at : at + 5]
     assert "151 fused logits from" in text or "152 fused logits from" in text
     assert re.search(r"^   answer: \d+='", text, re.M)
-    assert "1 (index 0) alone" in text
+    assert re.search(r"^   token +fused +0 alone +1 alone$", text, re.M)
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -670,11 +670,13 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(hostile, capsys, tmp_pat
     assert tags.count("details") == sum("chosen: " in line for line in lines)
 
 
-def test_a_paraphrase_has_its_index_too(small, capsys):
+def test_a_paraphrase_has_the_number_that_indexs_gives_it(small, capsys):
     command = ("--model", small.folder, "--dataset", small.questions, "--indexs", "3,1")
     _, lines, _ = run(capsys, *command, "--max_tokens", 1)
     answers = summary(lines)
-    for name in ("1 (index 3)", "2 (index 1)"):
+    [top] = [line.strip() for line in lines if re.fullmatch(r" +P+3+1+T+A+", line)]
+    assert top
+    for name in ("3", "1"):
         assert any(line.startswith(f"   segment {name}  ") for line in lines)
         assert any(line.startswith(f"   {name}  ") for line in lines)
         assert f"paraphrase {name} alone" in answers and f"without paraphrase {name}" in answers

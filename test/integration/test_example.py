@@ -37,7 +37,7 @@ def token_counts(lines) -> dict[str, int]:
 
 def drawing(lines) -> tuple[list[str], list[str]]:
     """The marks of the columns, and the signs of the rows."""
-    [top] = [at for at, line in enumerate(lines) if re.fullmatch(r" +P+1[1-9a-zTA]+", line)]
+    [top] = [at for at, line in enumerate(lines) if re.fullmatch(r" +P+0[0-9a-zTA]+", line)]
     margin, marks = lines[top].index("P"), lines[top].strip()
     rows = lines[top + 1 : top + 1 + len(marks)]
     assert [row[3] for row in rows] == list(marks)
@@ -58,12 +58,12 @@ def test_the_drawing_is_the_mask(small, capsys, paraphrases):
     lines = tour(capsys, small.folder, paraphrases)
     counts = token_counts(lines)
     template = Prompt.of_demo().template(small.tokenizer)
-    for number, text in enumerate(paraphrases, start=1):
+    for number, text in enumerate(paraphrases):
         whole = len(small.tokenizer(template.render(text))["input_ids"])
         assert counts["prefix"] + counts[f"segment {number}"] + counts["tail"] == whole
 
     marks, rows = drawing(lines)
-    assert sorted(set(marks)) == sorted({"P", "T", "A", *"123456789"[: len(paraphrases)]})
+    assert sorted(set(marks)) == sorted({"P", "T", "A", *"0123456789"[: len(paraphrases)]})
     for at, (q, row) in enumerate(zip(marks, rows, strict=True)):
         before = "".join("#" if sees(q, kv) else "." for kv in marks[:at])
         assert row[:at] == before
@@ -124,21 +124,21 @@ def test_the_answers_are_those_of_stock_forwards(small, capsys):
     answers = answers_of(tour(capsys, small.folder, OWN))
     alone = {
         f"paraphrase {number} alone": stock(prompt)
-        for number, prompt in enumerate(prompts, start=1)
+        for number, prompt in enumerate(prompts)
     }
     fused = answers.pop("attention fusion")
     assert answers == {**alone, "logit average": stock(*prompts)}
     # Attention fusion does not ask for the order, and of one paraphrase makes no other.
     assert answers_of(tour(capsys, small.folder, OWN[::-1]))["attention fusion"] == fused
     same = answers_of(tour(capsys, small.folder, OWN[:1] * 5))
-    assert set(same.values()) == {alone["paraphrase 1 alone"]}
+    assert set(same.values()) == {alone["paraphrase 0 alone"]}
 
 
 @pytest.mark.parametrize(
     "argv, said",
     [
         (["--paraphrase", " "], "--paraphrase: ' ' is empty"),
-        (["--paraphrase", "a"] * 36, "--paraphrase: 36 were given and 35 can be drawn"),
+        (["--paraphrase", "a"] * 37, "--paraphrase: 37 were given and 36 can be drawn"),
     ],
 )
 def test_mistakes_are_told_in_one_line(capsys, argv, said):

@@ -93,7 +93,8 @@ def test_what_is_printed(folder, capsys):
     }
     assert len(starts) == 1, "statuses stand under each other"
     assert all(len(line) <= 100 for line in checks.splitlines())
-    assert "segment 5 " in shown and "question 1 of 3" in shown and "question 2 of" not in shown
+    assert "segment 0 " in shown and "segment 4 " in shown and "segment 5" not in shown
+    assert "question 1 of 3" in shown and "question 2 of" not in shown
     assert " ... " in shown
     assert "packed_equals_separate  passed  relative" in shown
 

@@ -128,7 +128,9 @@ def test_a_file_in_the_folder_of_datasets_is_found(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.stdout == "('demo', 'demo_choices', 'webqa', 'myriadlama', 'capitals') capitals\n", done.stderr
+    assert (
+        done.stdout == "('demo', 'demo_choices', 'webqa', 'myriadlama', 'capitals') capitals\n"
+    ), done.stderr
 
 
 def test_importing_is_light(tmp_path):

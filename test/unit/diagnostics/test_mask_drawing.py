@@ -21,7 +21,7 @@ LABELS = "abcdefgh"
 
 
 def parts_of(*lengths, most):
-    segments = [Part(str(i), tuple(LABELS[:n]), most) for i, n in enumerate(lengths, start=1)]
+    segments = [Part(str(i), tuple(LABELS[:n]), most) for i, n in enumerate(lengths)]
     return [PREFIX, *segments, Part("T", ("t", "u"), most=2)]
 
 
@@ -35,13 +35,13 @@ def mask_of(*lengths):
 def test_a_mask_of_a_token_a_cell():
     drawn = draw_text(mask_cells(mask_of(2, 3), parts_of(2, 3, most=9)), width=1)
     assert drawn[:9] == [
-        "     P11222TT",
+        "     P00111TT",
         "P  p #.......",
-        "1  a ##......",
-        "1  b ###.....",
-        "2  a #..#....",
-        "2  b #..##...",
-        "2  c #..###..",
+        "0  a ##......",
+        "0  b ###.....",
+        "1  a #..#....",
+        "1  b #..##...",
+        "1  c #..###..",
         "T  t #######.",
         "T  u ########",
     ]
@@ -60,7 +60,7 @@ def test_the_middle_of_a_long_part_is_one_cell():
 def test_a_leak_is_drawn(most, seen):
     mask, parts = mask_of(6, 2), parts_of(6, 2, most=most)
     before = mask_cells(mask, parts).seen
-    mask[8, 3] = True  # the last token of segment 2 sees the third of segment 1
+    mask[8, 3] = True  # the last token of segment 1 sees the third of segment 0
     drawing = mask_cells(mask, parts)
     changed = [
         (row, column)
