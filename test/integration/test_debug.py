@@ -740,6 +740,73 @@ def test_mistakes_on_the_command_line(small, capsys):
         assert err.startswith("error: ") and said in err and err.count("\n") == 1
 
 
+@pytest.fixture
+def unlike(tmp_path):
+    """A file whose questions have 3, 1, 2 and no paraphrases, and no answers."""
+    rows = [
+        {"uuid": f"capital-{i}", "question": f"Land {i}?", "paraphrases": texts}
+        for i, texts in enumerate((["a b?", "b a?", "c?"], ["d?"], ["e f?", "g?"], []))
+    ]
+    return write_jsonl(tmp_path / "unlike.jsonl", rows)
+
+
+def test_a_question_by_its_uuid(small, unlike, capsys):
+    """The others do not matter: neither that they come before it nor what they lack."""
+    command = ("--model", small.folder, "--dataset", unlike, "--max_tokens", 1)
+    status, lines, _ = run(capsys, *command, "--uuid", "capital-2", "--num_paraphrases", 2)
+    assert status == 0
+    assert lines[0] == "question 1 of 1: e f? (uuid capital-2)"
+    assert not any(line.startswith("question ") for line in lines[1:])
+    assert "paraphrase 1 alone" in "\n".join(lines)
+    # Nobody knows what is right.
+    assert "   right answers: none are known" in lines
+    [row] = [line.split() for line in lines if line.startswith("   attention fusion  ")]
+    assert row[-2] == "-" and not any(re.search("  (right|wrong)  ", line) for line in lines)
+
+
+def test_the_numbers_of_the_paraphrases_that_a_question_has(small, unlike, capsys):
+    command = ("--model", small.folder, "--dataset", unlike, "--max_tokens", 1)
+    status, lines, _ = run(
+        capsys, *command, "--uuid", "capital-2", "--indexs", "2,1,0", "--fewer", "use"
+    )
+    assert status == 0
+    found = [line.split()[1:4] for line in lines if line.startswith("   segment ")]
+    assert [number for number, *_ in found] == ["1", "0"]
+    texts = [line for line in lines if re.match(r"   segment \d", line)]
+    assert "g" in texts[0] and "e" in texts[1]
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (
+            ("--uuid", "capital-9"),
+            "none of the 4 questions of unlike has the uuid 'capital-9'; near",
+        ),
+        (("--uuid", "0"), "has the uuid '0'; there are capital-0, capital-1, capital-2, …"),
+        (("--uuid", "capital-0", "--max_samples", 2), "--max_samples: --uuid says which question"),
+        (("--uuid", "capital-1", "--num_paraphrases", 2), "line 2 of"),
+        (("--uuid", "capital-3", "--num_paraphrases", 1, "--fewer", "use"), "leaves no question"),
+        (
+            ("--uuid", "capital-1", "--num_paraphrases", 2, "--fewer", "use", "--weights", "1,2"),
+            "has 1 of them",
+        ),
+    ],
+)
+def test_a_uuid_that_does_not_do(small, unlike, capsys, flags, told):
+    status, lines, err = run(capsys, "--model", small.folder, "--dataset", unlike, *flags)
+    assert (status, lines) == (2, [])
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ") and told in last, err
+
+
+def test_max_samples_is_one_where_nothing_is_said():
+    assert debug.parse_args([]).questions.options.max_samples == 1
+    assert debug.parse_args(["--max_samples", "3"]).questions.options.max_samples == 3
+    asked = debug.parse_args(["--uuid", "u"]).questions
+    assert (asked.uuid, asked.options.max_samples) == ("u", None)
+
+
 def test_the_command_line_waits_for_nothing_heavy():
     code = "import sys, debug_flexattention as d; d.parse_args([]); print(*sys.modules)"
     root = Path(__file__).parents[2]

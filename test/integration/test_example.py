@@ -122,10 +122,7 @@ def test_the_answers_are_those_of_stock_forwards(small, capsys):
         return stock_answer(small, given, mean, limit=20).prediction
 
     answers = answers_of(tour(capsys, small.folder, OWN))
-    alone = {
-        f"paraphrase {number} alone": stock(prompt)
-        for number, prompt in enumerate(prompts)
-    }
+    alone = {f"paraphrase {number} alone": stock(prompt) for number, prompt in enumerate(prompts)}
     fused = answers.pop("attention fusion")
     assert answers == {**alone, "logit average": stock(*prompts)}
     # Attention fusion does not ask for the order, and of one paraphrase makes no other.
