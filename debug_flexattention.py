@@ -20,7 +20,6 @@ alone lists them) and q(uit).
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from self_ensemble.cli.flags import (
@@ -49,7 +48,7 @@ def main(config: DebugConfig) -> None:
     from self_ensemble.experiment.questions import read_questions
 
     model = config.model
-    questions = read_questions(config.questions, config.prompt, model=model.name)
+    questions = read_questions(config.questions, config.prompt, model=model.name, uuid=config.uuid)
     questions.check_weights(config.method)
 
     set_up_logging(config.verbose)
@@ -129,7 +128,8 @@ def parse_args(argv: Sequence[str] | None = None) -> DebugConfig:
     check_question_arguments(parser, args)
     check_fusion_arguments(parser, args)
     return DebugConfig(
-        questions=replace(question_config(args), uuid=args.uuid),
+        questions=question_config(args),
+        uuid=args.uuid,
         prompt=prompt_config(args),
         model=model_config(args),
         method=fusion_config(args),

@@ -14,6 +14,7 @@ from self_ensemble.models.config import ModelConfig
 class DebugConfig:
     """Questions to look into, and how much is shown of them.
 
+    uuid: of the only question that is shown; None: all that `questions` says.
     max_new_tokens: steps to follow, at most.
     verbose: whole prefixes, a larger mask, attention by layer, more candidates.
     interactive: stop before each stage.
@@ -24,6 +25,7 @@ class DebugConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: AttentionFusionConfig = field(default_factory=AttentionFusionConfig)
+    uuid: str | None = None
     max_new_tokens: int = 10
     verbose: bool = False
     interactive: bool = False

@@ -23,12 +23,10 @@ class QuestionConfig:
     dataset: a registered name, or the path of a file.
     options: of the dataset; what a run knows itself (`original`, `needs_few_shot` and `model`) is
         filled in by `read_questions`.
-    uuid: of the only question that is asked; None: all of them.
     """
 
     dataset: str = "demo"
     options: DatasetOptions = field(default_factory=DatasetOptions)
-    uuid: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

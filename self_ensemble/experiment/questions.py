@@ -95,7 +95,12 @@ class Questions:
 
 
 def read_questions(
-    config: QuestionConfig, prompt: PromptConfig, *, model: str, original: bool = False
+    config: QuestionConfig,
+    prompt: PromptConfig,
+    *,
+    model: str,
+    original: bool = False,
+    uuid: str | None = None,
 ) -> Questions:
     """The questions that are asked for, in their prompt.
 
@@ -104,6 +109,7 @@ def read_questions(
         prompt: what stands around them.
         model: the name of the run's model, whose own paraphrases a dataset may take.
         original: one wording each: the column `question`, else paraphrase 0.
+        uuid: of the only question that is wanted, whatever the others lack; None: all.
 
     Raises:
         UserError: the dataset cannot be had, or lacks what is asked for.
@@ -111,11 +117,11 @@ def read_questions(
     options = replace(
         config.options, model=model, original=original, needs_few_shot=prompt.needs_few_shot
     )
-    if config.uuid is None:
+    if uuid is None:
         dataset = open_dataset(config.dataset, options)
-    else:  # what the others lack is of no matter
+    else:
         dataset = open_dataset(config.dataset, replace(options, fewer="use"))
-        dataset = replace(dataset, records=[record_with(config.uuid, dataset)])
+        dataset = replace(dataset, records=[record_with(uuid, dataset)])
     template = choose_template(
         dataset,
         instruction=prompt.instruction,

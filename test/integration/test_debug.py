@@ -803,8 +803,8 @@ def test_a_uuid_that_does_not_do(small, unlike, capsys, flags, told):
 def test_max_samples_is_one_where_nothing_is_said():
     assert debug.parse_args([]).questions.options.max_samples == 1
     assert debug.parse_args(["--max_samples", "3"]).questions.options.max_samples == 3
-    asked = debug.parse_args(["--uuid", "u"]).questions
-    assert (asked.uuid, asked.options.max_samples) == ("u", None)
+    asked = debug.parse_args(["--uuid", "u"])
+    assert (asked.uuid, asked.questions.options.max_samples) == ("u", None)
 
 
 def test_the_command_line_waits_for_nothing_heavy():
