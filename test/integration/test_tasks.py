@@ -18,6 +18,7 @@ import generate
 from self_ensemble.data import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation.sampling import uniform
+from self_ensemble.methods.votes import majority
 
 SCRIPTS = {"generate": generate, "flex_attention_generate": flex_attention_generate}
 TEMPLATE = prompt_template(INSTRUCTION, [])
@@ -165,14 +166,22 @@ def test_chosen_paraphrases_have_a_file_of_their_own(ask, tmp_path):
     assert ran.stem == folder / "flex_attention-choices-2_0"
 
 
-def test_a_vote_takes_what_most_paraphrases_choose(ask):
-    each = ask(generate, with_choices(), "--method", "per_prompt", "--task", "choices").rows
-    voted = ask(generate, with_choices(), "--method", "vote", "--task", "choices").rows
+def of_question(rows, uuid: str) -> list[dict]:
+    return [row for row in rows if row["uuid"] == uuid]
+
+
+@pytest.mark.parametrize("norm", ["sum", "mean", "bytes"])
+def test_a_vote_takes_what_most_paraphrases_choose(ask, norm):
+    argv = ("--task", "choices", "--num_paraphrases", 4, "--choice_norm", norm)
+    each = ask(generate, with_choices(), "--method", "per_prompt", *argv).rows
+    voted = ask(generate, with_choices(), "--method", "vote", *argv).rows
     for row in voted:
-        own = [other["prediction"] for other in each if other["uuid"] == row["uuid"]]
-        [(first, most), *others] = Counter(own).most_common()
-        assert row["prediction"] == first or most == (others or [(0, 0)])[0][1]
-        assert row["prediction"] in own
+        own = of_question(each, row["uuid"])
+        predictions = [other["prediction"] for other in own]
+        most = max(predictions.count(prediction) for prediction in predictions)
+        taken = next(other for other in own if predictions.count(other["prediction"]) == most)
+        for column in ("prediction", "choice_sum", "choice_mean", "choice_bytes", "logprob"):
+            assert row[column] == taken[column]
 
 
 def test_ties_go_to_the_earlier_choice_and_are_counted(ask, monkeypatch):
@@ -349,13 +358,19 @@ def test_where_an_answer_ends_before_what_is_extracted_it_is_said(ask):
 
 
 def test_a_vote_compares_what_is_extracted(ask):
-    argv = ("--stop", "none", "--extract", r"regex:\S")
-    each = ask(generate, QUESTIONS, "--method", "per_prompt", *argv).rows
-    voted = ask(generate, QUESTIONS, "--method", "vote", *argv).rows
-    for row in voted:
-        own = [other["prediction"].lower() for other in each if other["uuid"] == row["uuid"]]
-        counted = Counter(text for text in own if text.isalnum()) or Counter(own)
-        assert counted[row["prediction"].lower()] == max(counted.values()), (row, own)
+    long = ("--stop", "none", "--temperature", 2, "--max_new_tokens", 20, "--num_paraphrases", 4)
+    taken = {}
+    for extract in ("line", "regex:[a-e]"):
+        argv = (*long, "--extract", extract, "--overwrite")
+        each = ask(generate, QUESTIONS, "--method", "per_prompt", *argv).rows
+        voted = ask(generate, QUESTIONS, "--method", "vote", *argv).rows
+        for row in voted:
+            own = of_question(each, row["uuid"])
+            expected = own[majority([other["prediction"] for other in own])]
+            assert row["generation"] == expected["generation"]
+            assert row["prediction"] == expected["prediction"]
+        taken[extract] = [row["generation"] for row in voted]
+    assert taken["line"] != taken["regex:[a-e]"]  # or it would not have mattered
 
 
 # ---- drawn answers --------------------------------------------------------------------------
