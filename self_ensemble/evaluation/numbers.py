@@ -41,9 +41,7 @@ _FRACTION = re.compile(r"(?:(?P<whole>\d+) )?(?P<top>\d+)/(?P<bottom>\d+)")
 _SIGN = re.compile(rf"(?:^|[^\w)\]}}.])(?P<sign>[+-])?[{CURRENCY}]?(?P<point>\.)?$")
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-_LOOKALIKES = str.maketrans(
-    {"−": "-", "–": "-", "－": "-", "＋": "+", "，": ",", "．": ".", "／": "/", "⁄": "/", "＄": "$"}
-)
+_LOOKALIKES = str.maketrans("−–－＋，．／⁄＄％", "---+,.//$%")
 _NOTATIONS = [
     # LaTeX: 10,\!000, 10{,}000, 10\,000, \$5, \frac{1}{2}, 10^{3}
     (re.compile(r"\\!"), ""),

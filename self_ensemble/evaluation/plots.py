@@ -1,4 +1,4 @@
-"""Pictures of a report on scores: accuracy by method, over the number of paraphrases, and spread.
+"""Pictures of a report on scores: accuracy, over the number of paraphrases, spread, reliability.
 
 Drawn on a figure of its own, without pyplot: no window, no state that another plot could figures.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from self_ensemble.data.choices import NORMS
 from self_ensemble.evaluation.tables import labels
 from self_ensemble.system.errors import UserError
 
@@ -51,8 +52,11 @@ def draw(report: Mapping[str, Any], form: str) -> bytes:
     ]
     if curves:
         panels.append((_draw_curves, 3.4 + 0.1 * len(curves), (curves,)))
+    chosen = [file for file in files if "choices" in file]
     if spread:
         panels.append((_draw_spread, 1.4 + 0.4 * len(spread), (spread, names)))
+    if chosen:
+        panels.append((_draw_reliability, 4.2 + 0.1 * len(chosen), (chosen, names)))
     heights = [height for _, height, _ in panels]
     # A fixed salt and no date: the same scores give the same picture, to the last digits of what
     # the layout's solver finds.
@@ -109,7 +113,9 @@ def _draw_accuracy(axis: "Axes", report: Mapping[str, Any], names: Mapping[str, 
     axis.set_ylim(len(report["files"]) - 0.5, -0.5)
     dotted = "; dotted: the baseline" if baseline is not None else ""
     axis.set_title(f"Accuracy with 95% interval{dotted}", loc="left")
-    axis.set_xlabel(f"accuracy ({report['files'][0]['match']} match)")
+    matches = {file["match"] for file in report["files"]}
+    by = [f" (by {match})" if match in NORMS else f" ({match} match)" for match in matches]
+    axis.set_xlabel("accuracy" + (by[0] if len(by) == 1 else ""))
 
 
 def _row_name(file: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -193,6 +199,31 @@ def _draw_spread(
     axis.set_title("Spread over single paraphrases", loc="left")
     axis.set_xlabel("accuracy")
     _legend_below(axis, columns=3)
+
+
+def _draw_reliability(
+    axis: "Axes", files: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> None:
+    """Accuracy over confidence (DeGroot and Fienberg 1983), a point a bin of equal width."""
+    axis.plot([0, 1], [0, 1], color="#bbbbbb", linestyle=":", linewidth=1.2)
+    for i, file in enumerate(files):
+        found = file["choices"]["by_norm"][file["choices"]["norm"]]
+        bins, total = found["bins"], sum(each["count"] for each in found["bins"])
+        confidences = [each["confidence"] for each in bins]
+        accuracies = [each["accuracy"] for each in bins]
+        colour = COLOURS[i % len(COLOURS)]
+        label = f"{names[file['file']]} (by {file['choices']['norm']}, ECE {found['ece']:.3f})"
+        axis.plot(confidences, accuracies, color=colour, linewidth=0.8, alpha=0.6)
+        # As large as what the bin holds, so that a point of three answers is not taken for many.
+        sizes = [12 + 240 * each["count"] / total for each in bins]
+        style: dict[str, Any] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "alpha": 0.7}
+        axis.scatter(confidences, accuracies, s=sizes, label=label, zorder=3, **style)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.05, 1.05)
+    axis.set_title("Reliability of choices (dotted: accuracy is confidence)", loc="left")
+    axis.set_xlabel("confidence: the probability of the choice taken, mean of a bin")
+    axis.set_ylabel("accuracy of the bin")
+    _legend_below(axis, columns=1)
 
 
 def _legend_below(axis: "Axes", *, columns: int) -> None:

@@ -137,8 +137,8 @@ def _match_notes(scored: ScoredPredictions, baseline: ScoredPredictions | None) 
     if baseline is None or scored.match == baseline.match:
         return []
     return [
-        f"{scored.path} is right by {scored.match}, the baseline by {baseline.match}: the paired "
-        "difference is that of both"
+        f"{scored.path} is right by {scored.match}, the baseline by {baseline.match}, in the "
+        "paired difference too"
     ]
 
 

@@ -205,12 +205,25 @@ def _choose(table: ResultTable, norm: str | None) -> _Found:
     if norm is None:
         there = _texts(table, "prediction") if "prediction" in table.frame.columns else None
         norm = norm_of(rows, there, table.path, first=table.identity.get("choice_norm"))
+    notes = []
+    if _is_of_votes(table):
+        by = table.identity.get("choice_norm", NORMS[0])
+        notes.append(
+            f"{table.path} is of votes by {by}: its figures by another norm are of the paraphrase "
+            "that won, and not of votes by that norm"
+        )
     return _Found(
         match=norm,
         predictions=[row.choices[row.chosen(norm)] for row in rows],
         scores={name: [row.is_right(name) for row in rows] for name in NORMS},
         choices=rows,
+        notes=tuple(notes),
     )
+
+
+def _is_of_votes(table: ResultTable) -> bool:
+    method = table.identity.get("method")
+    return isinstance(method, dict) and method.get("name") in VOTES
 
 
 # ---- generated answers --------------------------------------------------------------------------
@@ -268,11 +281,10 @@ def _notes_on_extraction(table: ResultTable, *, are_stale: bool) -> list[str]:
             f"{table.path} has lemmas of other predictions than --extract makes, which are not "
             "matched: --lemmas recompute makes lemmas of these"
         )
-    method = table.identity.get("method")
-    if isinstance(method, dict) and method.get("name") in VOTES:
+    if _is_of_votes(table):
         notes.append(
-            f"{table.path} is of votes, which compared what was extracted when it was made: "
-            "--extract reads anew the answer that won, and nobody votes again"
+            f"{table.path} is of votes: --extract reads anew the answer that won, and not what was "
+            "compared when it won"
         )
     return notes
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from writing import write_per_prompt, write_plain, write_table
+from writing import error_of, make_manifest, write, write_per_prompt, write_plain, write_table
 
 from score import main, parse_args
 from self_ensemble.data.answers import normalize_answer
+from self_ensemble.data.extraction import parse_extraction
 from self_ensemble.evaluation.comparison import compare
 from self_ensemble.evaluation.matchers import (
     contains_run,
@@ -333,6 +334,179 @@ def test_a_single_paraphrase_is_a_plain_file_with_one_line_of_detail(tmp_path):
     assert summary["interval"] == pytest.approx(wilson_interval(1, 2))
     assert summary["per_prompt"]["pairs_agree"] is None
     assert "any of them" in render_report(make_report([path], path))
+
+
+# Answers that are missing
+
+
+def test_a_file_without_answers_says_what_it_lacks(tmp_path):
+    """Nothing is counted as wrong for want of something right."""
+    answers = [["x"], []] * 15
+    rows = [{"uuid": f"u{i}", "prediction": "x", "answers": a} for i, a in enumerate(answers)]
+    for suffix in (".jsonl", ".feather", ".csv", ".parquet"):
+        path = write(tmp_path / f"a{suffix}", rows)
+        sentence = error_of(score_predictions, str(path))
+        assert f"{path}, rows 2, 4, 6, 8, 10 and 10 more: no answers" in sentence
+        assert "15 of 30 predictions cannot be scored" in sentence
+    path = write(tmp_path / "b.jsonl", [{"uuid": "u", "prediction": "x"}])
+    assert "b.jsonl lacks the column `answers`" in error_of(score_predictions, str(path))
+    done = run_script(str(path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+# Extraction
+
+
+GENERATED = ["Let me see.\n#### 1,000", "7 and\n8", "none", "\n 3.14 \n"]
+
+
+def write_generated(path, **columns):
+    frame = pd.DataFrame(
+        {
+            "uuid": ["q0", "q1", "q2", "q3"],
+            "generation": GENERATED,
+            "answers": [["1000"], ["8"], ["5"], ["314"]],
+            "prediction": ["Let me see.", "7 and", "none", "3.14"],
+            **columns,
+        }
+    )
+    frame.to_feather(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "predictions"),
+    [
+        ("line", ["Let me see.", "7 and", "none", "3.14"]),
+        ("all", [text.strip() for text in GENERATED]),
+        ("after:####", ["1,000", "", "", ""]),
+        ("last_number", ["1,000", "8", "", "3.14"]),
+        ("regex:([0-9]+) and", ["", "7", "", ""]),
+    ],
+)
+def test_predictions_are_made_anew_of_generations(tmp_path, capsys, how, predictions):
+    path = write_generated(tmp_path / "a.feather")
+    scored = score_predictions(path, extract=parse_extraction(how))
+    assert [text for [text] in scored.predictions] == predictions
+    main(parse_args([path, "--extract", how, "--baseline", path]))
+    assert f"made anew of the generations by --extract {how}." in capsys.readouterr().out
+    main(parse_args([path, "--extract", how, "--csv"]))
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["extract"] == how
+    frame = pd.read_feather(path).drop(columns="prediction")  # none is needed
+    frame.to_feather(tmp_path / "b.feather")
+    again = score_predictions(str(tmp_path / "b.feather"), extract=parse_extraction(how))
+    assert again.predictions == scored.predictions
+
+
+def test_what_is_extracted_is_scored(tmp_path):
+    path = write_generated(tmp_path / "a.feather")
+    last_number = parse_extraction("last_number")
+    assert score_predictions(path, match="number").right[:, 0].tolist() == [False] * 4
+    found = score_predictions(path, match="number", extract=last_number)
+    assert found.right[:, 0].tolist() == [True, True, False, False]
+    report = make_report([path], None, extract=last_number)
+    assert report["extract"] == "last_number"
+    # SQuAD's normalisation takes the comma and the point away.
+    assert report["files"][0]["scores"]["exact"] == 0.75
+    assert report["files"][0]["scores"]["number"] == 0.5
+
+
+def test_lemmas_of_other_predictions_are_not_matched(tmp_path):
+    lemmas = {"predict_lemma": [["8"]] * 4, "answer_lemmas": [[["8"]]] * 4}
+    path = write_generated(tmp_path / "a.feather", **lemmas)
+    assert summarize(score_predictions(path))["scores"]["one_way"] == 1
+    extract = parse_extraction("last_number")
+    report = make_report([path], None, extract=extract)
+    assert report["files"][0]["scores"]["one_way"] is None
+    assert any("lemmas of other predictions" in note for note in report["notes"])
+    sentence = error_of(score_predictions, path, extract=extract, match="one_way")
+    assert "has no lemmas of what --extract makes; --lemmas recompute makes them" in sentence
+    sentence = error_of(score_predictions, path, extract=extract, lemmas="file")
+    assert "--lemmas file: " in sentence
+    made = score_predictions(path, extract=extract, lemmas="recompute", spacy_model="lookup")
+    assert made.matches["one_way"][:, 0].tolist() == [False, True, False, False]
+    # Where the predictions are those of the file, its lemmas are theirs.
+    same = make_report([path], None, extract=parse_extraction("line"))
+    assert same["files"][0]["scores"]["one_way"] == 1
+    assert same["notes"] == []
+    without = str(tmp_path / "b.feather")
+    pd.read_feather(path).drop(columns="prediction").to_feather(without)
+    found = make_report([without], None, extract=parse_extraction("line"))
+    assert found["files"][0]["scores"]["one_way"] is None
+
+
+def test_extraction_needs_generations(tmp_path):
+    path = write_plain(tmp_path / "a.feather", [True])
+    done = run_script(path, "--extract", "all")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a.feather lacks the column `generation`" in done.stderr
+    for how in ("everything", "after:", "regex:(", "line:x"):
+        done = run_script(path, "--extract", how)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--extract" in done.stderr
+    path = write_generated(tmp_path / "b.feather", generation=["a", None, "b", "c"])
+    assert "b.feather, row 2: generation is not a text: None" in error_of(
+        score_predictions, path, extract=parse_extraction("all")
+    )
+
+
+def test_a_vote_is_not_taken_again(tmp_path):
+    path = write_generated(tmp_path / "vote-5.feather")
+    (tmp_path / "vote-5.json").write_text(json.dumps(make_manifest(4, method={"name": "vote"})))
+    assert make_report([path], None)["notes"] == []
+    [note] = make_report([path], None, extract=parse_extraction("last_number"))["notes"]
+    assert "is of votes: --extract reads anew the answer that won" in note
+    (tmp_path / "vote-5.json").write_text("[")  # no manifest of ours: nothing is known
+    assert make_report([path], None, extract=parse_extraction("last_number"))["notes"] == []
+
+
+# Numbers
+
+
+def test_numbers_are_shown_where_every_question_asks_for_one(tmp_path, capsys):
+    path = write_generated(tmp_path / "a.feather")
+    main(parse_args([path, "--csv"]))
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["number"], row["exact"]) == ("0.0000", "0.2500")  # 3.14 is not 314
+    text = render_report(make_report([path], path))
+    assert "first      F1  1-way  2-way  number  empty" in text
+    assert "Number: the prediction's last number is an answer's, exactly." in text
+    other = write_generated(tmp_path / "b.feather", answers=[["1000"], ["8"], ["five"], ["314"]])
+    assert "number" not in summarize(score_predictions(other))["scores"]
+    sentence = error_of(score_predictions, other, match="number")
+    assert "--match number: " in sentence
+    assert "b.feather, row 3: no answer is a number: ['five']" in sentence
+
+
+def test_tables_with_every_matcher_fit_in_100_columns(tmp_path):
+    files = []
+    for name in ("first", "second"):
+        rows = [(str(i), str(i), "1") for i in range(9)]
+        path = tmp_path / f"a-file-of-a-longer-name-than-any-table-has-room-for-{name}.parquet"
+        files.append(write_lemmas(path, rows, generation=["x"] * 9))
+    text = render_report(make_report(files, files[0], match="number"))
+    assert "number match" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_paraphrases_agree_where_their_numbers_do(tmp_path):
+    path = write_table(
+        tmp_path / "per_prompt-3.feather",
+        uuids=["q"] * 3,
+        predictions=["1,000", "It is 1000.0", "10.00"],
+        answers=[["1000"]] * 3,
+        paraphrases=["a", "b", "c"],
+    )
+    agree = [
+        summarize(score_predictions(path, match=match))["per_prompt"]["pairs_agree"]
+        for match in ("exact", "number")
+    ]
+    # As texts "1,000" and "10.00" are both 1000.
+    assert agree == pytest.approx([1 / 3, 1 / 3])
+    assert score_predictions(path, match="exact").said()[0][0] == "1000"
+    one, two, three = score_predictions(path, match="number").said()[0]
+    assert one == two != three
 
 
 # Comparison

@@ -72,6 +72,26 @@ def write_per_prompt(path, right):
     )
 
 
+def write_choices(path, scores, *, answers, choices, norms=None, **columns):
+    """A file of --task choices: a row a list of log-likelihoods, of which the highest is predicted.
+
+    norms: the lists of the other norms, by name; where not given they are those of the sum.
+    """
+    taken = [max(range(len(row)), key=lambda i, row=row: (row[i], -i)) for row in scores]
+    frame = pd.DataFrame(
+        {
+            "uuid": [f"q{i}" for i in range(len(scores))],
+            "answers": answers,
+            "choices": choices,
+            **{f"choice_{n}": (norms or {}).get(n, scores) for n in ("sum", "mean", "bytes")},
+            "prediction": [texts[i] for texts, i in zip(choices, taken, strict=True)],
+        }
+        | columns
+    )
+    frame.to_feather(path)
+    return str(path)
+
+
 def make_frame(texts, *, version="new"):
     rows = len(texts)
     return pd.DataFrame(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chromium import open_in_chromium
+from writing import make_manifest, write_choices, write_per_prompt
 
 from score import main, parse_args
 from self_ensemble.evaluation.page import render_page
@@ -70,15 +71,60 @@ def test_the_data_are_every_methods_answers(methods):
     data = data_of(page_of(paths))
     assert data["methods"] == ["fusion", "single", "third"]
     assert (data["fusion"], data["single"]) == (0, 1)  # single was asked in one wording
-    assert len(data["questions"]) == 120
-    for i, question in enumerate(data["questions"]):
-        assert question["id"] == f"q{i}"
+    # Those on which the methods disagree come first: both wrong, they are wrong in different ways.
+    order = sorted(range(120), key=lambda i: truth[i].all())
+    assert [question["id"] for question in data["questions"]] == [f"q{i}" for i in order]
+    for i, question in zip(order, data["questions"], strict=True):
+        assert question["differ"] == (not truth[i].all())
+        assert question["numbers"] == [0, 1]
         assert question["asked"] == [f"wording 0 of {i}?", f"wording 1 of {i}?"]
         assert question["relation"] == f"<i>P{i}"
         fusion, single, third = question["given"]
         assert [fusion[1], single[1]] == [[int(right)] for right in truth[i]]
         assert third == (fusion if i < 100 else None)
         assert (fusion[2] == single[2]) == truth[i].all()
+
+
+def test_the_page_opens_with_how_many_questions_the_methods_disagree_on(methods):
+    paths, truth = methods
+    count = (~truth.all(axis=1)).sum()
+    sentence = f"The methods disagree on {count} of 120 questions, which come first."
+    assert sentence in page_of(paths)
+    assert "The methods disagree on 0 of 120 questions." in page_of([paths[0], paths[0]])
+    assert "disagree on" not in page_of(paths[:1])  # one file has nobody to disagree with
+
+
+def test_a_page_of_choices_has_what_every_method_gives_to_each(tmp_path):
+    """Of a file that has the choices in another order, too."""
+    columns = {"answers": [["A"], ["b"]], "choices": [["A", "B"], ["a", "b"]]}
+    one = write_choices(tmp_path / "one.feather", [[-1.0, -2.0], [-1.0, -2.0]], **columns)
+    columns["choices"] = [["B", "A"], ["b", "a"]]
+    other = write_choices(tmp_path / "other.feather", [[-3.0, -1.0], [-1.0, -1.0]], **columns)
+    page = page_of([one, other])
+    data = data_of(page)
+    # On q0 both take A, which normalised would be nothing; on q1 b is first in the other file.
+    assert [question["id"] for question in data["questions"]] == ["q1", "q0"]
+    q1, q0 = data["questions"]
+    assert "disagree on 1 of 2 questions" in page
+    assert q0["choices"] == ["A", "B"]
+    assert [given[:3] for given in q0["given"]] == [[["A"], [1], 0]] * 2
+    assert q0["given"][0][4] == [[[-1.0, 0.7311], [-2.0, 0.2689]]]
+    assert q0["given"][1][4] == [[[-1.0, 0.8808], [-3.0, 0.1192]]]
+    assert [given[0] for given in q1["given"]] == [["a"], ["b"]]
+    assert q1["given"][1][4] == [[[-1.0, 0.5], [-1.0, 0.5]]]
+    generated = write_method(tmp_path / "generated.feather", ["the A!", "x"])
+    frame = pd.read_feather(generated).assign(answers=[["A"], ["b"]])
+    frame.to_feather(generated)
+    [question] = [q for q in data_of(page_of([one, generated]))["questions"] if q["id"] == "q0"]
+    assert question["given"][1][4] is None
+
+
+def test_paraphrases_have_the_numbers_that_indexs_counts(tmp_path):
+    path = write_per_prompt(tmp_path / "per_prompt-4_2.feather", [[1, 0], [1, 1]])
+    assert [q["numbers"] for q in data_of(page_of([path]))["questions"]] == [[0, 1]] * 2
+    (tmp_path / "per_prompt-4_2.json").write_text(json.dumps(make_manifest(2, paraphrases=[4, 2])))
+    for question in data_of(page_of([path]))["questions"]:
+        assert question["numbers"] == question["given"][0][3] == [4, 2]
 
 
 def test_a_baseline_is_the_single_method_and_on_the_page_once(methods):
@@ -158,6 +204,11 @@ def test_the_page_works_in_chromium(methods, tmp_path):
         assert messages == []
         assert f"{count} of 120 questions" in dom
         assert dom.count("<article>") == count
+    # The first questions that a reader sees are those on which the methods disagree.
+    assert f"disagree on {expected['disagree']} of 120 questions" in page
+    dom, _ = open_in_chromium(page, tmp_path)
+    shown = [int(uuid) for uuid in re.findall(r"uuid: q(\d+)", dom)]
+    assert not truth[shown[: min(50, expected["disagree"])]].all(axis=1).any()
     swapped, _ = open_in_chromium(page, tmp_path, choose(filter="fusion", fusion="1", single="0"))
     assert swapped.count("<article>") == expected["single"]
     found, _ = open_in_chromium(page, tmp_path, choose(search="RIGHT11"))
