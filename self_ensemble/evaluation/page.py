@@ -92,11 +92,9 @@ def _disagreement(
 ) -> str:
     count = sum(question["differ"] for question in questions)
     first = ", which come first" if count else ""
-    of_several = "; of several paraphrases in a file the first counts"
-    of_several = of_several if any(method.right.shape[1] > 1 for method in methods) else ""
-    return (
-        f"<p>The methods disagree on {count} of {len(questions)} questions{first}{of_several}.</p>"
-    )
+    if any(method.right.shape[1] > 1 for method in methods):
+        first += "; of several paraphrases in a file the first counts"
+    return f"The methods disagree on {count} of {len(questions)} questions{first}."
 
 
 def _data(

@@ -88,7 +88,9 @@ def test_the_data_are_every_methods_answers(methods):
 def test_the_page_opens_with_how_many_questions_the_methods_disagree_on(methods):
     paths, truth = methods
     count = (~truth.all(axis=1)).sum()
-    sentence = f"The methods disagree on {count} of 120 questions, which come first."
+    sentence = (
+        f"<h2>Questions</h2>\n<p>The methods disagree on {count} of 120 questions, which come"
+    )
     assert sentence in page_of(paths)
     assert "The methods disagree on 0 of 120 questions." in page_of([paths[0], paths[0]])
     assert "disagree on" not in page_of(paths[:1])  # one file has nobody to disagree with
