@@ -76,7 +76,7 @@ def flex_attention_generation(
     Args:
         engine: around a model, see `generation.loading.make_engine`.
         template: what a paraphrase becomes a prompt by.
-        questions: the N paraphrases of each question; N is the same for all.
+        questions: the N paraphrases of each question.
         layout: ``shared`` (prefix once, N segments, tail) or ``concat`` (whole prompts joined).
         positions: ``exact``, ``left``, ``right`` or ``sequential``; see `attention.positions`.
         fusion: how the partitions of a fused token are combined.

@@ -69,6 +69,10 @@ def cases(questions: int) -> tuple[Case, ...]:
         Case(generate, ("--method", "weighted_avg"), questions),
         Case(flex_attention_generate, (), questions, questions // 2),
         Case(generate, ("--overwrite",), questions, questions // 2),
+        Case(
+            flex_attention_generate, ("--dataset", "demo_choices", "--task", "choices"), questions
+        ),
+        Case(generate, ("--temperature", "1", "--stop", "none"), questions, questions // 2),
     )
 
 

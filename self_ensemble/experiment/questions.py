@@ -40,12 +40,12 @@ class Questions:
         """How many questions have too few paraphrases (--fewer skip), or none at all."""
         return len(self.dataset.records) - len(self.records)
 
-    @property
+    @cached_property
     def with_fewer(self) -> list[Record]:
         """Those that have fewer paraphrases than were asked for, with --fewer use."""
         return [each for each in self.records if len(each.paraphrases) < self.num_paraphrases]
 
-    @property
+    @cached_property
     def give_choices(self) -> bool:
         """Whether any of them has choices."""
         return any(record.choices for record in self.records)

@@ -150,7 +150,7 @@ class Run(ResumableRun):
         manifest.pop("identity", None)
         if self.questions.give_choices and "choices" not in frame:  # an earlier release's
             given = {record.uuid: list(record.choices) for record in self.questions.records}
-            frame["choices"] = frame["uuid"].map(given)
+            frame = frame.assign(choices=[given[uuid] for uuid in frame["uuid"]])
         lemmas = [name for name in ("predict_lemma", "answer_lemmas") if name in frame]
         if lemmas:
             manifest.pop("lemmatizer", None)
