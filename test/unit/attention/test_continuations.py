@@ -154,7 +154,11 @@ def test_what_the_tokenizer_splits_otherwise_before_another_choice():
     assert alone.question.tail == (*split.question.tail, newline)
     assert alone.question.segments == split.question.segments
     assert alone.continuations == (Continuation((so,), 1),)
-    assert split.continuations == (Continuation((newline, so), 1), Continuation((two, so), 2))
+    expected = (Continuation((newline, so), 1), Continuation((two, so), 2))
+    assert split.continuations == expected
+    [joined] = concatenate_choices(tokenizer, template, [["Who?", "What?"]], [["so", "\nso"]])
+    assert joined.continuations == expected
+    assert joined.question.segments[1][-1] == split.question.tail[-1]
 
 
 def test_choices_that_melt_into_all_that_paraphrases_share_are_refused():
