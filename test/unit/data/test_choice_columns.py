@@ -167,6 +167,11 @@ BAD = {
     "a number from 1": ({"answer": "3"}, ["'3' is none of the choices", "answer_index"]),
     "a letter for the answer": ({"answer": "C"}, ["'C' is none of the choices", "answer_index"]),
     "a letter in brackets": ({"answer": "(b)"}, ["'(b)' is none of", "answer_index"]),
+    # The article of the question is no letter that it shows.
+    "a letter that is also a word": (
+        {"question": "Is Lima a town?", "answer": "A"},
+        ["'A' is none of", "answer_index"],
+    ),
     "letters in a list": ({"answers": ["A", "C"]}, ["'A' is none of", "answer_index"]),
 }
 

@@ -150,6 +150,14 @@ def test_questions_without_any_paraphrase(tmp_path, fields, uuid):
     assert f"line 2 of {path}" in error_of(original_wording, records[1])
 
 
+def test_two_questions_without_any_wording_are_two(tmp_path):
+    rows = [{"paraphrase0": text, "answers": ["x"]} for text in ("", "a?", "")]
+    records = load_dataset(str(write(tmp_path / "own.csv", rows))).records
+    assert len({r.uuid for r in records}) == 3
+    left = select_paraphrases(records, num_paraphrases=1, indexs=None, fewer="skip")
+    assert [r.paraphrases for r in left] == [("a?",)]
+
+
 def test_the_original_wording_of_a_question_without_paraphrases():
     assert original_wording(Record("u", (), question="q?")) == "q?"
     assert original_wording(Record("u", ("p?", "r?"))) == "p?"
