@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# What decoders show of bytes that are not all of a character.
+BROKEN = "\ufffd"
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -16,7 +19,7 @@ class Cut:
 
     text_end: how many characters of the text (`tokenizer.decode` without special tokens) come
         before it.
-    tokens: how many tokens have text before it.
+    tokens: how many tokens there are until there: those that have text before it.
     """
 
     text_end: int
@@ -106,6 +109,124 @@ class EndStop(StopRule):
         return eos, ~eos, seen
 
 
+class StopStrings(EndStop):
+    """Stops a row at end-of-sequence, or where one of some texts is complete.
+
+    The text that is looked through is what is generated, as it would stand in the middle of a
+    text, with special tokens: `model.generate` looks for its stop strings in the same. A prompt is
+    no part of it. Where several stops are complete after a token, the one that ends first counts,
+    and of those the longest: so the answer does not depend on how its text is cut into tokens.
+
+    Nearly all tokens cost one look into a list: whether their text could be the end of a stop.
+
+    Args:
+        stops: not empty.
+        tokenizer: the model's own.
+        eos_ids, vocabulary, device: see `LineStop`.
+    """
+
+    def __init__(
+        self,
+        stops: Sequence[str],
+        tokenizer: Any,
+        eos_ids: Collection[int],
+        vocabulary: int,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(eos_ids, vocabulary, device)
+        assert stops and all(stops), stops
+        self.stops = tuple(stops)
+        self.tokenizer = tokenizer
+        # Decoders drop a space at the beginning of a text: nothing is decoded at a beginning.
+        self._anchor = list(tokenizer.encode("a", add_special_tokens=False))
+        self._anchor_length = len(self._shown(self._anchor))
+        texts = [
+            text[self._anchor_length :]
+            for text in tokenizer.batch_decode(
+                [[*self._anchor, token] for token in range(vocabulary)],
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
+            )
+        ]
+        # Part of a character's bytes is shown as U+FFFD: what comes of them is seen with the rest.
+        self._lengths = [len(text) - text.count(BROKEN) for text in texts]
+        ends = tuple({stop[at:] for stop in stops for at in range(len(stop))})
+        self._can_complete = [
+            text.startswith(ends) or BROKEN in text or any(stop in text for stop in stops)
+            for text in texts
+        ]
+        self._longest = max(map(len, stops))
+
+    def cut(self, token_ids: Sequence[int]) -> Cut | None:
+        """See `StopRule`."""
+        if not self._can_complete[token_ids[-1]]:
+            return None
+        if self._first_stop(self._text(token_ids[self._window_start(token_ids) :])) is None:
+            return None
+        text = self._text(token_ids)
+        start = self._first_stop(text)
+        return None if start is None else self._cut_at(start, text, token_ids)
+
+    def _first_stop(self, text: str) -> int | None:
+        """Where the stop begins that ends first; the longest of those that end there."""
+        places = [(text.find(stop), len(stop)) for stop in self.stops]
+        found = [(start + length, start) for start, length in places if start >= 0]
+        return min(found)[1] if found else None
+
+    def _cut_at(self, start: int, text: str, token_ids: Sequence[int]) -> Cut:
+        """Where a stop begins, from a position in `_text` to one in the text that is shown."""
+        first = self._fewest(text[: start + 1], token_ids)  # the last of them begins the stop
+        before, until = self._plain(token_ids[: first - 1]), self._plain(token_ids[:first])
+        if before == until:  # a special token: it is not shown
+            kept = len(before)
+        else:  # counted from the end: at its beginning a text may lack a space
+            kept = max(0, len(until) - (len(self._text(token_ids[:first])) - start))
+        return Cut(
+            text_end=self._without_cleaned_spaces(kept, token_ids),
+            tokens=self._fewest(text[:start], token_ids[:first]),
+        )
+
+    def _fewest(self, text: str, token_ids: Sequence[int]) -> int:
+        """How many of the tokens have all of a text that they begin with."""
+        count = len(token_ids)
+        while count > 0 and self._text(token_ids[: count - 1]).startswith(text):
+            count -= 1
+        return count
+
+    def _window_start(self, token_ids: Sequence[int]) -> int:
+        """Of the last tokens that hold any stop which the last one completes."""
+        start, length = len(token_ids) - 1, 0
+        while start > 0 and length < self._longest:
+            start -= 1
+            length += self._lengths[token_ids[start]]
+        return start
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self._shown([*self._anchor, *token_ids])[self._anchor_length :]
+
+    def _shown(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _plain(self, token_ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _without_cleaned_spaces(self, end: int, token_ids: Sequence[int]) -> int:
+        """A position in `_plain` as one in the text that an answer has.
+
+        Some tokenizers take spaces out of it, such as those before punctuation, and nothing else.
+        """
+        cleaned, kept = self.tokenizer.decode(token_ids, skip_special_tokens=True), 0
+        for character in self._plain(token_ids)[:end]:
+            kept += cleaned[kept : kept + 1] == character
+        return kept
+
+
 class NeverStop(StopRule):
     """Goes on to the token limit whatever comes: for benchmarks and proofs."""
 
@@ -137,5 +258,6 @@ def make_stop_rule(
 
     Other arguments: see `LineStop`.
     """
-    assert not stop, stop
-    return EndStop(eos_ids, vocabulary, device)
+    if not stop:
+        return EndStop(eos_ids, vocabulary, device)
+    return StopStrings(stop, tokenizer, eos_ids, vocabulary, device)
