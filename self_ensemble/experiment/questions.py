@@ -150,6 +150,11 @@ def read_questions(
             f"{len(questions.with_fewer)} of {len(records)} questions have fewer than {count} "
             "paraphrases and are asked with those that they have"
         )
+    if not any(record.answers for record in records):
+        say(
+            f"the questions of {dataset.name} come without answers: theirs are generated, and "
+            "score.py has nothing to compare them with"
+        )
     if questions.asked_examples:
         say(
             f"{questions.asked_examples} of the questions are among the few-shot demonstrations: "

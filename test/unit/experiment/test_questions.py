@@ -63,6 +63,15 @@ def test_the_original_wording_needs_no_paraphrases(read):
     assert questions.num_paraphrases == 1 and questions.with_fewer == []
 
 
+def test_questions_without_answers_are_told_of(tmp_path, capsys):
+    """A misspelt column is the likelier reason."""
+    for name, is_told in (("answers", False), ("anwsers", True)):
+        path = write(tmp_path / "own.jsonl", [{"question": "q?", name: ["x"]}])
+        config = QuestionConfig(dataset=str(path), options=DatasetOptions(num_paraphrases=1))
+        assert read_questions(config, PromptConfig(), model="demo").records
+        assert ("the questions of own come without answers" in capsys.readouterr().err) == is_told
+
+
 def test_weights_where_questions_have_fewer_paraphrases(read):
     method = AttentionFusionConfig(weights=(1, 2, 3))
     read(num_paraphrases=3, fewer="skip")[1].check_weights(method)
