@@ -3,10 +3,10 @@
     python benchmark/kill.py
     python benchmark/kill.py --runs 20 --seed 7
 
-Every run answers 40 questions of the demo in batches of 4 (some extend a file of half as many, or
-make one again), is killed with SIGKILL one to three
-times and then left to end. Its table must have the same bytes as an undisturbed run's, its manifest
-the same content but for the seconds, and nothing else may lie in its folder. The moments:
+Every run answers 40 questions of the demo, two at a time, in batches of eight (some extend a file
+of half as many, or make one again), is killed with SIGKILL one to three times and then left to end.
+Its table must have the same bytes as an undisturbed run's, its manifest the same content but for
+the seconds, and nothing else may lie in its folder. The moments:
 
     cold   a new interpreter, any time from its start on
     timed  a forked process that has imported everything, any time from there on
@@ -41,7 +41,7 @@ from self_ensemble.system.console import progress, say
 from self_ensemble.system.errors import UserError
 
 ROOT = Path(generate.__file__).parent
-BATCH = 4
+AT_ONCE = 2
 # Of ten runs: most of the time of a cold start is spent in imports, where little can go wrong.
 MOMENTS = ("cold", *("file", "timed") * 4, "file")
 MOST_KILLS = 3
@@ -58,7 +58,7 @@ class Case:
     finished: int = 0
 
     def argv(self, folder: Path, questions: int) -> list[str]:
-        common = ["--max_samples", str(questions), "--batch_size", str(BATCH)]
+        common = ["--max_samples", str(questions), "--batch_size", str(AT_ONCE)]
         return [*self.flags, *common, "--output_dir", str(folder)]
 
 

@@ -21,8 +21,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from self_ensemble.cli.flags import (
-    add_common_arguments,
-    check_common_arguments,
+    add_batch_argument,
+    add_length_argument,
+    add_model_arguments,
+    add_prompt_arguments,
+    add_question_arguments,
+    check_question_arguments,
     model_config,
     prompt_config,
     question_config,
@@ -89,7 +93,7 @@ def main(args) -> None:
     from self_ensemble.models.loading import find_model
     from self_ensemble.system.console import say
 
-    set_up_logging(args.verbose)
+    set_up_logging(verbose=False)
     data = read_questions(question_config(args), prompt_config(args), model=args.model)
     questions = [record.paraphrases for record in data.records]
     source = find_model(model_config(args))
@@ -171,7 +175,11 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 
 def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
-    add_common_arguments(parser)
+    add_question_arguments(parser)
+    add_model_arguments(parser)
+    add_prompt_arguments(parser)
+    add_length_argument(parser)
+    add_batch_argument(parser)
     parser.add_argument(
         "--stock_batches",
         type=batch_sizes,
@@ -180,7 +188,7 @@ def parse_args(argv: Sequence[str] | None = None):
         help="batch sizes of stock generation, in prompts (default: 32,64,128,256)",
     )
     args = parser.parse_args(argv)
-    check_common_arguments(parser, args)
+    check_question_arguments(parser, args)
     return args
 
 

@@ -235,13 +235,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt_arguments(parser)
     add_task_arguments(parser)
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--batch_size",
-        type=auto_or_positive_int,
-        default=GenerationConfig.batch_size,
-        metavar="{auto,N}",
-        help="questions at a time; auto: what fits (default: auto)",
-    )
+    add_batch_argument(running)
     running.add_argument(
         "--output_dir",
         type=Path,
@@ -331,6 +325,16 @@ def add_length_argument(running: Flags) -> None:
         default=GenerationConfig.max_new_tokens,
         metavar="N",
         help="longest answer, in tokens (default: %(default)s)",
+    )
+
+
+def add_batch_argument(running: Flags) -> None:
+    running.add_argument(
+        "--batch_size",
+        type=auto_or_positive_int,
+        default=GenerationConfig.batch_size,
+        metavar="{auto,N}",
+        help="questions at a time; auto: what fits (default: auto)",
     )
 
 

@@ -236,7 +236,7 @@ def test_refusals_leave_the_result_alone(common, tmp_path, capsys):
     capsys.readouterr()
     for flags, said in {
         ("--lemmaize", "--max_new_tokens", "5"): "max_new_tokens is 4 there and 5 here",
-        ("--lemmaize", "--fusion_tau", "1"): '"tau":0.0',
+        ("--lemmaize", "--fusion_tau", "1"): "method.tau is 0.0 there and 1.0 here",
         ("--lemmaize", "--instruction", "Else"): "belongs to another run: prompt",
         ("--lemmaize", "--dtype", "bfloat16"): "dtype",
         ("--lemmaize", "--positions", "left"): "run without --lemmaize first",
