@@ -282,6 +282,28 @@ def test_unlike_numbers_of_paraphrases(tmp_path):
     assert part.fractions("sum").tolist() == [1.0]
 
 
+def test_choices_that_normalise_alike_do_not_agree(tmp_path):
+    """Normalised, both are nothing."""
+    scores = [[logs(0.9, 0.1), logs(0.1, 0.9)]]
+    path = per_prompt(tmp_path / "a.feather", scores, answers=["A"], choices=["A", "The"])
+    assert summarize(score_predictions(path))["per_prompt"]["pairs_agree"] == 0
+
+
+def test_paraphrases_have_the_numbers_that_indexs_counts(tmp_path):
+    right, wrong = logs(0.9, 0.1), logs(0.1, 0.9)
+    path = per_prompt(tmp_path / "a.feather", [[right, wrong], [right, wrong]])
+    (tmp_path / "a.json").write_text(json.dumps(make_manifest(2, paraphrases=[4, 2])))
+    report = make_report([path], path)
+    found = report["files"][0]["per_prompt"]
+    assert (found["best"]["paraphrase"], found["worst"]["paraphrase"]) == (4, 2)
+    assert report["baseline"]["paraphrase"] == 4
+    text = render_report(report)
+    assert "0.0000 (2)  1.0000 (4)" in text
+    [table] = [block for block in text.split("\n\n") if block.startswith("a: each paraphrase")]
+    assert [line.split()[0] for line in table.splitlines()[2:]] == ["4", "2", "any"]
+    assert any("the baseline is its paraphrase 4" in note for note in report["notes"])
+
+
 def test_paraphrases_of_one_question_have_the_same_choices(tmp_path):
     path = per_prompt(tmp_path / "a.feather", [[logs(0.5, 0.5)] * 2])
     frame = pd.read_feather(path)

@@ -114,6 +114,12 @@ def test_a_page_of_choices_has_what_every_method_gives_to_each(tmp_path):
     assert q0["given"][1][4] == [[[-1.0, 0.8808], [-3.0, 0.1192]]]
     assert [given[0] for given in q1["given"]] == [["a"], ["b"]]
     assert q1["given"][1][4] == [[[-1.0, 0.5], [-1.0, 0.5]]]
+    columns = {"answers": [["A"]], "choices": [["A", "The"]]}
+    pair = [
+        write_choices(tmp_path / f"{i}.feather", [scores], **columns)
+        for i, scores in enumerate(([-1.0, -2.0], [-2.0, -1.0]))
+    ]
+    assert "disagree on 1 of 1 questions" in page_of(pair)  # though both normalise to nothing
     generated = write_method(tmp_path / "generated.feather", ["the A!", "x"])
     frame = pd.read_feather(generated).assign(answers=[["A"], ["b"]])
     frame.to_feather(generated)
