@@ -35,6 +35,7 @@ RUNS = {
     "choices": (flex_attention_generate, ["--task", "choices"]),
     "weighted choices": (generate, ["--method", "weighted_avg", "--task", "choices"]),
     "choices of each": (generate, ["--method", "per_prompt", "--task", "choices"]),
+    "stopped": (generate, ["--method", "per_prompt", "--stop", "ir", "--stop", "a"]),
     "drawn": (flex_attention_generate, ["--temperature", "1.5", "--stop", "none"]),
     "drawn vote": (generate, ["--method", "vote", "--temperature", "2", "--sample_seed", "3"]),
 }
@@ -409,7 +410,7 @@ def test_what_a_killed_process_left_under_temporary_names_goes(command, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "weighted_avg", "per_prompt", "choices", "drawn", "drawn vote"]
+    "name", ["attention", "weighted_avg", "per_prompt", "choices", "stopped", "drawn", "drawn vote"]
 )
 def test_a_larger_max_samples_answers_only_the_rest(
     command, undisturbed, tmp_path, monkeypatch, name

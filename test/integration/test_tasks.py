@@ -308,9 +308,36 @@ def test_only_the_end_of_sequence_ends_an_answer(small, ask):
     assert ran.manifest["identity"]["stop"] == []
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "typed", [["e"], ["e", "ir", "Q:"], [r"\n"], [r"\x6e", r"\u0069r"], ["none of this"]]
+)
+def test_an_answer_ends_before_the_first_stop(ask, script, typed):
+    """That of a run that goes on, cut at the first stop in it.
+
+    None of these is in the special token <mark>, which is looked through and not shown.
+    """
+    script, long = SCRIPTS[script], ("--max_new_tokens", 20, "--overwrite")
+    stops = [text.encode().decode("unicode_escape") for text in typed]
+    flags = [part for text in typed for part in ("--stop", text)]
+    ran = ask(script, QUESTIONS, *flags, *long)
+    whole = ask(script, QUESTIONS, "--stop", "none", *long)
+    for row, other in zip(ran.rows, whole.rows, strict=True):
+        ends = [other["generation"].find(stop) for stop in stops]
+        found = [end for end in ends if end >= 0]
+        assert row["generation"] == other["generation"][: min(found, default=None)]
+        assert row["truncated"] == (other["truncated"] and not found)
+    assert ran.manifest["identity"]["stop"] == sorted(stops)
+    if typed == ["none of this"]:
+        assert ran.column("generation") == whole.column("generation")
+    else:
+        assert ran.manifest["counts"]["decoded_tokens"] < whole.manifest["counts"]["decoded_tokens"]
+
+
 @pytest.mark.parametrize(
     "argv, phrase",
     [
+        (("--stop", r"\n\n"), r'stop is the first line there and ["\n\n"] here'),
         (("--stop", "none"), "stop is the first line there and [] here"),
         (("--extract", "all"), 'extract is "line" there and "all" here'),
         (("--fewer", "skip"), 'fewer is "error" there and "skip" here'),
