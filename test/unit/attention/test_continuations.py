@@ -170,15 +170,16 @@ def test_choices_that_melt_into_all_that_paraphrases_share_are_refused():
 
 
 class LooksAhead:
-    """Words as tokens, but characters where the text ends with an exclamation mark."""
+    """Words as tokens; the word Who is another one where the text ends with an exclamation mark."""
 
     is_fast = True
 
     def __call__(self, texts, **_):
         found = {"input_ids": [], "offset_mapping": [], "special_tokens_mask": []}
         for text in texts:
-            pieces = list(re.finditer(r"." if text.endswith("!") else r" ?\w+|\W", text, re.DOTALL))
-            found["input_ids"].append([hash(piece[0]) for piece in pieces])
+            pieces = list(re.finditer(r"\w+|\W", text))
+            words = [p[0] + "!" * (p[0] == "Who" and text.endswith("!")) for p in pieces]
+            found["input_ids"].append([hash(word) for word in words])
             found["offset_mapping"].append([piece.span() for piece in pieces])
             found["special_tokens_mask"].append([0] * len(pieces))
         return found
