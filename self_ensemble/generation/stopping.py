@@ -175,16 +175,14 @@ class StopStrings(EndStop):
 
     def _cut_at(self, start: int, text: str, token_ids: Sequence[int]) -> Cut:
         """Where a stop begins, from a position in `_text` to one in the text that is shown."""
-        first = self._fewest(text[: start + 1], token_ids)  # the last of them begins the stop
-        before, until = self._plain(token_ids[: first - 1]), self._plain(token_ids[:first])
-        if before == until:  # a special token: it is not shown
-            kept = len(before)
-        else:  # counted from the end: at its beginning a text may lack a space
-            kept = max(0, len(until) - (len(self._text(token_ids[:first])) - start))
-        return Cut(
-            text_end=self._without_cleaned_spaces(kept, token_ids),
-            tokens=self._fewest(text[:start], token_ids[:first]),
-        )
+        tokens = self._fewest(text[:start], token_ids)
+        plain = self._plain(token_ids[:tokens])
+        # Of the last token, what is the stop's. Counted from there, since at its beginning the
+        # shown text may lack a space.
+        behind = len(self._text(token_ids[:tokens])) - start
+        if behind and plain == self._plain(token_ids[: tokens - 1]):
+            behind = 0  # a special token is not shown
+        return Cut(self._without_cleaned_spaces(len(plain) - behind, token_ids), tokens)
 
     def _fewest(self, text: str, token_ids: Sequence[int]) -> int:
         """How many of the tokens have all of a text that they begin with."""

@@ -204,6 +204,7 @@ CASES = {
     "behind half a character": (["<0xC3>", "a", "b"], ["a"], 2, "\ufffd", 1),
     "behind a character in two bytes": (["<0xC3>", "<0xA9>", "\n"], ["\n"], 3, "é", 2),
     "a stop with such a character within": (["a", "<0xC3>", "<0xA9>", "b"], ["aéb"], 4, "", 0),
+    "a stop of such characters": (["a", *["<0xC3>", "<0xA9>"] * 3, "b"], ["éééb"], 8, "a", 1),
     "a space": (["▁Lima", "a", "▁", "a"], [" a"], 4, "Limaa", 2),
     "spaces before punctuation": (["▁Lima", "▁?", "\n"], ["\n"], 3, "Lima ?", 2),
 }
