@@ -5,7 +5,8 @@
     python generate.py --method origin        the original wording only
 
 Fused at every token: avg, max, prob_avg, weighted_avg, weighted_max. Fused once, by their answers:
-vote. Not fused: origin, per_prompt.
+vote. Not fused: origin, per_prompt. Of one wording as many drawn answers as others ask paraphrases:
+self_consistency.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ from self_ensemble.experiment.identity import logit_settings
 from self_ensemble.experiment.lemmas import lemmatize_finished
 from self_ensemble.experiment.questions import read_questions
 from self_ensemble.experiment.run import Run
-from self_ensemble.methods.config import LogitFusionConfig
-from self_ensemble.methods.names import is_weighted, make_method, prompt_by_prompt_names
+from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING, LogitFusionConfig
+from self_ensemble.methods.names import (
+    ORIGINAL_WORDING,
+    SELF_CONSISTENCY,
+    is_weighted,
+    make_method,
+    prompt_by_prompt_names,
+)
 from self_ensemble.models.aliases import resolve_model
 
 # What can be imported from here too, and where it is: --help does not wait for it.
@@ -55,7 +62,7 @@ def main(config: ExperimentConfig) -> Path:
     assert isinstance(asked, LogitFusionConfig)
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(
-        config.questions, config.prompt, model=model.name, original=asked.method == "origin"
+        config.questions, config.prompt, model=model.name, original=asked.method in ORIGINAL_WORDING
     )
     questions.check_task(config.task, config.generation)
     confidences, content = None, None
@@ -78,7 +85,8 @@ def main(config: ExperimentConfig) -> Path:
             with loaded_engine(source, attention=model.attention) as engine:
                 this.load(engine, Fusion())
                 weights = confidences and confidences[-len(this.records) :]
-                method = make_method(asked.method, weights=weights)
+                samples = asked.samples if asked.method == SELF_CONSISTENCY else None
+                method = make_method(asked.method, weights=weights, samples=samples)
                 this.write(this.answer(method, each_paraphrase=asked.method == "per_prompt"))
     return this.stem
 
@@ -107,15 +115,32 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
         help="weighted methods: a column of the dataset with a number for each paraphrase, instead "
         "of the confidence of its own answer",
     )
+    method.add_argument(
+        "--samples",
+        type=positive_int,
+        metavar="K",
+        help="self_consistency: how many answers are drawn, and vote "
+        f"(default: {LogitFusionConfig.samples})",
+    )
     args = parse_common_arguments(parser, argv)
-    if args.method == "origin":
+    draws = None
+    if args.method == SELF_CONSISTENCY:
+        draws = SELF_CONSISTENCY_SAMPLING
+        if args.task == "choices":
+            parser.error("--task choices: --method self_consistency draws answers and scores none")
+    elif args.samples is not None:
+        parser.error(f"--samples: --method {args.method} draws no number of answers")
+    if args.method in ORIGINAL_WORDING:
         check_origin_arguments(parser, args)
-    check_common_arguments(parser, args)
+    check_common_arguments(parser, args, draws=draws is not None)
     if args.confidence is not None and not is_weighted(args.method):
         parser.error(f"--confidence: --method {args.method} uses no weights")
-    return experiment_config(
-        args, LogitFusionConfig(method=args.method, confidence=args.confidence)
+    asked = LogitFusionConfig(
+        method=args.method,
+        confidence=args.confidence,
+        samples=args.samples or LogitFusionConfig.samples,
     )
+    return experiment_config(args, asked, draws=draws)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ FILES = [
         "both, with `--temperature T`",
         "the table of drawn answers",
     ),
+    (
+        "`results/<dataset>/<model>/self_consistency-t<T>[-seed<S>]-<K>.feather`",
+        "generate.py `--method self_consistency --samples K`",
+        "the table of the answers that K drawn ones voted for",
+    ),
     ("`….csv`, `….json` beside it", "both", "the same table as text; the manifest"),
     (
         "`results/<dataset>/<model>/diversity/<method>-<i>_<j>.feather`",
@@ -163,6 +168,7 @@ SETTINGS = {
     "fusion": "attention fusion: `--fusion`",
     "tau": "attention fusion: `--fusion_tau`",
     "weights": "attention fusion: `--weights`",
+    "samples": "self_consistency: `--samples`",
     "confidence": "weighted methods: `own answer`, or `column` and its `fingerprint`",
 }
 

@@ -7,6 +7,7 @@ here, so that --help answers at once.
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -430,12 +431,12 @@ def check_question_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
 
 
 def check_origin_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where a flag chooses paraphrases, of which none is asked."""
+    """Ends the program where a flag chooses paraphrases, of which the method asks none."""
     check_dataset_arguments(parser, args, DATASET_OPTIONS)
     of_paraphrases = [flag for flag in DATASET_OPTIONS if flag not in SOURCE_OPTIONS]
     for flag in (*of_paraphrases, "num_paraphrases", "indexs", "fewer"):
         if getattr(args, flag) is not None:
-            parser.error(f"--{flag}: --method origin asks the original wording only")
+            parser.error(f"--{flag}: --method {args.method} asks the original wording only")
 
 
 def check_dataset_arguments(
@@ -497,36 +498,46 @@ def fusion_config(
     )
 
 
-def generation_config(args: argparse.Namespace) -> GenerationConfig:
-    """Of `add_task_arguments`, checked, and the batch size."""
+def generation_config(
+    args: argparse.Namespace, draws: SamplingConfig | None = None
+) -> GenerationConfig:
+    """Of `add_task_arguments`, checked, and the batch size.
+
+    draws: from what is drawn where no temperature is given; None: nothing is.
+    """
     stop = args.stop and tuple(text for text in args.stop if text is not None)
     return GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         stop=stop,
-        sampling=_sampling_config(args),
+        sampling=_sampling_config(args, draws),
     )
 
 
-def _sampling_config(args: argparse.Namespace) -> SamplingConfig | None:
-    if args.temperature is None:
+def _sampling_config(
+    args: argparse.Namespace, draws: SamplingConfig | None
+) -> SamplingConfig | None:
+    usual = draws if args.temperature is None else SamplingConfig()
+    if usual is None:
         return None
-    given = {"top_p": args.top_p, "seed": args.sample_seed}
-    return SamplingConfig(
-        temperature=args.temperature,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    given = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.sample_seed}
+    return replace(usual, **{name: each for name, each in given.items() if each is not None})
 
 
-def experiment_config(args: argparse.Namespace, method: MethodConfig) -> ExperimentConfig:
-    """Of `add_common_arguments`, checked, and the method that a script's own flags ask for."""
+def experiment_config(
+    args: argparse.Namespace, method: MethodConfig, *, draws: SamplingConfig | None = None
+) -> ExperimentConfig:
+    """Of `add_common_arguments`, checked, and the method that a script's own flags ask for.
+
+    draws: see `generation_config`.
+    """
     return ExperimentConfig(
         method=method,
         questions=question_config(args),
         prompt=prompt_config(args),
         model=model_config(args),
         task=TaskConfig(name=args.task, extract=args.extract, choice_norm=args.choice_norm),
-        generation=generation_config(args),
+        generation=generation_config(args, draws),
         output=OutputConfig(folder=args.output_dir, overwrite=args.overwrite),
         lemmas=LemmaConfig(spacy_model=args.spacy_model) if args.lemmaize else None,
         verbose=args.verbose,

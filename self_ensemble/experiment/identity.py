@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.data.identities import as_written
-from self_ensemble.experiment.config import ExperimentConfig
+from self_ensemble.experiment.config import ExperimentConfig, MethodConfig
 from self_ensemble.experiment.names import (
     identity_part,
     method_names,
@@ -24,7 +24,7 @@ from self_ensemble.experiment.names import (
 )
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.methods.config import FUSION_NAMES, AttentionFusionConfig, LogitFusionConfig
-from self_ensemble.methods.names import is_weighted
+from self_ensemble.methods.names import SELF_CONSISTENCY, is_weighted
 from self_ensemble.methods.own_code import source_of
 from self_ensemble.methods.registries import LOGIT_METHODS, VOTES
 
@@ -57,6 +57,8 @@ def _fusion_source(name: str) -> dict[str, str]:
 def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, Any]:
     """Logit fusion's part of the identity. content: the fingerprint of the column --confidence."""
     settings: dict[str, Any] = {"name": method.method, **_method_source(method.method)}
+    if method.method == SELF_CONSISTENCY:
+        return settings | {"samples": method.samples}
     if not is_weighted(method.method):
         return settings
     if method.confidence is None:
@@ -160,11 +162,18 @@ def result_stems(config: ExperimentConfig, questions: Questions) -> list[Path]:
     return [stem_of(config, questions, name) for name in method_names(config.method)]
 
 
+def answers_asked(method: MethodConfig, questions: Questions) -> int:
+    """How many answers the method makes one of: of the paraphrases, or the drawn ones."""
+    if isinstance(method, LogitFusionConfig) and method.method == SELF_CONSISTENCY:
+        return method.samples
+    return questions.num_paraphrases
+
+
 def stem_of(config: ExperimentConfig, questions: Questions, method_name: str) -> Path:
     name = run_name(
         method_name,
         task_parts(config),
-        count=questions.num_paraphrases,
+        count=answers_asked(config.method, questions),
         indexs=questions.indexs,
     )
     return result_stem(

@@ -4,6 +4,7 @@
     results/<dataset>/<model>/diversity/avg-0_2_4.feather       the same with indexs=[0, 2, 4]
     results/<dataset>/<model>/avg-choices-5.feather             --task choices
     results/<dataset>/<model>/avg-t0.7-seed1-5.feather          --temperature 0.7 --sample_seed 1
+    results/<dataset>/<model>/self_consistency-t0.7-8.feather   --samples 8
 
 A name leaves out what is the default. The default positions are a property of the model, so that
 `flex_attention-5` may hold ``exact`` positions or ``left`` ones: the file's manifest says which.
@@ -23,7 +24,7 @@ def run_name(
 ) -> str:
     """`<method>[-part...]-<n>`, or with chosen paraphrases `<method>[-part...]-0_2_4`.
 
-    count: of the paraphrases that are asked.
+    count: of the paraphrases that are asked, or of the answers that are drawn of one.
     """
     which = _index_list(indexs) if indexs is not None else str(count)
     return "-".join([method, *parts, which])

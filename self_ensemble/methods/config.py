@@ -7,12 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.system.errors import UserError
 
 LAYOUTS = ("shared", "concat")
 # Those of attention/positions.py and the registered ones of attention/fusion.py.
 POSITIONS = ("exact", "left", "right", "sequential")
 FUSION_NAMES = ("mean", "joint")
+# From what self_consistency draws where nothing is said: the temperature of Wang et al. 2022 for
+# the larger models.
+SELF_CONSISTENCY_SAMPLING = SamplingConfig(temperature=0.7)
 
 
 def fusion_names() -> tuple[str, ...]:
@@ -52,7 +56,9 @@ class LogitFusionConfig:
     method: the name of a method, see `methods.names`.
     confidence: weighted methods: a column of the dataset's file with a number for each paraphrase;
         None: the confidence of each paraphrase's own answer.
+    samples: self_consistency: how many answers are drawn.
     """
 
     method: str = "avg"
     confidence: str | None = None
+    samples: int = 5

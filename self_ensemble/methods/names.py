@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 ATTENTION = "attention"
 UNFUSED = ("origin", "per_prompt")
+SELF_CONSISTENCY = "self_consistency"
+# They ask the original wording, or where there is none paraphrase 0.
+ORIGINAL_WORDING = ("origin", SELF_CONSISTENCY)
 
 
 def prompt_by_prompt_names() -> tuple[str, ...]:
     """Those of `generate.py --method`."""
-    return (*UNFUSED, *LOGIT_METHODS, *VOTES)
+    return (*UNFUSED, SELF_CONSISTENCY, *LOGIT_METHODS, *VOTES)
 
 
 def is_weighted(name: str) -> bool:
@@ -37,8 +40,8 @@ def make_method(name: str, **settings: Any) -> Method:
     """The method of this name, with its own settings.
 
     Args:
-        name: ``attention``, ``per_prompt``, ``origin``, or what a logit method or a vote is
-            registered under.
+        name: ``attention``, ``per_prompt``, ``origin``, ``self_consistency``, or what a logit
+            method or a vote is registered under.
         settings: those of the method's class, such as ``tau`` of `AttentionFusion`; None: not
             given.
 
@@ -47,6 +50,7 @@ def make_method(name: str, **settings: Any) -> Method:
     """
     from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.methods.prompt_by_prompt import LogitFusion, Origin, PerPrompt, Vote
+    from self_ensemble.methods.self_consistency import SelfConsistency
 
     given = {key: value for key, value in settings.items() if value is not None}
     kind: Callable[..., Method]
@@ -55,6 +59,8 @@ def make_method(name: str, **settings: Any) -> Method:
         kind, known = AttentionFusion, {field.name for field in fields(AttentionFusion)}
     elif name in UNFUSED:
         kind = PerPrompt if name == "per_prompt" else Origin
+    elif name == SELF_CONSISTENCY:
+        kind, known = SelfConsistency, {"samples"}
     elif name in LOGIT_METHODS:
         kind, known = partial(LogitFusion, name), {"weights"}
     elif name in VOTES:

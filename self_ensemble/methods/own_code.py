@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 # Methods that are no registered function, and how results of attention fusion are called.
-RESERVED = ("attention", "flex_attention", "origin", "per_prompt")
+RESERVED = ("attention", "flex_attention", "origin", "per_prompt", "self_consistency")
 
 
 def check_name(name: str, others: Callable[[str], bool]) -> None:

@@ -206,8 +206,8 @@ def _answer_each(request: Request, asked: Asked) -> Iterator[tuple[int, tuple[An
     counts = [len(group) for group in request.questions]
     keys = [(u, k) for u, count in zip(asked.uuids, counts, strict=True) for k in range(count)]
     single = replace(request, questions=_single_streams(request), sampling=sampling_of(asked, keys))
-    batch_size = _prompts(asked.config.batch_size, counts)
-    return _gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
+    batch_size = prompts_at_once(asked.config.batch_size, counts)
+    return gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
 
 
 def _score_each(
@@ -221,20 +221,20 @@ def _score_each(
         questions=_single_streams(request),
         continuations=[own for own, count in pairs for _ in range(count)],
     )
-    batch_size = _prompts(asked.batch_size, counts)
-    return _gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
+    batch_size = prompts_at_once(asked.batch_size, counts)
+    return gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
 
 
 def _single_streams(request: Request) -> list[list[Stream]]:
     return [[stream] for group in request.questions for stream in group]
 
 
-def _prompts(batch_size: int | None, counts: Sequence[int]) -> int | None:
+def prompts_at_once(batch_size: int | None, counts: Sequence[int]) -> int | None:
     """How many prompts go together where so many questions do."""
     return batch_size and batch_size * max(counts, default=1)
 
 
-def _gathered(
+def gathered(
     batches: Iterable[Sequence[tuple[int, T]]], counts: Sequence[int]
 ) -> Iterator[tuple[int, tuple[T, ...]]]:
     """(question, what its paraphrases got) as soon as all of a question's are there.

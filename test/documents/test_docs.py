@@ -92,7 +92,9 @@ def runs(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def run(script, *argv):
-        flags = ("--num_paraphrases", 2, "--instruction", INSTRUCTION)
+        flags = ("--instruction", INSTRUCTION)
+        if "self_consistency" not in argv:
+            flags += ("--num_paraphrases", 2)
         if "--task" not in argv:
             flags += ("--max_new_tokens", 2)
         where = ("--dataset", small.questions, "--model", small.folder, "--output_dir", folder)
@@ -116,6 +118,7 @@ def runs(small, tmp_path_factory):
             run(generate, "--method", "weighted_avg", "--max_samples", 2),
             run(generate, "--method", "avg", "--max_samples", 2, *drawn),
             run(generate, "--method", "avg", "--max_samples", 2, *scored),
+            run(generate, "--method", "self_consistency", "--samples", 2, "--temperature", 1),
         ]
     return folder, manifests
 

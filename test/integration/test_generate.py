@@ -70,7 +70,9 @@ BY_HAND = {
 def test_every_method_is_named_once():
     assert REDUCTIONS.keys() == BY_HAND.keys()
     assert set(WEIGHTED) < set(REDUCTIONS)
-    assert sorted(prompt_by_prompt_names()) == sorted(["origin", "per_prompt", "vote", *BY_HAND])
+    assert sorted(prompt_by_prompt_names()) == sorted(
+        ["origin", "per_prompt", "self_consistency", "vote", *BY_HAND]
+    )
 
 
 @pytest.mark.parametrize("method", BY_HAND)

@@ -39,6 +39,12 @@ RUNS = {
     "drawn": (flex_attention_generate, ["--temperature", "1.5", "--stop", "none"]),
     "drawn vote": (generate, ["--method", "vote", "--temperature", "2", "--sample_seed", "3"]),
 }
+# Of which --num_paraphrases is no flag.
+OF_ONE_WORDING = {
+    "self_consistency": (generate, ["--method", "self_consistency", "--samples", "3"]),
+}
+RUNS |= OF_ONE_WORDING
+LATER_RUNS = ("choices", "stopped", "drawn", "drawn vote", "self_consistency")
 PASSES = {"weighted_avg": 2, "weighted choices": 2}
 SUFFIXES = (".csv", ".feather", ".json")
 
@@ -74,7 +80,8 @@ def command(small, with_choices):
         common = (
             *("--dataset", with_choices if scores else small.questions),
             *("--model", small.folder, "--output_dir", folder),
-            *("--instruction", INSTRUCTION, "--num_paraphrases", 3),
+            *("--instruction", INSTRUCTION),
+            *(() if "self_consistency" in argv else ("--num_paraphrases", 3)),
             *(() if scores else ("--max_new_tokens", 4)),
             *("--batch_size", 2, *argv),
         )
@@ -410,7 +417,17 @@ def test_what_a_killed_process_left_under_temporary_names_goes(command, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["attention", "weighted_avg", "per_prompt", "choices", "stopped", "drawn", "drawn vote"]
+    "name",
+    [
+        "attention",
+        "weighted_avg",
+        "per_prompt",
+        "choices",
+        "stopped",
+        "drawn",
+        "drawn vote",
+        *OF_ONE_WORDING,
+    ],
 )
 def test_a_larger_max_samples_answers_only_the_rest(
     command, undisturbed, tmp_path, monkeypatch, name

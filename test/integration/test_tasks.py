@@ -16,6 +16,7 @@ from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
 import flex_attention_generate
 import generate
 from self_ensemble.data import prompt_template
+from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation.sampling import uniform
 from self_ensemble.methods.votes import majority
@@ -24,6 +25,8 @@ SCRIPTS = {"generate": generate, "flex_attention_generate": flex_attention_gener
 TEMPLATE = prompt_template(INSTRUCTION, [])
 CHOICES = [[*row["answers"], "the city of x", "ô’的"] for row in QUESTIONS]
 LIMIT = 6
+# With these --num_paraphrases is no flag.
+NO_NUMBER = {"origin", "self_consistency", "--indexs"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def ask(small, tmp_path, capsys):
             script,
             *("--dataset", path, "--model", small.folder, "--output_dir", tmp_path / "out"),
             *("--instruction", INSTRUCTION, "--batch_size", 2),
-            *(() if {"origin", "--indexs"} & {*argv} else ("--num_paraphrases", 3)),
+            *(() if NO_NUMBER & {*argv} else ("--num_paraphrases", 3)),
             *(() if "choices" in argv else ("--max_new_tokens", LIMIT)),
             *argv,
         )
@@ -480,6 +483,77 @@ def test_what_is_drawn_otherwise_is_another_run(ask):
     err = refused(ask(generate, QUESTIONS, *argv, "--top_p", 0.9))
     assert "sampling.top_p is 1.0 there and 0.9 here" in err
     assert ask(generate, QUESTIONS, *argv, "--lemmaize", "--spacy_model", "lookup").code == 0
+
+
+# ---- self-consistency -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_one_wording_is_answered_several_times_and_the_answers_vote(small, ask, samples):
+    argv = ("--method", "self_consistency", "--samples", samples, "--stop", "none")
+    ran = ask(generate, QUESTIONS, *argv)
+    assert ran.stem.name == f"self_consistency-t0.7-{samples}"
+    distinct = set()
+    for row, question in zip(ran.rows, QUESTIONS, strict=True):
+        draws = [
+            drawn(small, question["question"], seed=0, key=(row["uuid"], k), temperature=0.7)
+            for k in range(samples)
+        ]
+        taken = majority([FIRST_LINE(text) for text in draws])
+        assert row["generation"] == draws[taken] and row["paraphrases"] == [question["question"]]
+        distinct.add(len(set(draws)))
+    # Elsewhere the repeats of a request were one and the same (lm-evaluation-harness#3046).
+    assert max(distinct) == samples
+    identity = ran.manifest["identity"]
+    assert identity["method"] == {"name": "self_consistency", "samples": samples}
+    assert identity["sampling"] == {"temperature": 0.7, "top_p": 1.0, "seed": 0}
+    # Its rows and tokens are those of all draws.
+    rows = ran.manifest["counts"]["decode_rows"]
+    once = ask(generate, QUESTIONS, "--method", "origin", "--temperature", 0.7, "--stop", "none")
+    assert rows >= samples * once.manifest["counts"]["decode_rows"] / 2
+    assert ran.manifest["counts"]["decoded_tokens"] >= samples * len(QUESTIONS)
+    if samples == 1:
+        assert ran.column("generation") == once.column("generation")
+
+
+def test_self_consistency_at_other_settings(ask):
+    argv = ("--method", "self_consistency", "--temperature", 2, "--top_p", 0.9, "--sample_seed", 5)
+    ran = ask(generate, QUESTIONS, *argv)
+    assert ran.stem.name == "self_consistency-t2-seed5-5"
+    sampling = {"temperature": 2.0, "top_p": 0.9, "seed": 5}
+    assert ran.manifest["identity"]["sampling"] == sampling
+    err = refused(ask(generate, QUESTIONS, *argv[:-4], "--sample_seed", 5))
+    assert "sampling.top_p is 0.9 there and 1.0 here" in err
+    # A seed needs no temperature where the method draws.
+    usual = ask(generate, QUESTIONS, *argv[:2], "--sample_seed", 5)
+    assert usual.stem.name == "self_consistency-t0.7-seed5-5"
+    assert ask(generate, QUESTIONS, *argv, "--lemmaize", "--spacy_model", "lookup").code == 0
+
+
+def test_what_is_extracted_votes(ask):
+    argv = ("--method", "self_consistency", "--temperature", 2, "--stop", "none")
+    line = ask(generate, QUESTIONS, *argv)
+    by_letter = ask(generate, QUESTIONS, *argv, "--extract", "regex:[a-e]", "--overwrite")
+    assert line.column("generation") != by_letter.column("generation")
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("--method", "vote", "--samples", 3), ["--samples", "vote"]),
+        (("--samples", 5), ["--samples", "avg"]),
+        (("--method", "self_consistency", "--samples", 0), ["--samples", "'0'"]),
+        (("--method", "self_consistency", "--task", "choices"), ["choices", "self_consistency"]),
+        (("--method", "self_consistency", "--num_paraphrases", 5), ["self_consistency asks the"]),
+        (("--method", "self_consistency", "--indexs", 1), ["--indexs", "self_consistency asks"]),
+        (("--method", "self_consistency", "--fewer", "use"), ["--fewer", "self_consistency asks"]),
+        (("--method", "self_consistency", "--confidence", "trust"), ["uses no weights"]),
+    ],
+)
+def test_what_self_consistency_does_not_use_is_refused(capsys, argv, named):
+    assert run_script(generate, *argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and all(part in err for part in named)
 
 
 # ---- unlike numbers of paraphrases ----------------------------------------------------------

@@ -52,6 +52,7 @@ TOLD: dict[str, Any] = {
     "method.weights": (1.0, 2.0),
     "method.method": "max",
     "method.confidence": "trust",
+    "method.samples": 9,
 }
 # Of the questions, of which fingerprint and number are in the identity; of the prompt, which is in
 # it as a text; of the model, whose fingerprint and number format are.
@@ -106,6 +107,8 @@ def usual_of(path: str) -> ExperimentConfig:
         return CHOICES
     if path == "method.confidence":
         return set_at(LOGITS, "method.method", "weighted_avg")
+    if path == "method.samples":
+        return set_at(LOGITS, "method.method", "self_consistency")
     is_logits = path in ("method.method", "method.confidence")
     return LOGITS if is_logits or not path.startswith("method.") else ATTENTION
 
@@ -125,6 +128,7 @@ def test_what_no_answer_depends_on_is_not():
         "output.folder": Path("x"),
         "verbose": True,
         "task.choice_norm": "mean",  # under --task generate
+        "method.samples": 9,  # of avg
     }.items():
         assert identity_of(set_at(LOGITS, path, value)) == identity_of(LOGITS), path
     for path, value in {
