@@ -16,17 +16,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from self_ensemble.data.answers import first_line
 from self_ensemble.data.choices import NORMS, choose, normalized
+from self_ensemble.data.extraction import parse_extraction
 from self_ensemble.data.prompts import Prompt, WholePrompts
 from self_ensemble.data.records import compact_json, question_uuid
-from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
+from self_ensemble.generation.config import (
+    DEFAULT_MAX_NEW_TOKENS,
+    GenerationConfig,
+    make_sampling,
+)
+from self_ensemble.generation.decode import answer_text
 from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
 from self_ensemble.generation.loading import make_engine
 from self_ensemble.generation.request import Request
-from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod, Template
+from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
+from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING
 from self_ensemble.methods.names import make_method
+from self_ensemble.methods.self_consistency import SelfConsistency
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -36,11 +43,12 @@ class FusedAnswer:
     """The answer to one question.
 
     Attributes:
-        text: the answer: the first line that was generated, without space around it.
+        text: the answer: what ``extract`` takes of the generation, by default its first line,
+            without space around it.
         logprob: natural log-probability of the answer's tokens under the fused distribution, the
             stop token excluded.
         truncated: the token limit came before a stop.
-        generation: all that was generated, as text.
+        generation: all that was generated up to a stop, as text.
         token_ids: the same as token ids, without an end-of-sequence token.
         question: the index of the question that it answers.
         paraphrase: the index of the paraphrase that it is the answer to, where a method answers
@@ -183,37 +191,59 @@ class Ensemble:
         *,
         method: str | Method = "attention",
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        stop: Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        sample_seed: int | None = None,
+        extract: str = "line",
         batch_size: int | None = None,
         prompt: Prompt | WholePrompts | None = None,
         **settings: Any,
     ) -> list[FusedAnswer]:
-        """Answer questions, greedily.
+        """Answer questions: greedily, or where a temperature is given by drawing.
 
         Args:
-            questions: the paraphrases of each question, as many for each; with `WholePrompts` the
-                prompts as they are.
+            questions: the paraphrases of each question; with `WholePrompts` the prompts as they
+                are.
             method: ``attention``, a logit method (``avg``, ``prob_avg``, ``max``, ``weighted_avg``,
-                ``weighted_max``), ``vote``, ``per_prompt``, ``origin`` (paraphrase 0), a name that
-                you have registered, or a method object.
+                ``weighted_max``), ``vote``, ``per_prompt``, ``origin`` (paraphrase 0),
+                ``self_consistency`` (of paraphrase 0), a name that you have registered, or a method
+                object.
             max_new_tokens: the longest answer, in tokens.
+            stop: texts that end an answer and are no part of it; []: only end-of-sequence and the
+                limit end it; None: the newline after its first visible character.
+            temperature: draw tokens, after fusion, from the logits divided by it; None takes the
+                likeliest one (``self_consistency`` draws at 0.7 then).
+            top_p: draw from the likeliest tokens that together have this probability; None: from
+                all of them.
+            sample_seed: what the draws depend on, with the question's texts; None: 0.
+            extract: what of a generation is the answer, and is compared by votes: ``line``,
+                ``all``, ``after:TEXT``, ``last_number`` or ``regex:PATTERN``, see
+                `data.extraction`.
             batch_size: questions at a time; None takes what fits. It changes no answer (float32; in
                 half precision kernels round by shape).
             prompt: instead of the ensemble's own.
             settings: of the method. For ``attention``: ``fusion`` (``mean``, ``joint``, …),
                 ``tau``, ``weights``, ``positions``, ``layout``; for weighted logit methods
-                ``weights``.
+                ``weights``; for ``self_consistency`` ``samples``.
 
         Returns:
             An answer a question, in the order asked; of ``per_prompt`` one a paraphrase.
 
         Raises:
-            UserError: unknown method or setting, unlike numbers of paraphrases, an empty
-                paraphrase, a prompt longer than the model's context, too little memory.
+            UserError: unknown method, setting or extraction, an empty paraphrase or stop, not a
+                weight for each paraphrase, a prompt longer than the model's context, too little
+                memory.
         """
         answers = self.stream(
             questions,
             method=method,
             max_new_tokens=max_new_tokens,
+            stop=stop,
+            temperature=temperature,
+            top_p=top_p,
+            sample_seed=sample_seed,
+            extract=extract,
             batch_size=batch_size,
             prompt=prompt,
             **settings,
@@ -226,6 +256,11 @@ class Ensemble:
         *,
         method: str | Method = "attention",
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+        stop: Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        sample_seed: int | None = None,
+        extract: str = "line",
         batch_size: int | None = None,
         prompt: Prompt | WholePrompts | None = None,
         **settings: Any,
@@ -238,8 +273,21 @@ class Ensemble:
         asked = _checked(questions)
         method = _method_of(method, settings)
         template = (self.prompt if prompt is None else prompt).template(self.tokenizer)
-        config = GenerationConfig(max_new_tokens, batch_size)
-        return self._stream(method, template, asked, config)
+        stops: Any = stop  # any sequence: the configuration makes a tuple of it
+        usual = SELF_CONSISTENCY_SAMPLING if isinstance(method, SelfConsistency) else None
+        sampling = make_sampling(
+            temperature=temperature, top_p=top_p, seed=sample_seed, usual=usual
+        )
+        given = Asked(
+            engine=self.engine,
+            template=template,
+            questions=asked,
+            uuids=_own_uuids(asked),
+            ask=self._ask,
+            config=GenerationConfig(max_new_tokens, batch_size, stops, sampling),
+            extract=parse_extraction(extract),
+        )
+        return self._stream(method, given)
 
     def loglikelihood(
         self,
@@ -313,27 +361,13 @@ class Ensemble:
                 )
         return sorted(found, key=lambda each: (each.question, each.paraphrase or 0))
 
-    def _stream(
-        self,
-        method: Method,
-        template: Template,
-        questions: Sequence[Sequence[str]],
-        config: GenerationConfig,
-    ) -> Iterator[FusedAnswer]:
-        asked = Asked(
-            engine=self.engine,
-            template=template,
-            questions=questions,
-            uuids=_own_uuids(questions),
-            ask=self._ask,
-            config=config,
-        )
+    def _stream(self, method: Method, asked: Asked) -> Iterator[FusedAnswer]:
         for outcome in method.answer(asked):
             of_each = len(outcome.answers) > 1
             for index, answer in enumerate(outcome.answers):
-                generation = self.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+                generation = answer_text(self.tokenizer, answer)
                 yield FusedAnswer(
-                    text=first_line(generation),
+                    text=asked.extract(generation),
                     logprob=sum(answer.logprobs),
                     truncated=answer.truncated,
                     generation=generation,
@@ -365,7 +399,7 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     """The questions, copied.
 
     Raises:
-        UserError: they are not texts in lists, or not as many for each.
+        UserError: they are not texts in lists.
     """
     asked = []
     for index, paraphrases in enumerate(questions):
@@ -381,11 +415,6 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
         asked.append(tuple(paraphrases))
         if not asked[-1] or not all(isinstance(p, str) and p.strip() for p in asked[-1]):
             raise UserError(f"question {index} has no paraphrase, or one that is no text or empty")
-        if len(asked[-1]) != len(asked[0]):
-            raise UserError(
-                f"question {index} has {len(asked[-1])} paraphrases and question 0 has "
-                f"{len(asked[0])}: give as many for each"
-            )
     return asked
 
 

@@ -7,7 +7,6 @@ here, so that --help answers at once.
 
 import argparse
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,7 +50,7 @@ from self_ensemble.experiment.config import (
     QuestionConfig,
     TaskConfig,
 )
-from self_ensemble.generation.config import GenerationConfig, SamplingConfig
+from self_ensemble.generation.config import GenerationConfig, SamplingConfig, make_sampling
 from self_ensemble.methods.config import POSITIONS, AttentionFusionConfig, fusion_names
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
@@ -510,18 +509,10 @@ def generation_config(
         max_new_tokens=args.max_new_tokens,
         batch_size=args.batch_size,
         stop=stop,
-        sampling=_sampling_config(args, draws),
+        sampling=make_sampling(
+            temperature=args.temperature, top_p=args.top_p, seed=args.sample_seed, usual=draws
+        ),
     )
-
-
-def _sampling_config(
-    args: argparse.Namespace, draws: SamplingConfig | None
-) -> SamplingConfig | None:
-    usual = draws if args.temperature is None else SamplingConfig()
-    if usual is None:
-        return None
-    given = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.sample_seed}
-    return replace(usual, **{name: each for name, each in given.items() if each is not None})
 
 
 def experiment_config(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Any
 
 from self_ensemble.system.errors import UserError
 
@@ -35,6 +36,31 @@ class SamplingConfig:
             raise UserError(f"top_p: {self.top_p} is not a number above 0 and at most 1")
         if not _is_whole(self.seed, at_least=0):
             raise UserError(f"seed: {self.seed} is not a whole number of 0 or more")
+
+
+def make_sampling(
+    *,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    usual: SamplingConfig | None = None,
+) -> SamplingConfig | None:
+    """How tokens are drawn where some of it is said; None: they are not.
+
+    usual: from what they are drawn where no temperature is given; None: nothing is drawn then.
+
+    Raises:
+        UserError: top_p or a seed is given where nothing is drawn.
+    """
+    given = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if temperature is not None:
+        usual = SamplingConfig()
+    elif usual is None:
+        for name in told:
+            raise UserError(f"{name}: without a temperature nothing is drawn")
+        return None
+    return replace(usual, **told)
 
 
 @dataclass(frozen=True)

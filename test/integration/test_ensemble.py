@@ -177,12 +177,73 @@ def test_a_chat_template_is_used(demo, asked):
         demo.generate(asked, prompt=Prompt(chat_template=True))
 
 
+def test_stops_and_what_is_extracted(demo, asked):
+    """Of the scripts' own answers: test_tasks.py holds those against transformers."""
+    for method in ("attention", "avg", "per_prompt"):
+        whole = demo.generate(asked, method=method, stop=[], extract="all")
+        cut = demo.generate(asked, method=method, stop=["Q:", "a"])
+        for answer, other in zip(cut, whole, strict=True):
+            ends = [other.generation.find(stop) for stop in ("Q:", "a")]
+            end = min((end for end in ends if end >= 0), default=None)
+            assert answer.generation == other.generation[:end]
+            assert other.text == other.generation.strip()
+        assert any("\n" in answer.text for answer in whole)
+        first = demo.generate(asked, method=method)
+        again = demo.generate(asked, method=method, stop=[])
+        assert [answer.text for answer in again] == [answer.text for answer in first]
+
+
+@pytest.mark.parametrize("method", ["attention", "avg", "vote", "self_consistency"])
+def test_what_is_drawn_depends_on_seed_and_texts_alone(demo, asked, method):
+    def texts(questions, **settings):
+        answers = demo.generate(questions, method=method, temperature=1.5, **settings)
+        return [answer.generation for answer in answers]
+
+    drawn = texts(asked)
+    assert texts(asked, batch_size=1) == drawn == texts(asked[::-1])[::-1]
+    assert texts(asked[3:]) == drawn[3:]
+    assert texts(asked, sample_seed=1) != drawn
+    assert texts(asked, top_p=0.5) != drawn
+    # The same question twice is drawn for twice.
+    pairs = [texts([question, question]) for question in asked]
+    assert any(first != second for first, second in pairs)
+
+
+def test_self_consistency_draws_without_being_told(demo, asked):
+    plain = demo.generate(asked, method="self_consistency", samples=3)
+    told = demo.generate(asked, method="self_consistency", samples=3, temperature=0.7)
+    assert [a.token_ids for a in plain] == [a.token_ids for a in told]
+    seeded = demo.generate(asked, method="self_consistency", samples=3, sample_seed=4)
+    assert [a.token_ids for a in plain] != [a.token_ids for a in seeded]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_questions_may_have_unlike_numbers_of_paraphrases(demo, asked, method):
+    unlike = [paraphrases[: 1 + i % 3] for i, paraphrases in enumerate(asked)]
+    together = demo.generate(unlike, method=method)
+    for index, question in enumerate(unlike):
+        alone = demo.generate([question], method=method)
+        mine = [answer for answer in together if answer.question == index]
+        assert [(a.text, a.paraphrase) for a in mine] == [(a.text, a.paraphrase) for a in alone]
+
+
 BAD = {
     "a text for a list": ([["a?"], "b?"], {}, "question 1 is a text"),
     "no paraphrases": ([[]], {}, "question 0 has no paraphrase"),
     "an empty paraphrase": ([["a?", " "]], {}, "or one that is no text or empty"),
     "no text": ([["a?", 3]], {}, "no text"),
-    "unlike numbers": ([["a?"], ["a?", "b?"]], {}, "question 1 has 2 paraphrases"),
+    "too few weights of one": ([["a?", "b?"], ["a?"]], {"weights": (1, 1)}, "2 weights for 1"),
+    "a stop that is one text": ([["a?"]], {"stop": "\n\n"}, "give a list of texts"),
+    "an empty stop": ([["a?"]], {"stop": ["x", ""]}, "at least one character"),
+    "a stop that is no text": ([["a?"]], {"stop": [3]}, "at least one character"),
+    "no temperature": ([["a?"]], {"temperature": 0}, "temperature: 0 is not a number above 0"),
+    "no top_p": ([["a?"]], {"temperature": 1, "top_p": 1.5}, "top_p: 1.5"),
+    "no seed": ([["a?"]], {"temperature": 1, "sample_seed": -1}, "seed: -1"),
+    "top_p of nothing": ([["a?"]], {"top_p": 0.9}, "top_p: without a temperature"),
+    "a seed of nothing": ([["a?"]], {"sample_seed": 0}, "seed: without a temperature"),
+    "no such extraction": ([["a?"]], {"extract": "lines"}, "'lines' is none of line"),
+    "no samples": ([["a?"]], {"method": "self_consistency", "samples": 0}, "samples: 0"),
+    "samples of another method": ([["a?"]], {"method": "vote", "samples": 3}, "'samples'"),
     "no such method": ([["a?"]], {"method": "mean"}, "unknown method 'mean': there is attention"),
     "no such fusion": ([["a?"]], {"fusion": "sum"}, "sum"),
     "a setting of another method": ([["a?"]], {"method": "avg", "tau": 1.0}, "no setting 'tau'"),
