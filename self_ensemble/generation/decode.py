@@ -47,7 +47,7 @@ def answer_text(tokenizer: Any, answer: Answer) -> str:
 
 NOT_NUMBERS = "the model's logits are not numbers in this number format; use --dtype float32"
 # Waiting questions come in once this fraction of the places is free: each time costs two forwards.
-ADMISSION_FRACTION = 0.125
+ADMISSION_FRACTION = 0.0625
 
 # (logits [B * n, V], the question in each place) → scores [B, V]
 ReducePlaces = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -117,6 +117,13 @@ class DecodeLoop:
             UserError: a question's scores are not numbers.
         """
         waiting = deque(questions)
+        while waiting:  # once more where all places are free at the same time
+            self._run(waiting, places, finished)
+
+    def _run(
+        self, waiting: deque[int], places: int, finished: Callable[[int, Answer], None]
+    ) -> None:
+        """Until no question runs any more; some may still wait then."""
         opened = self.open([waiting.popleft() for _ in range(min(places, len(waiting)))], False)
         batch = _Batch(opened, self.streams, self.chooser)
         logits, fresh = opened.logits, list(range(batch.places))
@@ -126,6 +133,8 @@ class DecodeLoop:
             if stepped:
                 logits = self._step(batch)
             self._take(batch, read, fresh, finished)
+            if not any(batch.running):
+                return
             newcomers = self._admit(batch, waiting)
             if newcomers is not None:
                 fresh, new_logits = newcomers
@@ -133,8 +142,6 @@ class DecodeLoop:
                     logits = new_logits
                     continue
                 logits[batch.rows_at(fresh)] = new_logits[: len(fresh) * self.streams]
-            if not any(batch.running):
-                return
             if not waiting:
                 logits = self._compact(batch, logits if stepped else None)
             if not stepped:
@@ -179,11 +186,7 @@ class DecodeLoop:
     def _admit(self, batch: _Batch, waiting: deque[int]) -> tuple[list[int], torch.Tensor] | None:
         """Give free places to waiting questions; the places, and their rows' logits first."""
         free = [place for place, runs in enumerate(batch.running) if not runs]
-        if (
-            not waiting
-            or not free
-            or (any(batch.running) and len(free) < ADMISSION_FRACTION * batch.places)
-        ):
+        if not waiting or not free or len(free) < ADMISSION_FRACTION * batch.places:
             return None
         opened = self.open([waiting.popleft() for _ in range(min(len(free), len(waiting)))], True)
         taken = free[: len(opened.questions)]

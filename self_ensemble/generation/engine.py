@@ -11,12 +11,9 @@ of a row, ``M`` the longest segment, ``V`` vocabulary.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from itertools import chain
-from threading import Lock, RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -25,7 +22,6 @@ from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.rotary import RotaryTables, read_rotary
 from self_ensemble.generation import batching
 from self_ensemble.generation.capture_check import find_capture_problem
-from self_ensemble.generation.captured import CapturedSteps
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.encode import Prefix, encode_prefix
 from self_ensemble.generation.forward import Forward
@@ -33,44 +29,21 @@ from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.likelihood_pass import LikelihoodPass
 from self_ensemble.generation.limits import check_request, check_tokens
 from self_ensemble.generation.passes import Generation, OnProgress
+from self_ensemble.generation.patched_model import PatchedModel
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.stopping import (
-    LineStop,
-    StopRule,
-    end_of_sequence_ids,
-    make_stop_rule,
-)
 from self_ensemble.generation.streams import Stream
-from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-STARTING = (
-    "compiling for this GPU: up to a minute the first time, sooner in later runs, since the result "
-    "is kept on disk (--attention sdpa starts at once, and is slower after that)"
-)
-
-# What attends is a setting of the model, and so of all threads and all engines around it.
-_LOCKS: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = Lock()
-
-
-def _lock_of(model: Any) -> RLock:
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, RLock())
-
-
 Batch = list[tuple[int, Answer]]
 
 
-class Engine:
-    """A model under our attention, and what its requests share.
+class Engine(PatchedModel):
+    """Answers requests with a model; they share what `PatchedModel` has, and encoded prefixes.
 
-    Requests share encoded prefixes, rotary tables and captured steps; none of these changes an
-    answer. The model is patched while it computes and given back in between, unless the wrapper is
-    patched already. Several threads may have requests: their batches wait for each other. A thread
-    that uses the model itself meanwhile would meet our attention in it.
+    None of it changes an answer. Several threads may have requests: their batches wait for each
+    other. A thread that uses the model itself meanwhile would meet our attention in it.
 
     Args:
         model: a causal language model on its device.
@@ -91,28 +64,11 @@ class Engine:
         capture: bool = False,
         keep_prefix: bool = False,
     ):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.wrapper = wrapper
-        self.device: torch.device = model.device
-        self.config = model.config.get_text_config()
-        vocabulary = self.config.vocab_size
-        self.eos_ids = end_of_sequence_ids(model, tokenizer, vocabulary)
-        self.line_stop: StopRule = LineStop(tokenizer, self.eos_ids, vocabulary, self.device)
-        assert not capture or wrapper.backend == "flex", wrapper.backend
-        self.captured_steps = CapturedSteps() if capture else None
-        self._stop_rules: dict[tuple[str, ...], StopRule] = {}
+        super().__init__(model, tokenizer, wrapper, capture=capture)
         self._capture_problems: dict[tuple[object, ...], str | None] = {}
         self._last_prefix: Prefix | None = None
         self._rotary: dict[tuple[int, int], RotaryTables | None] = {}
-        self._started = not capture
         self._keep_prefix = keep_prefix
-        self._lock = _lock_of(model)
-
-    @property
-    def captures(self) -> bool:
-        """Whether decode steps are captured, for the fusions that a kernel knows."""
-        return self.captured_steps is not None
 
     def generate(
         self,
@@ -197,22 +153,6 @@ class Engine:
         """
         tokens = batching.tokens_at_once(self.config, self.device, self.model.dtype.itemsize)
         return batching.schedule_batches(questions, batch_size, tokens, among)
-
-    def stop_rule(self, stop: tuple[str, ...] | None) -> StopRule:
-        """What `GenerationConfig.stop` asks for."""
-        if stop is None:
-            return self.line_stop
-        if stop not in self._stop_rules:
-            self._stop_rules[stop] = make_stop_rule(
-                stop, self.tokenizer, self.eos_ids, self.config.vocab_size, self.device
-            )
-        return self._stop_rules[stop]
-
-    def release(self) -> None:
-        """Give back what memory is kept from batch to batch."""
-        if self.captured_steps is not None:
-            self.captured_steps.clear()
-        torch.cuda.empty_cache()
 
     def capture_problem(self, fusion: Fusion) -> str | None:
         """Why decode steps under this fusion are not captured; None where they are.
@@ -323,23 +263,3 @@ class Engine:
                 "is not known here; use --positions left"
             )
         return tables
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Within, the model is patched and in eval mode; then it is as it was."""
-        with self._lock, ExitStack() as stack:
-            training = [module for module in self.model.modules() if module.training]
-            stack.enter_context(self.wrapper)
-            for module in training:
-                module.training = False
-                stack.callback(setattr, module, "training", True)
-            yield
-
-    def telling(self, captured: bool) -> AbstractContextManager[Any]:
-        """Within what is first where layers are compiled, what takes so long is said."""
-        if self._started or not captured:
-            return nullcontext()
-        return say_if_slow(STARTING, once=True)
-
-    def has_started(self) -> None:
-        self._started = True

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from self_ensemble.generation import batching
 from self_ensemble.generation.decode import Answer, DecodeLoop, OpenedRows
 from self_ensemble.generation.encode import Prefix, encode_streams
 from self_ensemble.generation.forward import Forward
+from self_ensemble.generation.patched_model import PatchedModel
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.rows import (
     Captured,
@@ -35,9 +36,6 @@ from self_ensemble.generation.sampling import Chooser, Greedy, Sampler
 from self_ensemble.generation.stats import Stats
 from self_ensemble.generation.streams import Stream, combine_streams
 from self_ensemble.system.errors import UserError
-
-if TYPE_CHECKING:
-    from self_ensemble.generation.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: PatchedModel,
         request: Request,
         prefix: Prefix,
         rotary: RotaryTables | None,
@@ -171,7 +169,7 @@ class Generation(Pass[Answer]):
 
     def __init__(
         self,
-        engine: Engine,
+        engine: PatchedModel,
         request: Request,
         prefix: Prefix,
         rotary: RotaryTables | None,
