@@ -69,7 +69,8 @@ def some_stops(chance, text):
 
 
 def is_special(tokenizer, token):
-    return tokenizer.added_tokens_decoder.get(token) is not None
+    added = tokenizer.added_tokens_decoder.get(token)
+    return added is not None and added.special
 
 
 def without_special(tokenizer, ids, end):
