@@ -26,7 +26,7 @@ from self_ensemble.experiment import check_paraphrases, paraphrase_run
 from self_ensemble.experiment.config import ParaphraseRunConfig, PromptConfig, QuestionConfig
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.experiment.questions import read_questions
-from self_ensemble.generation import loading, sampling
+from self_ensemble.generation import batching, loading, sampling
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.forward import Forward
 from self_ensemble.generation.request import Request
@@ -53,6 +53,14 @@ QUESTIONS = [
     {"uuid": "ü4", "question": "The ox has [MASK] “legs”.", "answers": ["4", "four"]},
     {"uuid": "u5", "question": "Which language is spoken in Lima, Peru?", "answers": ["Spanish"]},
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_filling():
+    """A pass has several batches, of which a stopped run has made some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "FILLINGS", 1)
+        yield
 
 
 @pytest.fixture(autouse=True)
