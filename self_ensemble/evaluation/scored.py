@@ -267,11 +267,13 @@ def _match(
 
 
 def _has_stale_lemmas(table: ResultTable, predictions: Sequence[str]) -> bool:
-    """Whether the file's lemmas are of other predictions than these."""
+    """Whether the file's lemmas are of other predictions than these, but for space around them."""
     if not has_lemmas(table):
         return False
-    has_own = "prediction" in table.frame.columns
-    return not has_own or _texts(table, "prediction") != predictions
+    if "prediction" not in table.frame.columns:
+        return True
+    pairs = zip(_texts(table, "prediction"), predictions, strict=True)
+    return any(one.strip() != other.strip() for one, other in pairs)
 
 
 def _notes_on_extraction(table: ResultTable, *, are_stale: bool) -> list[str]:

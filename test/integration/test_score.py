@@ -426,7 +426,9 @@ def test_lemmas_of_other_predictions_are_not_matched(tmp_path):
     assert "--lemmas file: " in sentence
     made = score_predictions(path, extract=extract, lemmas="recompute", spacy_model="lookup")
     assert made.matches["one_way"][:, 0].tolist() == [False, True, False, False]
-    # Where the predictions are those of the file, its lemmas are theirs.
+    # Where the predictions are those of the file, but for space, its lemmas are theirs.
+    spaced = ["Let me see. ", "7 and", "none", "3.14"]
+    path = write_generated(tmp_path / "a.feather", **lemmas, prediction=spaced)
     same = make_report([path], None, extract=parse_extraction("line"))
     assert same["files"][0]["scores"]["one_way"] == 1
     assert same["notes"] == []

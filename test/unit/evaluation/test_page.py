@@ -135,6 +135,13 @@ def test_paraphrases_have_the_numbers_that_indexs_counts(tmp_path):
         assert question["numbers"] == question["given"][0][3] == [4, 2]
 
 
+def test_a_question_of_fewer_paraphrases_shows_those_that_it_has(tmp_path):
+    path = write_per_prompt(tmp_path / "per_prompt-2.feather", [[1], [0, 1]])
+    shown = {q["id"]: (q["given"][0], q["numbers"]) for q in data_of(page_of([path]))["questions"]}
+    assert shown["q0"] == ([["the Paris."], [1], 0, [0], None], [0])
+    assert shown["q1"] == ([["wrong 0", "the Paris."], [0, 1], 0, [0, 1], None], [0, 1])
+
+
 def test_a_baseline_is_the_single_method_and_on_the_page_once(methods):
     paths, _ = methods
     for given in (paths, paths[:2]):
