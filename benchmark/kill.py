@@ -73,6 +73,7 @@ def cases(questions: int) -> tuple[Case, ...]:
             flex_attention_generate, ("--dataset", "demo_choices", "--task", "choices"), questions
         ),
         Case(generate, ("--temperature", "1", "--stop", "none"), questions, questions // 2),
+        Case(generate, ("--method", "self_consistency"), questions),
     )
 
 
