@@ -165,6 +165,14 @@ def test_the_choices_are_those_of_the_script(questions, facts):
         assert set(row["choices"]) <= answers_of[row["relation"]]
     places = Counter(row["answer_index"] for row in rows)
     assert min(places.values()) >= 200
+    # How common a choice is says little: the most common one is right about once in four times.
+    common = Counter((fact.relation, fact.answer) for fact in facts)
+    guessed = 0.0
+    for row in rows:
+        counts = [common[row["relation"], choice] for choice in row["choices"]]
+        ties = [place for place, count in enumerate(counts) if count == max(counts)]
+        guessed += (row["answer_index"] in ties) / len(ties)
+    assert guessed / len(rows) < 0.3
     reversed_ = choices.make_choices(questions[::-1], facts)[::-1]
     assert reversed_ == made, "a draw depends on the question alone"
 
