@@ -9,18 +9,12 @@ import re
 from dataclasses import dataclass
 
 from self_ensemble.data.answers import first_line
+from self_ensemble.data.numbers import last_number
 from self_ensemble.system.errors import UserError
 
 WITHOUT_ARGUMENT = ("line", "all", "last_number")
 WITH_ARGUMENT = ("after", "regex")
 SPELLINGS = (*WITHOUT_ARGUMENT, "after:TEXT", "regex:PATTERN")
-
-# Thousands may have commas between them. A minus is a sign where nothing stands right before it.
-NUMBER = re.compile(
-    r"(?:(?<![\w)\]])[-−])?"
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-    r"(?:[eE][-+]?[0-9]+)?"
-)
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Extraction:
             _, found, behind = generation.rpartition(self.argument)
             return behind.strip() if found else ""
         if self.kind == "last_number":
-            return (NUMBER.findall(generation) or [""])[-1]
+            return last_number(generation)
         match = re.search(self.argument, generation)
         return "" if match is None else match[1 if match.re.groups else 0] or ""
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from self_ensemble.data.answers import normalize_answer
-from self_ensemble.evaluation.numbers import read_number
+from self_ensemble.data.numbers import read_number
 
 
 def is_right(prediction: str, answers: Sequence[str]) -> bool:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from self_ensemble.data.answers import normalize_answer
 from self_ensemble.data.choices import NORMS
 from self_ensemble.data.extraction import Extraction
+from self_ensemble.data.numbers import is_number, read_number
 from self_ensemble.data.records import indexs_taken
 from self_ensemble.data.result_files import read_results
 from self_ensemble.evaluation.choices import ChoiceRow, choice_rows, has_choices, norm_of
 from self_ensemble.evaluation.lemma_matches import has_lemmas, lemma_matches
 from self_ensemble.evaluation.matchers import f1, first_token_is_right, is_right, number_is_right
-from self_ensemble.evaluation.numbers import is_number, read_number
 from self_ensemble.evaluation.result_table import ResultTable, is_missing, result_table
 from self_ensemble.system.errors import UserError
 

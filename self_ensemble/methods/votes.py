@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from self_ensemble.data.answers import normalize_answer
+from self_ensemble.data.numbers import is_number, read_number
 from self_ensemble.methods.own_code import check_name
 from self_ensemble.methods.registries import LOGIT_METHODS, VOTES, VoteRule
 
@@ -30,9 +32,15 @@ def register_vote(name: str) -> Callable[[VoteRule], VoteRule]:
 def majority(predictions: Sequence[str]) -> int:
     """Which paraphrase answered what most of them did; ties to the earlier one.
 
-    Answers are compared normalised; an empty one has no vote unless all are empty.
+    Answers are compared normalised, those that are numbers by their value: normalised, "3.14" and
+    "314" would be one answer, and "3.0" and "3" two. An empty one has no vote unless all are empty.
     """
-    answers = [normalize_answer(prediction) for prediction in predictions]
-    votes = Counter(answer for answer in answers if answer) or Counter(answers)
+    answers = [_number_or_text(prediction) for prediction in predictions]
+    votes = Counter(answer for answer in answers if answer != "") or Counter(answers)
     most = max(votes.values())
     return next(i for i, answer in enumerate(answers) if votes[answer] == most)
+
+
+def _number_or_text(prediction: str) -> Fraction | str:
+    number = read_number(prediction) if is_number(prediction) else None
+    return normalize_answer(prediction) if number is None else number

@@ -187,26 +187,6 @@ def test_own_confidences_are_equal_where_no_paraphrase_answers(small):
     assert asked[-1].weights.tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
-@pytest.mark.parametrize(
-    "predictions, winner",
-    [
-        (["Lima"], 0),
-        (["Lima", "Cusco"], 0),
-        (["Lima", "Cusco", "Cusco"], 1),
-        (["Cusco", "Lima", "Lima", "Cusco"], 0),
-        (["Ica", "Lima", "Cusco", "Lima", "Cusco"], 1),
-        (["The Lima!", "Cusco", "lima"], 0),
-        (["", "", "Lima"], 2),
-        (["", "", "Lima", "Cusco", "Cusco"], 3),
-        (["?", "the", "Lima"], 2),
-        (["", "", ""], 0),
-        (["", "?", ""], 0),
-    ],
-)
-def test_vote(predictions, winner):
-    assert majority(predictions) == winner
-
-
 # ---- methods against stock forwards ---------------------------------------------------------
 
 FUSE = {

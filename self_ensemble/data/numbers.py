@@ -57,14 +57,29 @@ _NOTATIONS = [
 
 def read_number(text: str) -> Fraction | None:
     """The last number of a text, exactly; None where it holds none, or its last cannot be read."""
+    found = _last(text)
+    return None if found is None else found[1]
+
+
+def last_number(text: str) -> str:
+    """The last number of a text as it is written, but in ASCII and without a currency or percent
+    sign; empty where `read_number` reads none."""
+    found = _last(text)
+    return "" if found is None else found[0]
+
+
+def _last(text: str) -> tuple[str, Fraction] | None:
     text = _plain(text)
     runs = list(_RUN.finditer(text))
     if not runs:
         return None
     run = runs[-1]
     before = _SIGN.search(text[: run.start()])
-    value = _value(run[0], point=bool(before and before["point"]))
-    return -value if value is not None and before and before["sign"] == "-" else value
+    point, negative = bool(before and before["point"]), bool(before and before["sign"] == "-")
+    value = _value(run[0], point=point)
+    if value is None:
+        return None
+    return "-" * negative + "." * point + run[0], -value if negative else value
 
 
 def is_number(text: str) -> bool:

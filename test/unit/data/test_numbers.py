@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 
+from self_ensemble.data.numbers import is_number, read_number
 from self_ensemble.evaluation.matchers import number_is_right
-from self_ensemble.evaluation.numbers import is_number, read_number
 
 # Each is one number and nothing else.
 NUMBERS = {
