@@ -79,8 +79,10 @@ def split_choices(
 
     Raises:
         UserError: what `split_prompts` raises; or the tokenizer merges a choice with the prompt so
-            that its paraphrases' segments depend on it, or leaves it no token.
+            that its paraphrases' segments depend on it, or leaves it no token; or a chat template
+            leaves a thought open.
     """
+    _refuse_open_thought(template)
     if isinstance(template, WholePrompts):
         prefix = tokenizers_prefix(tokenizer, template.add_special_tokens)
     else:
@@ -112,6 +114,7 @@ def concatenate_choices(
 
     There is no prefix and no tail; the arguments and errors are those of `split_choices`.
     """
+    _refuse_open_thought(template)
     split = []
     for paraphrases, texts in zip(questions, choices, strict=True):
         prompts = [template.render(paraphrase) for paraphrase in paraphrases]
@@ -136,6 +139,15 @@ def concatenate_choices(
         )
         split.append(SplitChoices(question, continuations))
     return split
+
+
+def _refuse_open_thought(template: PromptTemplate | WholePrompts) -> None:
+    tail = template.tail if isinstance(template, PromptTemplate) else ""
+    if "<think>" in tail.rpartition("</think>")[2]:
+        raise UserError(
+            "the chat template begins the answer with a thought (<think>) that nothing closes, "
+            "where no choice is likely: score choices without --chat_template"
+        )
 
 
 def _encoded(

@@ -194,6 +194,16 @@ def test_segments_that_depend_on_the_choice_are_refused():
             attempt(LooksAhead(), template, [paraphrases], [["Lima", "Cusco!"]])
 
 
+def test_a_thought_that_is_left_open_is_refused():
+    """What a reasoning model thinks first is not among the choices."""
+    tokenizer = tokenizer_of("byte-level, BOS")
+    closed = PromptTemplate("Q: ", "\nA:<think>\n\n</think>\n\n", False)
+    split_choices(tokenizer, closed, [["Who?"]], [["Lima"]])
+    for attempt in (split_choices, concatenate_choices):
+        with pytest.raises(UserError, match="<think>.*without --chat_template"):
+            attempt(tokenizer, PromptTemplate("Q: ", "\nA:<think>\n", False), [["Who?"]], [["L"]])
+
+
 def test_a_choice_without_a_token_is_refused():
     tokenizer = whole_words()
     with pytest.raises(UserError, match=r"no token for the choice '\\u200a'"):
