@@ -200,7 +200,7 @@ def test_a_thought_that_is_left_open_is_refused():
     closed = PromptTemplate("Q: ", "\nA:<think>\n\n</think>\n\n", False)
     split_choices(tokenizer, closed, [["Who?"]], [["Lima"]])
     for attempt in (split_choices, concatenate_choices):
-        with pytest.raises(UserError, match="<think>.*without --chat_template"):
+        with pytest.raises(UserError, match=r"<think>.*without --chat_template"):
             attempt(tokenizer, PromptTemplate("Q: ", "\nA:<think>\n", False), [["Who?"]], [["L"]])
 
 
