@@ -294,7 +294,7 @@ class Bench(Table):
         """Answers of 4 to 400 tokens, beside `generate()` where prompts end as unlike."""
         size = max(self.settings.batch_sizes) // 2
         rate = self.unlike("answers of 4 to 400 tokens", LEAST, MOST, size)
-        prompts = max(STOCK_BATCHES) // 2
+        prompts = STOCK_BATCHES[0] * 2
         ids = self.torch.tensor(self.prompts(prompts // PARAPHRASES), device=measure.DEVICE)
         with without_ours(self.engine):
             self.model.set_attn_implementation("sdpa")

@@ -143,9 +143,20 @@ def compacted(running: Sequence[int], size: int) -> list[int] | None:
     return list(running) if size - len(running) >= COMPACTION_FRACTION * size else None
 
 
-def compacted_captured(running: Sequence[int], size: int, fewest: int) -> list[int] | None:
-    """As `compacted`, by halves, padded: batches of a size all come down by the same sizes."""
-    smaller = size
-    while smaller // 2 >= max(len(running), fewest):
-        smaller //= 2
+def compacted_captured(
+    running: Sequence[int], size: int, fewest: int, *, fine: bool = False
+) -> list[int] | None:
+    """As `compacted`, by halves, padded: batches of a size all come down by the same sizes.
+
+    fine: in two steps each, by three quarters and then by two thirds, so that fewer rows are
+        padding and twice as many steps are captured.
+    """
+    smaller, least = size, max(len(running), fewest)
+    while True:
+        lower = smaller // 2
+        if fine:
+            lower = smaller * 2 // 3 if smaller % 3 == 0 else smaller * 3 // 4
+        if lower < least or lower == smaller:
+            break
+        smaller = lower
     return fill_slots(running, smaller) if smaller < size else None

@@ -46,8 +46,9 @@ def answer_text(tokenizer: Any, answer: Answer) -> str:
 
 
 NOT_NUMBERS = "the model's logits are not numbers in this number format; use --dtype float32"
-# Waiting questions come in once this fraction of the places is free: each time costs two forwards.
-ADMISSION_FRACTION = 0.0625
+# Letting waiting questions in costs two forwards beside their tokens, about as much as so many
+# steps of all places. They come in once free places have cost as much.
+ADMISSION_STEPS = 1.0
 
 # (logits [B * n, V], the question in each place) → scores [B, V]
 ReducePlaces = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -161,6 +162,7 @@ class DecodeLoop:
 
     def _step(self, batch: _Batch) -> torch.Tensor:
         self.stats.count_forward(batch.places * self.streams)
+        batch.idle += batch.running.count(False)
         ids = batch.chosen.repeat_interleave(self.streams)
         logits = self.step(batch.state, ids, batch.positions)
         batch.positions = batch.positions + 1
@@ -186,8 +188,9 @@ class DecodeLoop:
     def _admit(self, batch: _Batch, waiting: deque[int]) -> tuple[list[int], torch.Tensor] | None:
         """Give free places to waiting questions; the places, and their rows' logits first."""
         free = [place for place, runs in enumerate(batch.running) if not runs]
-        if not waiting or not free or len(free) < ADMISSION_FRACTION * batch.places:
+        if not waiting or not free or batch.idle < ADMISSION_STEPS * batch.places:
             return None
+        batch.idle = 0
         opened = self.open([waiting.popleft() for _ in range(min(len(free), len(waiting)))], True)
         taken = free[: len(opened.questions)]
         batch.put(taken, opened)
@@ -207,6 +210,7 @@ class _Batch:
     """The questions in the places of a batch, and how far each is.
 
     Attributes:
+        idle: how many steps of a place were of no use since others came in.
         questions: in each place: the one that runs there, ran there, or fills it.
         running: whether there is one that runs.
         state: of all rows.
@@ -223,6 +227,7 @@ class _Batch:
         self.questions = [*opened.questions, *[opened.questions[-1]] * (self.places - count)]
         self.running = [place < count for place in range(self.places)]
         self.drafts = [_Draft() for _ in self.questions]
+        self.idle = 0
         device = opened.positions.device
         self.chosen = torch.zeros(self.places, dtype=torch.long, device=device)
         self.seen = torch.zeros(self.places, dtype=torch.bool, device=device)

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # Fused tokens that a row has room for at first; more as they come.
 FIRST_SLOTS = 64
+# From so many tokens an answer on, captured batches get smaller in small steps.
+FINE_FROM = 100
 
 Given = TypeVar("Given")
 # (finished questions, tokens so far)
@@ -330,7 +332,8 @@ class Generation(Pass[Answer]):
     def _compact(self, running: Sequence[int], size: int) -> list[int] | None:
         if self._steps is None:
             return batching.compacted(running, size)
-        return batching.compacted_captured(running, size, self._fewest_slots)
+        fine = self._request.max_new_tokens >= FINE_FROM
+        return batching.compacted_captured(running, size, self._fewest_slots, fine=fine)
 
     def _step(self, state: RowState, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One more token a row: ids, positions [R] → logits [R, V], until the next step."""

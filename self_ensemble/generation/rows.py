@@ -5,10 +5,12 @@ Legend: ``R`` rows, ``K`` segments of a row, ``M`` tokens of the longest segment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 
 from self_ensemble.attention.buffers import BufferPool
@@ -159,15 +161,22 @@ class _Places:
     @classmethod
     def of(cls, streams: Sequence[Stream], encoded: EncodeState, K: int) -> _Places:
         counts = [len(stream.segments) for stream in streams]
-        begun = 0
-        starts, lengths, positions, offsets = (torch.zeros(len(streams), K).long() for _ in "1234")
-        for row, (stream, count) in enumerate(zip(streams, counts, strict=True)):
-            starts[row, :count] = encoded.starts[begun : begun + count]
-            lengths[row, :count] = encoded.lengths[begun : begun + count]
-            positions[row, :count] = torch.tensor(stream.positions.starts)
-            offsets[row, :count] = torch.tensor(stream.positions.rope_offsets)
-            begun += count
-        return cls(starts, lengths, positions, offsets, counts)
+        real = torch.arange(K) < torch.tensor(counts)[:, None]
+        count = sum(counts)
+
+        def padded(values: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(streams), K, dtype=torch.long).masked_scatter(real, values)
+
+        def each(values: Iterable[Sequence[int]]) -> torch.Tensor:
+            return padded(torch.from_numpy(np.fromiter(chain.from_iterable(values), np.int64)))
+
+        return cls(
+            padded(encoded.starts[:count]),
+            padded(encoded.lengths[:count]),
+            each(stream.positions.starts for stream in streams),
+            each(stream.positions.rope_offsets for stream in streams),
+            counts,
+        )
 
     def of_rows(self, rows: Sequence[int]) -> _Places:
         at = torch.tensor(rows)

@@ -109,6 +109,17 @@ def test_captured_batches_of_a_size_come_down_by_the_same_sizes(size, fewest, lo
     assert chain == {size >> k for k in range(5) if size >> k >= lowest}
 
 
+def test_captured_batches_of_long_answers_come_down_in_smaller_steps():
+    chain, size = [], 1024
+    for running in range(1024, 0, -1):
+        slots = compacted_captured(range(running), size, 2, fine=True)
+        if slots is not None:
+            size = len(slots)
+            chain.append(size)
+            assert slots[:running] == list(range(running))
+    assert chain[:6] == [768, 512, 384, 256, 192, 128] and chain[-1] == 2
+
+
 def test_other_batches_come_down_once_a_quarter_has_finished():
     assert compacted([0, 1, 2, 4, 5, 6, 7], 8) is None
     assert compacted([0, 2, 4, 5, 6, 7], 8) == [0, 2, 4, 5, 6, 7]
