@@ -272,7 +272,9 @@ class Ensemble:
         """
         asked = _checked(questions)
         method = _method_of(method, settings)
-        template = (self.prompt if prompt is None else prompt).template(self.tokenizer)
+        taken = parse_extraction(extract)
+        taken.check_shown(self.tokenizer)
+        template = (self.prompt if prompt is None else prompt).template(self.tokenizer, taken)
         stops: Any = stop  # any sequence: the configuration makes a tuple of it
         usual = SELF_CONSISTENCY_SAMPLING if isinstance(method, SelfConsistency) else None
         sampling = make_sampling(
@@ -285,7 +287,7 @@ class Ensemble:
             uuids=_own_uuids(asked),
             ask=self._ask,
             config=GenerationConfig(max_new_tokens, batch_size, stops, sampling),
-            extract=parse_extraction(extract),
+            extract=taken,
         )
         return self._stream(method, given)
 

@@ -7,6 +7,7 @@ Nothing here imports torch: a score can be taken again from a file of generation
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.numbers import last_number
@@ -43,6 +44,25 @@ class Extraction:
             return last_number(generation)
         match = re.search(self.argument, generation)
         return "" if match is None else match[1 if match.re.groups else 0] or ""
+
+    @property
+    def after_thought(self) -> bool:
+        """Whether it takes what follows a thought."""
+        return self.kind == "after" and "</think>" in self.argument
+
+    def check_shown(self, tokenizer: Any) -> None:
+        """Raises UserError where what it looks for is in no generation of this tokenizer's.
+
+        A generation is text without special tokens, so that every prediction would be empty.
+        """
+        if self.kind != "after":
+            return
+        for token in tokenizer.added_tokens_decoder.values():
+            if token.special and token.content in self.argument:
+                raise UserError(
+                    f"--extract {self}: {token.content} is a special token of this model, which "
+                    "generations are shown without; name a text that is shown"
+                )
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.argument}" if self.kind in WITH_ARGUMENT else self.kind

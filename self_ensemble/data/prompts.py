@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from self_ensemble.data.extraction import FIRST_LINE, Extraction
 from self_ensemble.data.names import DEFAULT_INSTRUCTION, DEFAULT_NUM_FEW_SHOT
 from self_ensemble.data.question_files import load_few_shot
 from self_ensemble.data.records import Dataset, FewShot
@@ -53,19 +54,32 @@ def prompt_template(instruction: str, few_shot: Sequence[FewShot]) -> PromptTemp
     return PromptTemplate(head=f"{opening}{examples}Q: ", tail="\nA:")
 
 
-def chat_prompt_template(tokenizer: Any, template: PromptTemplate) -> PromptTemplate:
+def chat_prompt_template(
+    tokenizer: Any, template: PromptTemplate, extract: Extraction = FIRST_LINE
+) -> PromptTemplate:
     """`template` as one user message in the chat format of `tokenizer`'s model.
 
-    A reasoning mode is switched off and the date that some templates print is fixed (Llama 3's own
-    default), where the template has such switches: answers are a few tokens long, and a prompt must
-    be the same tomorrow. Templates without them ignore both.
+    A reasoning mode is switched off, unless what follows a thought is extracted, and the date that
+    some templates print is fixed (Llama 3's own default), where the template has such switches:
+    answers are a few tokens long, and a prompt must be the same tomorrow. Templates without them
+    ignore both.
 
-    Raises UserError where there is no chat template, where it does not put a message's text through
-    unchanged and exactly once, or where it leaves a thought open, of which an answer of a few
-    tokens would be the beginning.
+    Args:
+        tokenizer: the model's own.
+        template: the plain prompt.
+        extract: what of a generation will be its prediction. A template may leave a thought open
+            where that is not its first line, which would be one of the thought.
+
+    Raises:
+        UserError: there is no chat template, it does not put a message's text through unchanged and
+            exactly once, or it leaves a thought open of which the prediction would be a line.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("--chat_template: the tokenizer of this model has no chat template")
+
+    switches: dict[str, Any] = {"enable_thinking": extract.after_thought}
+    if extract.after_thought:
+        switches["thinking"] = True  # the same switch, as some call it; off unless it is given
 
     def render(paraphrase: str) -> str:
         try:
@@ -73,8 +87,8 @@ def chat_prompt_template(tokenizer: Any, template: PromptTemplate) -> PromptTemp
                 [{"role": "user", "content": template.render(paraphrase)}],
                 tokenize=False,
                 add_generation_prompt=True,
-                enable_thinking=False,
                 date_string="26 Jul 2024",
+                **switches,
             )
         except Exception as error:  # a template is a program of the model's authors
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -92,10 +106,13 @@ def chat_prompt_template(tokenizer: Any, template: PromptTemplate) -> PromptTemp
     rendered = PromptTemplate(head=pieces[0], tail=pieces[1], add_special_tokens=False)
     if rendered.render(ESCAPE_PROBE) != render(ESCAPE_PROBE):
         raise UserError("--chat_template: the model's chat template alters the text of a message")
-    if "</think>" not in rendered.tail.rpartition("<think>")[2] and "<think>" in rendered.tail:
+    is_open = "</think>" not in rendered.tail.rpartition("<think>")[2]
+    if "<think>" in rendered.tail and is_open and extract.kind == "line":
         raise UserError(
             "--chat_template: the model's chat template begins the answer with a thought (<think>) "
-            "that nothing closes; leave --chat_template out"
+            "that nothing closes, and its first line is no answer: --extract after:</think> takes "
+            "what follows it, with --stop none and a larger --max_new_tokens; or leave "
+            "--chat_template out"
         )
     return rendered
 
@@ -149,15 +166,15 @@ class Prompt:
                     "demonstration"
                 )
 
-    def template(self, tokenizer: Any) -> PromptTemplate:
+    def template(self, tokenizer: Any, extract: Extraction = FIRST_LINE) -> PromptTemplate:
         """The prompt with a gap for the paraphrase.
 
         Raises:
-            UserError: there is no chat template, or none that leaves a message as it is.
+            UserError: see `chat_prompt_template`, which has ``extract`` too.
         """
         shots = [shot if isinstance(shot, FewShot) else FewShot(*shot) for shot in self.few_shot]
         plain = prompt_template(self.instruction, shots)
-        return chat_prompt_template(tokenizer, plain) if self.chat_template else plain
+        return chat_prompt_template(tokenizer, plain, extract) if self.chat_template else plain
 
     @classmethod
     def of_demo(cls) -> Prompt:
@@ -175,7 +192,8 @@ class WholePrompts:
 
     add_special_tokens: bool = True
 
-    def template(self, tokenizer: Any) -> WholePrompts:
+    def template(self, tokenizer: Any, extract: Extraction = FIRST_LINE) -> WholePrompts:
+        """Itself: prompts are asked as they are."""
         return self
 
     def render(self, prompt: str) -> str:

@@ -80,7 +80,7 @@ def run_template(
         return questions.template
     from self_ensemble.models.loading import load_tokenizer
 
-    return chat_prompt_template(load_tokenizer(source), questions.template)
+    return chat_prompt_template(load_tokenizer(source), questions.template, config.task.extract)
 
 
 def run_identity(

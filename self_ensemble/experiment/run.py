@@ -194,6 +194,7 @@ class Run(ResumableRun):
         from self_ensemble.methods.base import Asked
 
         config, records = self.config, self.records
+        config.task.extract.check_shown(self.engine.tokenizer)
         asked = Asked(
             engine=self.engine,
             template=self.template,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
+from small import INSTRUCTION, MARK, QUESTIONS, run_script, write_jsonl
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flex_attention_generate
 import generate
@@ -652,3 +653,51 @@ def test_weights_need_every_paraphrase(ask):
 def test_too_few_is_an_error_where_nothing_is_said(ask):
     err = refused(ask(generate, unlike()))
     assert "line 2 of " in err and "u1" in err and "--fewer use" in err and "--fewer skip" in err
+
+
+# ---- thoughts -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thinker(small, tmp_path):
+    """A model that now and then ends a thought, which its chat template begins."""
+    tokenizer = AutoTokenizer.from_pretrained(small.folder)
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0].content }}{{ '<think>\n' }}"
+    tokenizer.add_tokens(["</think>"])
+    model = AutoModelForCausalLM.from_pretrained(small.folder, dtype=torch.float32)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        newline = tokenizer.convert_tokens_to_ids("Ċ")
+        model.lm_head.weight[-1] = 1.1 * model.lm_head.weight[newline]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "thinker")
+    return model, tokenizer, tmp_path / "thinker"
+
+
+def test_what_follows_a_thought_is_the_prediction(ask, thinker):
+    model, tokenizer, folder = thinker
+    flags = ("--method", "origin", "--model", folder, "--chat_template", "--stop", "none")
+    flags += ("--dtype", "float32", "--max_new_tokens", 30)
+    ran = ask(generate, QUESTIONS, *flags, "--extract", "after:</think>")
+    assert ran.manifest["identity"]["prompt"]["rendered_tail"] == "\nA:<think>\n"
+    for row, question in zip(ran.rows, QUESTIONS, strict=True):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": TEMPLATE.render(question["question"])}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        stock = model.generate(ids, max_new_tokens=30, do_sample=False, pad_token_id=1)
+        generation = tokenizer.decode(stock[0, ids.shape[1] :], skip_special_tokens=True)
+        assert row["generation"] == generation
+        _, found, behind = generation.rpartition("</think>")
+        assert row["prediction"] == (behind.strip() if found else "")
+    ended = ["</think>" in generation for generation in ran.column("generation")]
+    assert any(ended) and not all(ended), ended
+    refused = ask(generate, QUESTIONS, *flags)
+    assert refused.code == 2 and "--extract after:</think>" in refused.err
+
+
+def test_a_special_token_to_look_for_is_refused(ask):
+    refused = ask(generate, QUESTIONS, "--extract", f"after:{MARK}", "--stop", "none")
+    assert refused.code == 2 and f"--extract after:{MARK}: {MARK} is a special token" in refused.err

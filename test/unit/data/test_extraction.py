@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from small import ENDS_LINE, MARK
 
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.extraction import FIRST_LINE, Extraction, parse_extraction
@@ -108,6 +109,17 @@ def test_last_numbers_are_those_that_are_compared():
     for generation, _ in EXTRACTIONS["last_number"]:
         assert read_number(extraction(generation)) == read_number(generation), generation
         assert extraction(extraction(generation)) == extraction(generation)
+
+
+def test_a_special_token_is_in_no_generation(small):
+    """Every prediction would be empty."""
+    for text in (f"after:{MARK}", f"after:so {MARK}."):
+        with pytest.raises(UserError) as error:
+            parse_extraction(text).check_shown(small.tokenizer)
+        assert f"--extract {text}" in str(error.value) and "special token" in str(error.value)
+    # An added token that is not special is shown, and what else there is looks for no token.
+    for text in (f"after:{ENDS_LINE}", "after:Lima", "line", "last_number", f"regex:{MARK}(.*)"):
+        parse_extraction(text).check_shown(small.tokenizer)
 
 
 def test_nothing_heavy_is_imported():

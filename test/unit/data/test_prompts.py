@@ -15,6 +15,8 @@ from self_ensemble.data import (
     load_dataset,
     prompt_template,
 )
+from self_ensemble.data.extraction import parse_extraction
+from self_ensemble.data.prompts import Prompt
 
 GOOD = {"question": "q", "answer": "a"}
 SHOTS = (FewShot("Capital of Peru? [MASK].", "Lima"), FewShot("[MASK] is gold’s symbol.", "Au"))
@@ -118,6 +120,53 @@ def test_chat_template_switches(tokenizer):
     assert template.render("Who?") == "26 Jul 2024 Q: Who?\nA:<think></think>"
 
 
+# What reasoning models' templates end with: always open; by one switch or another.
+OPEN = "{{ messages[0].content }}{{ '<think>\n' }}"
+REOPENED = "{{ messages[0].content }}<think></think><think>"
+SWITCHED = (
+    "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}"
+    "<think>\n\n</think>\n\n{% endif %}"
+)
+OTHER_SWITCH = (
+    "{% if thinking is not defined %}{% set thinking = false %}{% endif %}"
+    "{{ messages[0].content }}{% if thinking %}<think>{% else %}</think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "chat, extract, tail",
+    [
+        (OPEN, "after:</think>", "<think>\n"),
+        (OPEN, "last_number", "<think>\n"),
+        (OPEN, "all", "<think>\n"),
+        (OPEN, "regex:(?s)</think>(.*)", "<think>\n"),
+        (OPEN, "line", None),
+        (REOPENED, "after:</think>", "<think></think><think>"),
+        (REOPENED, "line", None),
+        # What has a switch thinks where the thought's end is looked for, and nowhere else.
+        (SWITCHED, "after:</think>", ""),
+        (SWITCHED, "last_number", "<think>\n\n</think>\n\n"),
+        (SWITCHED, "line", "<think>\n\n</think>\n\n"),
+        (OTHER_SWITCH, "after:</think>", "<think>"),
+        (OTHER_SWITCH, "after:Answer:", "</think>"),
+        (OTHER_SWITCH, "line", "</think>"),
+    ],
+)
+def test_thoughts(tokenizer, chat, extract, tail):
+    tokenizer.chat_template = chat
+    plain, extract = prompt_template("Do.", ()), parse_extraction(extract)
+    for template in (
+        partial(chat_prompt_template, tokenizer, plain),
+        partial(Prompt("Do.", chat_template=True).template, tokenizer),
+    ):
+        if tail is None:
+            sentence = error_of(template, extract)
+            assert "--extract after:</think>" in sentence and "--max_new_tokens" in sentence
+            assert "--stop none" in sentence
+        else:
+            assert template(extract).render("Who?") == f"Do.\n\nQ: Who?\nA:{tail}"
+
+
 @pytest.mark.parametrize(
     "chat, named",
     [
@@ -129,8 +178,8 @@ def test_chat_template_switches(tokenizer):
         ("{{ messages[0].content | upper }}", "alters"),
         ("{{ raise_exception('system first') }}", "system first"),
         ("{{ messages[0].content + 1 }}", "single user message"),
-        ("{{ messages[0].content }}<think>", "nothing closes"),
-        ("{{ messages[0].content }}<think></think><think>", "nothing closes"),
+        (OPEN, "nothing closes"),
+        (REOPENED, "nothing closes"),
     ],
 )
 def test_bad_chat_template(tokenizer, chat, named):
