@@ -27,7 +27,7 @@ EXTRACTIONS = {
     ],
     "after:</think>": [
         (THOUGHT, "Lima."),
-        ("Peru? It goes on", ""),  # the limit came before the end of the thought
+        ("Peru? It is Lima", ""),  # cut short within the thought: huggingface/lighteval, issue 869
         ("<think>\n\n</think>\n\nLima", "Lima"),
         ("</think>", ""),
     ],
@@ -51,6 +51,10 @@ EXTRACTIONS = {
         ("seven", ""),
         ("", ""),
         ("at 10:30", ""),  # two numbers, and no way to tell which
+        ("The answer is 72, in total, so it earns that.", "72"),  # stanford-crfm/helm, issue 4337
+        ("answer is 3 5", "5"),  # stanford-crfm/helm, pull request 4289
+        (r"\boxed{$9{,}500}", "9,500"),  # open-compass/opencompass, issue 2647
+        (r"\boxed{\text{The answer is 460}}", "460"),  # modelscope/evalscope, pull request 906
     ],
     r"regex:answer is (\w+)": [
         ("The answer is Lima. The answer is Cusco.", "Lima"),  # the first match

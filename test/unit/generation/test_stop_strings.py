@@ -175,6 +175,7 @@ def by_hand():
 # tokens that come, stops → how many are taken, what is kept, how many tokens there are until there
 CASES = {
     "a token": (["▁Lima", "\n", "a"], ["\n"], 2, "Lima", 1),
+    # vllm-project/vllm, issue 3572
     "within a token": (["▁Lima", ".\n", "a"], ["\n"], 2, "Lima.", 2),
     "within the first token": (["▁Lima", "a"], ["im"], 1, "L", 1),
     "the first token": (["▁Lima", "a"], ["Lima"], 1, "", 1),  # its space is before the stop
@@ -184,6 +185,16 @@ CASES = {
     "into the middle of a token": (["▁Lima", "\n", "\nQ:", "a"], ["\n\nQ"], 3, "Lima", 1),
     "more newlines than asked for": (["▁Lima", "\n\n", "a"], ["\n"], 2, "Lima", 1),
     "two newlines of three": (["a", "\n", "\n\n", "a"], ["\n\n"], 3, "a", 1),
+    # deepset-ai/haystack, issue 5502
+    "its tokens in another order": (
+        ["L", "ima", "ab", "L", "a"],
+        ["Lab", "abima"],
+        None,
+        None,
+        None,
+    ),
+    # huggingface/transformers raises ValueError where no token can end a stop.
+    "what no token has": (["▁Lima", "a"], ["😀", "a\t"], None, None, None),
     "a false start": (["a", "\n", "a", "\n", "Q", ":"], ["\nQ"], 5, "a\na", 3),
     "a start within a false start": (["a", "ab", "a"], ["ab"], 2, "a", 1),
     "overlapping with itself": (["a", "aab", "a"], ["aab"], 2, "a", 1),
@@ -356,6 +367,43 @@ def test_against_generate(architecture, name):
         assert not found.truncated and len(found.logprobs) <= len(stock)
         assert found.logprobs == unstopped.logprobs[: len(found.logprobs)]
     assert compared >= 20
+
+
+def test_neither_batch_nor_order_changes_where_answers_stop():
+    """EleutherAI/lm-evaluation-harness, issue 873: a stop of one question ended another."""
+    tokenizer = tokenizer_of("byte-level")
+    model = talkative_model("llama", tokenizer)
+    engine = Engine(model, tokenizer, FlexAttentionWrapper(model, "eager"))
+    chance = random.Random(3)
+    questions = [
+        attention_streams(
+            SplitQuestion(tuple(random_ids(chance, tokenizer, n) for n in lengths), (7, 8)),
+            0,
+            "left",
+        )
+        for lengths in [(3, 5), (1, 1), (9, 2), (4, 4), (2, 7), (6, 6), (5, 1)]
+    ]
+
+    def answers(asked, stops, batch_size):
+        request = Request((), asked, max_new_tokens=LIMIT, stop=engine.stop_rule(stops))
+        batches = engine.generate(request, batch_size=batch_size)
+        return dict(pair for batch in batches for pair in batch)
+
+    unstopped = answers(questions, (), None)
+    texts = [in_the_middle(tokenizer, unstopped[k].token_ids) for k in range(len(questions))]
+    stops = tuple(text[at : at + 3] for text, at in zip(texts, (2, 5, 9, 12, 15, 18), strict=False))
+    alone = [answers([question], stops, None)[0] for question in questions]
+    assert len({len(answer.token_ids) for answer in alone}) > 3
+    for batch_size in (1, 2, 3, 7, None):
+        together = answers(questions, stops, batch_size)
+        for index, expected in enumerate(alone):
+            found = together[index]
+            assert (found.token_ids, found.text_end) == (expected.token_ids, expected.text_end)
+            assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def random_ids(chance, tokenizer, count):
+    return tuple(chance.randrange(6, len(tokenizer)) for _ in range(count))
 
 
 def matches_prompt(tokenizer, stops, ids):
