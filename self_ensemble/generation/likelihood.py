@@ -4,15 +4,18 @@ A question's segments are encoded once. A *row* is a sequence of fused tokens, t
 continuation without its last token, in as many streams as the question has; it is read in one
 forward. Continuations of which one begins another, such as choices of one token, share a row.
 
-Legend: ``n`` streams of a question, ``S`` fused tokens of the longest row of a forward, ``W`` of
-them whose logits are wanted, ``P`` places whose distributions are read, ``V`` vocabulary.
+Legend: ``n`` streams of a question, ``R`` rows times their streams, ``K`` segments of a stream,
+``M`` tokens of the longest, ``S`` fused tokens of the longest row of a forward, ``W`` of them whose
+logits are wanted, ``P`` places whose distributions are read, ``V`` vocabulary.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -25,6 +28,9 @@ from self_ensemble.system.errors import UserError
 # Logits of one forward, in the model's number format; and those that are float32 at a time.
 CPU_LOGITS, GPU_LOGITS = 1 << 25, 1 << 28
 FLOAT_LOGITS = 1 << 24
+# Attention scores of one forward and layer, float32. A choice of many tokens has many towards a
+# long prompt, and on a CPU memory that runs out ends the process.
+CPU_SCORES, GPU_SCORES = 1 << 26, 1 << 29
 # Tokens of segments that the rows of one forward see, at least as many as a batch encodes.
 SEGMENT_TOKENS = 4096
 
@@ -118,29 +124,52 @@ def plan_rows(
     return [Row(question, streams, tokens, tuple(reads)) for tokens, reads in rows.items()]
 
 
+@dataclass(frozen=True)
+class RowLimits:
+    """What the rows of one forward may have together, at most; a row alone may have more.
+
+    distributions: that are read.
+    segment_tokens: of the segments that they see.
+    scores: of attention, of one head.
+    prefix: tokens that each of them sees.
+    """
+
+    distributions: int
+    segment_tokens: int
+    scores: int
+    prefix: int
+
+    def hold(self, rows: Sequence[Row], groups: Sequence[Sequence[Stream]]) -> bool:
+        streams = [stream for row in rows for stream in groups[row.question]]
+        R, S = len(streams), max(len(row.token_ids) for row in rows)
+        K = max(len(stream.segments) for stream in streams)
+        M = max(len(segment) for stream in streams for segment in stream.segments)
+        return (
+            R * max(row.wanted for row in rows) <= self.distributions
+            and sum(stream.encoded_tokens for stream in streams) <= self.segment_tokens
+            and R * K * S * (self.prefix + M + S) <= self.scores
+        )
+
+
 def group_rows(
-    rows: Sequence[Row], groups: Sequence[Sequence[Stream]], *, max_logits: int, max_tokens: int
+    rows: Sequence[Row], groups: Sequence[Sequence[Stream]], limits: RowLimits
 ) -> Iterator[list[Row]]:
     """Rows that are read in one forward: near in length, and alike in how many streams they have.
 
-    groups: the streams of each question. max_logits: distributions that are wanted, at most.
-    max_tokens: of the segments that the rows see, at most. A row alone may have more of both.
+    groups: the streams of each question.
     """
 
-    chunk: list[Row] = []
-    tokens = 0
-    for row in sorted(rows, key=lambda row: (len(row.streams), row.wanted, len(row.token_ids))):
-        n = len(row.streams)
-        own = sum(stream.encoded_tokens for stream in groups[row.question])
-        logits = (len(chunk) + 1) * n * row.wanted  # the last one wants most
-        full = logits > max_logits or tokens + own > max_tokens
-        if chunk and (full or n != len(chunk[0].streams)):
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(row)
-        tokens += own
-    if chunk:
-        yield chunk
+    def length(row: Row) -> tuple[int, int, int]:
+        return len(row.streams), row.wanted, len(row.token_ids)
+
+    for _, alike in groupby(sorted(rows, key=length), key=lambda row: len(row.streams)):
+        left = list(alike)
+        while left:
+            # One, and as many more as there is room for; found by halving.
+            counts = range(2, len(left) + 1)
+            more = bisect_left(counts, True, key=lambda n: not limits.hold(left[:n], groups))
+            yield left[: 1 + more]
+            left = left[1 + more :]
 
 
 def pad_rows(

@@ -10,10 +10,13 @@ from self_ensemble.attention.kv_state import EncodeState
 from self_ensemble.generation.encode import encode_streams
 from self_ensemble.generation.likelihood import (
     CPU_LOGITS,
+    CPU_SCORES,
     GPU_LOGITS,
+    GPU_SCORES,
     SEGMENT_TOKENS,
     Likelihood,
     Row,
+    RowLimits,
     ScoringRequest,
     group_rows,
     pad_rows,
@@ -43,7 +46,7 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
 
     def _score(self, part: Sequence[int]) -> list[tuple[Likelihood, ...]]:
         """1. encode all segments, isolated; 2. read the continuations' rows, some at a time."""
-        request, device = self._request, self._engine.device
+        request = self._request
         groups = [request.questions[index] for index in part]
         streams = [stream for group in groups for stream in group]
         encoded, first = encode_streams(self._context.forward, streams, self._context.prefix)
@@ -54,14 +57,8 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
             own = range(begin, begin := begin + len(group))
             rows += plan_rows(question, own, group[0].tail, request.continuations[index])
         weights = None if request.weights is None else request.weights[list(part)]
-        places = CPU_LOGITS if device.type == "cpu" else GPU_LOGITS
         found: list[dict[int, Likelihood]] = [{} for _ in part]
-        for chunk in group_rows(
-            rows,
-            groups,
-            max_logits=places // self._engine.config.vocab_size,
-            max_tokens=max(SEGMENT_TOKENS, sum(stream.encoded_tokens for stream in streams)),
-        ):
+        for chunk in group_rows(rows, groups, self._limits(streams)):
             logits = self._row_logits(chunk, streams, encoded, first)
             for question, continuation, likelihood in read_rows(
                 chunk, logits, request.reduce, weights
@@ -69,6 +66,16 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
                 found[question][continuation] = likelihood
                 self.stats.decoded_tokens += len(likelihood.logprobs)
         return [tuple(each[index] for index in range(len(each))) for each in found]
+
+    def _limits(self, streams: Sequence[Stream]) -> RowLimits:
+        """streams: that were encoded together."""
+        config, on_cpu = self._engine.config, self._engine.device.type == "cpu"
+        return RowLimits(
+            distributions=(CPU_LOGITS if on_cpu else GPU_LOGITS) // config.vocab_size,
+            segment_tokens=max(SEGMENT_TOKENS, sum(s.encoded_tokens for s in streams)),
+            scores=(CPU_SCORES if on_cpu else GPU_SCORES) // config.num_attention_heads,
+            prefix=len(self._context.prefix.ids),
+        )
 
     def _row_logits(
         self,

@@ -24,7 +24,13 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation import likelihood
-from self_ensemble.generation.likelihood import ScoringRequest, group_rows, plan_rows, read_rows
+from self_ensemble.generation.likelihood import (
+    RowLimits,
+    ScoringRequest,
+    group_rows,
+    plan_rows,
+    read_rows,
+)
 from self_ensemble.generation.streams import attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, average_logits
 from self_ensemble.system.errors import UserError
@@ -371,15 +377,31 @@ def test_rows_of_a_forward_are_alike():
         for i, own in enumerate(choices)
         for row in plan_rows(i, range(len(groups[i])), (1,), own)
     ]
-    chunks = list(group_rows(rows, groups, max_logits=10**6, max_tokens=10**6))
+    free = RowLimits(10**6, 10**6, 10**9, prefix=7)
+    chunks = list(group_rows(rows, groups, free))
     assert [len({len(row.streams) for row in chunk}) for chunk in chunks] == [1, 1]
     assert sorted(map(id, rows)) == sorted(id(row) for chunk in chunks for row in chunk)
-    for limits in ({"max_logits": 20, "max_tokens": 10**6}, {"max_logits": 99, "max_tokens": 80}):
-        for chunk in group_rows(rows, groups, **limits):
-            if len(chunk) > 1:
-                wanted = max(row.wanted for row in chunk) * sum(len(row.streams) for row in chunk)
-                assert wanted <= limits["max_logits"]
-                assert len(chunk) * 38 <= limits["max_tokens"]
+    for limits in (
+        replace(free, distributions=11),
+        replace(free, segment_tokens=80),
+        replace(free, scores=1500),
+        replace(free, distributions=0, scores=0),
+    ):
+        held = list(group_rows(rows, groups, limits))
+        assert sorted(map(id, rows)) == sorted(id(row) for chunk in held for row in chunk)
+        assert len(held) > len(chunks)
+        for chunk in held:
+            R = sum(len(row.streams) for row in chunk)
+            S = max(len(row.token_ids) for row in chunk)
+            within = (
+                R * max(row.wanted for row in chunk) <= limits.distributions
+                and sum(sum(map(len, s.segments)) for row in chunk for s in groups[row.question])
+                <= limits.segment_tokens
+                and limits.scores >= R * S * (7 + 16 + S)
+            )
+            assert within or len(chunk) == 1
+    assert [len(chunk) for chunk in held] == [1] * len(rows)
+    assert list(group_rows([], groups, free)) == []
 
 
 def test_equal_choices_are_equally_likely_to_the_last_bit():
