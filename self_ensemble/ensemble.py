@@ -7,6 +7,8 @@ answers = ensemble.generate(
     [["What is the capital of France?", "France's capital is which city?"]]
 )
 answers[0].text, answers[0].logprob, answers[0].truncated
+[scored] = ensemble.loglikelihood([["Capital of France?"]], [["Lyon", "Paris"]])
+scored.choices[scored.best()], scored.sum, scored.greedy
 """
 
 from __future__ import annotations
