@@ -32,8 +32,7 @@ class CapturedDecodeState(FusedTokenState):
         segment_positions: [R, K], the positions of the segments' first tokens.
         counts: how many of its K partitions each row has; the others are padding.
         longest: no segment is longer, nor of rows that are put in later; None: the longest there.
-        room: for so many tokens of segments in each row, so that rows can be put in: then they are
-            copied, since the encoding of the next ones overwrites them. None: they stay.
+        room: of each row for so many tokens of segments, once rows are put in.
         others: see `FusedTokenState`.
     """
 
@@ -56,9 +55,7 @@ class CapturedDecodeState(FusedTokenState):
         self.buffers: BufferPool = buffers
         device = self.at.device
         self.room = room
-        if room is not None:
-            self._take_room(R * room)
-            starts = self._copy_segments(range(R), others["segments"], starts, lengths)
+        self.has_moved = False  # into the rows' room
         self.starts = buffers.keep("starts", starts.int().to(device))
         self.lengths = buffers.keep("lengths", lengths.int().to(device))
         self.segment_positions = buffers.keep("segment positions", segment_positions.to(device))
@@ -74,7 +71,8 @@ class CapturedDecodeState(FusedTokenState):
         """What two states of one pool must share for one's captured forward to be the other's."""
         sizes = *self.starts.shape, self.longest, self.own_mask.shape[1]
         rotated = self.rope_offsets is not None
-        return *sizes, rotated, self.fusion.kind, self.fusion.tau, self.buffers.version
+        fusion = self.fusion.kind, self.fusion.tau
+        return *sizes, rotated, *fusion, self.has_moved, self.buffers.version
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         super().keep_rows(rows)
@@ -86,20 +84,28 @@ class CapturedDecodeState(FusedTokenState):
         self.log_weights = self.buffers.keep("log weights", self.log_weights[rows])
         self.room = None  # rows are no longer where their room is
 
-    def _take_room(self, tokens: int) -> None:
-        """Segments of so many tokens, token by token in memory."""
+    def expect_rows(self) -> None:
+        """Copy the segments to where the next encode pass does not overwrite them."""
+        if self.has_moved:
+            return
+        assert self.room is not None
+        rows, segments = len(self.begun), self.segments
         self.segments = {
             layer: KeyValues(
                 *(
-                    self.buffers.take((layer, name), (tokens, J, D), like).transpose(0, 1)
+                    self.buffers.take((layer, name), (rows * self.room, J, D), like).transpose(0, 1)
                     for name, like, (J, _, D) in (
                         ("segment keys", kv.keys, kv.keys.shape),
                         ("segment values", kv.values, kv.values.shape),
                     )
                 )
             )
-            for layer, kv in self.segments.items()
+            for layer, kv in segments.items()
         }
+        starts, lengths = self.starts.cpu().long(), self.lengths.cpu().long()
+        starts = self._copy_segments(range(rows), segments, starts, lengths)
+        self.starts.copy_(starts)
+        self.has_moved = True
 
     def _copy_segments(
         self,

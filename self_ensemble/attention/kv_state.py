@@ -324,8 +324,11 @@ class FusedTokenState:
         for row in rows:
             self.begun[row] = LEFT
 
+    def expect_rows(self) -> None:
+        """Other rows will be encoded, to take places here."""
+
     def put_rows(self, rows: Sequence[int], others: Any) -> None:
-        """Other rows take the places of these.
+        """Other rows take the places of these; `expect_rows` came before they were encoded.
 
         Args:
             rows: the places.

@@ -191,6 +191,7 @@ class DecodeLoop:
         if not waiting or not free or batch.idle < ADMISSION_STEPS * batch.places:
             return None
         batch.idle = 0
+        batch.state.expect_rows()
         opened = self.open([waiting.popleft() for _ in range(min(len(free), len(waiting)))], True)
         taken = free[: len(opened.questions)]
         batch.put(taken, opened)
