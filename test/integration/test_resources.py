@@ -492,7 +492,7 @@ def test_the_script_is_a_front(tmp_path):
         (["--list", "--dataset-only"], "--dataset_only: --list only shows"),
         (["--list", "--spacy"], "--spacy: --list only shows"),
         (["--model", "demo", "--revision", "v1"], "--revision v1: "),
-        (["--dataset", "squad"], "there are demo, webqa, myriadlama"),
+        (["--dataset", "squad"], "there are demo, demo_choices, webqa, myriadlama"),
         (["--model", "nowhere"], "'nowhere' is no folder"),
     ],
 )
@@ -535,6 +535,7 @@ def test_all_datasets_and_no_model(online):
     )
     assert [line.split(":")[0].split()[0] for line in done["out"].splitlines()] == [
         "demo",
+        "demo_choices",
         *hub_datasets(),
     ]
 
