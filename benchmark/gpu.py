@@ -18,7 +18,6 @@ what limits them. --rows agreement holds its answers by different paths against 
 import argparse
 import csv
 import itertools
-import random
 import statistics
 import sys
 import time
@@ -325,7 +324,7 @@ class Bench(Table):
         runs = []
 
         def work():
-            stop = ends_at_random(least, most)
+            stop = measure.ends_at_random(least, most)
             runs.append(self.generate(streams, batch_size=size, new_tokens=most, stop=stop))
 
         seconds = self.seconds(work, repeats=1)
@@ -477,21 +476,6 @@ class Bench(Table):
         seconds = self.seconds(work, repeats=2)
         note = f"{len(texts)} questions, tokenising and the prefix included"
         self.add("a whole run", seconds, "s", note=note)
-
-
-def ends_at_random(least: int, most: int):
-    """A stop rule under which answers have least to most tokens, each number as likely."""
-    from self_ensemble.generation.stopping import Cut, NeverStop
-
-    chance = random.Random(0)
-
-    class EndsAtRandom(NeverStop):
-        def cut(self, token_ids):
-            count = len(token_ids)
-            ends = count >= least and chance.random() * (most + 1 - count) < 1
-            return Cut(0, count) if ends else None
-
-    return EndsAtRandom()
 
 
 def random_llama(shape: str):

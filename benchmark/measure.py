@@ -1,5 +1,6 @@
-"""What the GPU's benchmarks share: timing, the two ceilings, and a table whose rows are printed."""
+"""What benchmarks share: timing, the two ceilings, answers that end, a table that is printed."""
 
+import random
 import statistics
 import time
 
@@ -11,6 +12,21 @@ def without_ours(engine):
     """Within, the engine's model is as it was before it was patched, and has all the memory."""
     engine.release()
     return engine.wrapper.taken_out()
+
+
+def ends_at_random(least: int, most: int):
+    """A stop rule under which answers have least to most tokens, each number as likely."""
+    from self_ensemble.generation.stopping import Cut, NeverStop
+
+    chance = random.Random(0)
+
+    class EndsAtRandom(NeverStop):
+        def cut(self, token_ids):
+            count = len(token_ids)
+            ends = count >= least and chance.random() * (most + 1 - count) < 1
+            return Cut(0, count) if ends else None
+
+    return EndsAtRandom()
 
 
 class Table:

@@ -2,12 +2,16 @@
 
     python benchmark/throughput.py
     python benchmark/throughput.py --model MODEL --dataset FILE --few_shot FILE --instruction TEXT
+    python benchmark/throughput.py --unlike 4,400
 
 Stock generation answers every paraphrase's prompt: left-padded batches of prompts sorted by length,
 sdpa, a KV cache, the same number format and the same stop; the best of several batch sizes counts.
 Tokenising counts on all sides. Everything runs once unmeasured, then each stock batch size twice.
 Ours runs before and after each stock run, so that a machine whose speed drifts shows in both;
 medians and their ratios are printed.
+
+With --unlike, answers have from so many to so many tokens, each number as likely, whatever they
+say, and how many of the decoded rows were of use is printed too.
 """
 
 import argparse
@@ -15,10 +19,14 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
+
+from measure import ends_at_random
 
 from self_ensemble.cli.flags import (
     add_batch_argument,
@@ -37,8 +45,13 @@ from self_ensemble.cli.types import index_list
 STOCK_RUNS = 2
 
 
-def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> list[list[tuple]]:
-    """Greedy answers of stock `generate()` to every paraphrase, by question; token ids."""
+def stock_answers(
+    engine, template, questions, batch_size, max_new_tokens, unlike=None
+) -> list[list[tuple]]:
+    """Greedy answers of stock `generate()` to every paraphrase, by question; token ids.
+
+    unlike: see `parse_args`.
+    """
     import torch
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -54,6 +67,19 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
             stop, _, self.seen = engine.line_stop(ids[:, -1], self.seen)
             return stop
 
+    class End(StoppingCriteria):
+        """Each row of a batch after a number of tokens of its own, each number as likely."""
+
+        def __init__(self, rows):
+            self.left = torch.randint(unlike[0], unlike[1] + 1, (rows,), device=model.device)
+
+        def __call__(self, ids, scores, **kwargs):
+            self.left -= 1
+            return self.left <= 0
+
+    settings = {}
+    if unlike is not None:  # no token of theirs ends them
+        settings = {"min_new_tokens": unlike[0], "eos_token_id": None}
     prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
     encoded = tokenizer(prompts, add_special_tokens=template.add_special_tokens)["input_ids"]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -72,7 +98,8 @@ def stock_answers(engine, template, questions, batch_size, max_new_tokens) -> li
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
-            stopping_criteria=StoppingCriteriaList([Stop(len(batch))]),
+            stopping_criteria=StoppingCriteriaList([(End if unlike else Stop)(len(batch))]),
+            **settings,
         )
         for index, row in zip(batch, out[:, width:].tolist(), strict=True):
             answers[index] = tuple(row)
@@ -118,12 +145,18 @@ def main(args) -> None:
                 pass
 
         def ask(name, request, *, batch_size, unit="questions"):
-            return engine.generate(request, batch_size=batch_size)
+            if args.unlike is not None:
+                request = replace(request, stop=ends_at_random(*args.unlike))
+            generation = engine.generate(request, batch_size=batch_size)
+            yield from generation
+            used = generation.stats.decoded_tokens * len(request.questions[0])
+            of_use[name] = used / generation.stats.decode_rows
 
         ours = {
             "attention fusion": partial(answer, AttentionFusion()),
             "avg": partial(answer, LogitFusion("avg")),
         }
+        of_use: dict[str, float] = {}
         seconds: dict[str, list[float]] = {name: [] for name in ours}
 
         def measure(name, work):
@@ -139,7 +172,7 @@ def main(args) -> None:
                 measure(name, work)
 
         def stock(asked, size):
-            return stock_answers(engine, template, asked, size, args.max_new_tokens)
+            return stock_answers(engine, template, asked, size, args.max_new_tokens, args.unlike)
 
         for work in ours.values():
             work()  # warm up
@@ -164,6 +197,9 @@ def main(args) -> None:
             f"{name:36} {len(questions) / median:11.1f}   {min(rates):7.1f} .. {max(rates):7.1f}"
             f"   {best / median:6.2f}"
         )
+    if args.unlike is not None:
+        for name, share in of_use.items():
+            print(f"{name}: {share:.1%} of the decoded rows were of use")
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
@@ -187,7 +223,17 @@ def parse_args(argv: Sequence[str] | None = None):
         metavar="N,N,...",
         help="batch sizes of stock generation, in prompts (default: 32,64,128,256)",
     )
+    parser.add_argument(
+        "--unlike",
+        type=index_list,
+        metavar="LEAST,MOST",
+        help="answers have from LEAST to MOST tokens, whatever they say",
+    )
     args = parser.parse_args(argv)
+    if args.unlike is not None:
+        if len(args.unlike) != 2 or not 0 < args.unlike[0] < args.unlike[1]:
+            parser.error("--unlike: give two numbers of tokens, the smaller one first")
+        args.max_new_tokens = args.unlike[1]
     check_question_arguments(parser, args)
     return args
 

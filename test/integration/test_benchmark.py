@@ -72,6 +72,21 @@ def test_throughput(small, common, tmp_path, capsys, chat):
     assert re.findall(rf"^{named} +[0-9.]+ ", out, re.MULTILINE) == list(dict.fromkeys(order))
 
 
+def test_throughput_of_answers_of_unlike_lengths(common, capsys):
+    given = ["--num_paraphrases", 2, "--stock_batches", 5, "--unlike", "2,9"]
+    assert run_script(throughput, *common, *given) == 0
+    out = capsys.readouterr().out
+    shares = dict(re.findall(r"^(.+): ([0-9.]+)% of the decoded rows were of use$", out, re.M))
+    assert list(shares) == ["attention fusion", "avg"]
+    assert all(40 < float(share) <= 100 for share in shares.values())
+
+
+@pytest.mark.parametrize("lengths", ["5", "9,2", "0,3", "2,2"])
+def test_throughput_refuses_lengths_that_are_none(common, capsys, lengths):
+    assert run_script(throughput, *common, "--unlike", lengths) == 2
+    assert capsys.readouterr().err.startswith("error: --unlike: ")
+
+
 def test_throughput_prompts_are_the_chat_templates(small, common, capsys):
     """The small model has no chat template, so that honouring the flag is an error."""
     assert run_script(throughput, *common, "--num_paraphrases", 2, "--chat_template") == 2
