@@ -1,7 +1,8 @@
 """What the documentation tells a user to type is typed here, in a copy of the project.
 
-Commands that generate are given fewer questions, and a model and a file where they name ones that
-only the user has; the rest of the line is run as it stands. Installing is what .ci/run does.
+Commands that generate are given fewer questions, shorter answers, and a model and a file where they
+name ones that only the user has; the rest of the line is run as it stands. Installing is what
+.ci/run does.
 """
 
 import json
@@ -34,8 +35,13 @@ GENERATING = (
 )
 THEIRS = {
     "meta-llama/Llama-3.2-3B": str(ROOT / "demo" / "model"),
-    "questions.jsonl": "questions.jsonl",
+    "deepseek_r1_qwen_1.5b": "reasoning",
 }
+# A chat template that opens a thought, as those of reasoning models do.
+THINKING = (
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n<think>\n' }}{% endif %}"
+)
 
 
 def commands() -> list[tuple[str, str]]:
@@ -62,6 +68,7 @@ def runnable(line: str) -> str:
     words = line.split()
     if words[0] == "python" and Path(words[1]).name in GENERATING:
         line = re.sub(r" --max_samples \d+", "", line) + " --max_samples 3"
+        line = re.sub(r"(--max_new_tokens) \d+", r"\1 30", line)
     if Path(words[1]).name == "throughput.py":
         line += " --stock_batches 32"
     return line
@@ -69,7 +76,7 @@ def runnable(line: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the project, with a file of a user's own questions."""
+    """A copy of the project, with a user's own questions, the files of the pages, and a model."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "results"))
     rows = [
@@ -81,6 +88,14 @@ def checkout(tmp_path_factory):
         for place in ("Mali", "Peru", "Laos")
     ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for page in PAGES:
+        shown = r"^<!-- file: (\S+) -->\n```json\n(.*?)^```"
+        for name, lines in re.findall(shown, (ROOT / page).read_text(), re.S | re.M):
+            (folder / name).write_text(lines)
+    shutil.copytree(folder / "demo" / "model", folder / "reasoning")
+    settings = folder / "reasoning" / "tokenizer_config.json"
+    told = json.loads(settings.read_text()) | {"chat_template": THINKING}
+    settings.write_text(json.dumps(told))
     with Shell(folder, folder, os.environ) as shell:
         yield shell
 
@@ -110,6 +125,23 @@ def test_what_the_readme_says_of_python(checkout):
     assert answered, printed
     assert sorted(printed[2:]) == ["0 Italy", "1 Vincent van Gogh"]
     assert re.fullmatch(r"\['.+'\]", last)
+
+
+def test_what_is_said_of_python_and_answers_of_every_kind(checkout):
+    text = (ROOT / "docs" / "answers.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
+    shown = """
+print([answer.text for answer in voted], len(drawn))
+print(scored.best("bytes"), len(scored.logprobs))
+"""
+    (checkout.folder / "from_answers.py").write_text(code + shown)
+    *printed, voted, last = checkout.type("python from_answers.py").splitlines()
+    assert [re.match(r"[A-Z][\w ]+ \(-", line)[0] for line in printed] == [
+        "Italy (-",
+        "Vincent van Gogh (-",
+    ]
+    assert voted == "['Italy', 'Vincent van Gogh'] 2"
+    assert last == "0 3"
 
 
 def excerpts(command: str) -> list[list[str]]:
