@@ -25,7 +25,7 @@ def load(name):
 
 
 quality, throughput = load("quality"), load("throughput")
-batches, kill = load("batches"), load("kill")
+batches, kill, self_consistency = load("batches"), load("kill"), load("self_consistency")
 
 
 @pytest.fixture
@@ -51,6 +51,21 @@ def test_quality_scores_every_method(common, tmp_path, capsys):
     assert len(names) == len(quality.LOGIT_METHODS) + len(quality.ATTENTION_METHODS)
     for name in names:
         assert name in table
+
+
+def test_self_consistency_beside_fusion(common, tmp_path, capsys):
+    """Each method's score and rows; what draws is drawn once a seed and temperature."""
+    argv = ["--num-paraphrases", 3, "--seeds", "0,4", "--temperatures", "0.7,1.5"]
+    assert run_script(self_consistency, *common, *argv, "--output-dir", tmp_path) == 0
+    scores, rows = capsys.readouterr().out.split("\na question")
+    draws = {f"self_consistency-t{t}{seed}-3" for t in ("0.7", "1.5") for seed in ("", "-seed4")}
+    names = {path.stem for path in tmp_path.rglob("*.feather")}
+    assert names == draws | {"origin-1", "vote-3", "avg-3", "flex_attention-3"}
+    assert "self_consistency-t0.7-3 (baseline)" in scores
+    counted = {line.split()[0]: float(line.split()[1]) for line in rows.splitlines()[1:]}
+    assert counted.keys() == names and all(name in scores for name in names)
+    for name in draws:  # three rows for a while, against the one of a fused question
+        assert 2 * counted["flex_attention-3"] <= counted[name] <= 3 * 4
 
 
 @pytest.mark.parametrize("chat", [False, True])
