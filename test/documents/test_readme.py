@@ -30,6 +30,7 @@ GENERATING = (
     "generate.py",
     "flex_attention_generate.py",
     "quality.py",
+    "self_consistency.py",
     "throughput.py",
     "batches.py",
 )
