@@ -114,14 +114,16 @@ def make_engine(wrapper, **settings):
 def make_request(
     streams, fusion=None, reduce=only_stream, steps=STEPS, prefix=PREFIX, stop=None, **more
 ):
-    """A request that goes on to the limit, or ends at the tokens ``stop``."""
+    """A request that goes on to the limit, or ends at the tokens ``stop``, or by that rule."""
+    if not isinstance(stop, StopRule):
+        stop = StopAt(stop) if stop else NeverStop()
     return Request(
         tuple(prefix),
         streams,
         fusion or Fusion(),
         reduce,
         max_new_tokens=steps,
-        stop=StopAt(stop) if stop else NeverStop(),
+        stop=stop,
         **more,
     )
 

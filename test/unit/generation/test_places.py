@@ -17,6 +17,7 @@ from self_ensemble.attention.fusion import Fusion, mean_of_partitions, register_
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation import passes
 from self_ensemble.generation.sampling import Sampling
+from self_ensemble.generation.stopping import StopRule
 from self_ensemble.generation.streams import attention_streams, logit_streams, only_stream
 from self_ensemble.methods.logit_fusion import average_logits
 from self_ensemble.methods.registries import LOGIT_METHODS
@@ -129,6 +130,30 @@ def test_who_comes_in_later_is_answered_as_if_alone(kind, captured, small_steps,
         check_same(backwards[::-1], expected)
         check_same(answers(engine, streams, **asked)[0], expected)
     assert not captured or StandIn.replays > 20
+
+
+class StopAfterVisible(StopRule):
+    """As lines end: what stops a row does so only once the row has had some other token."""
+
+    def __call__(self, tokens, seen):
+        stops = seen & (tokens % 8 == 0)
+        return stops, ~stops, seen | (tokens % 3 == 1)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["plain", "captured"])
+def test_what_a_row_has_seen_leaves_with_its_question(captured, monkeypatch):
+    """Who takes its place has seen nothing, and what stays is with its own question."""
+    streams = [logit_streams(q, len(PREFIX)) for q in some_questions(13, most=2)]
+    asked = {"reduce": average_logits, "steps": 24, **drawn(13), "stop": StopAfterVisible()}
+    with an_engine() as engine:
+        expected = alone(engine, streams, **asked)
+    late = [a for a in expected if any(token % 8 == 0 for token in a.token_ids[:-1])]
+    assert late  # which end sooner where something was seen before
+    if captured:
+        stand_in(monkeypatch)
+    with an_engine(captured=captured) as engine:
+        for size in (2, 5, 13):
+            check_same(answers(engine, streams, batch_size=size, **asked)[0], expected)
 
 
 def test_weights_go_with_their_questions(small_steps):
