@@ -255,8 +255,13 @@ def gathered(
 
 
 def _own_confidences(request: Request, asked: Asked) -> torch.Tensor:
-    """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero."""
-    each = dict(_answer_each(request, asked))
+    """Confidences of the paraphrases' own answers, [Q, N]; equal where all are zero.
+
+    The likeliest ones, whether the fused answer is drawn or not: how sure a paraphrase is does not
+    depend on chance.
+    """
+    greedy = replace(asked, config=replace(asked.config, sampling=None))
+    each = dict(_answer_each(request, greedy))
     rows = [[confidence(answer) for answer in each[index]] for index in range(len(each))]
     weights = _weight_tensor(rows)
     return weights.where(weights.sum(-1, keepdim=True) > 0, torch.ones(()))
