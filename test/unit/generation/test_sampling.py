@@ -100,3 +100,13 @@ def test_the_sampler_takes_what_pick_takes_with_the_numbers_of_its_questions():
     expect([0, 1], ("b", 2, 0), ("a", 0, 2))
     sampler.keep([1, 0])
     expect([0, 1], ("a", 0, 3), ("b", 2, 1))
+
+
+def test_the_nucleus_ends_with_the_token_that_reaches_top_p():
+    """Not with the one after it: where the likeliest token has exactly top_p, it is alone."""
+    logits = torch.tensor([4.0, 2.0, 2.0]).log().expand(50, -1)
+    half = logits[0].double().softmax(-1)
+    top_p = float(half[:2].cumsum(0)[1] - half[1])
+    numbers = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    assert set(pick(logits, numbers, 1.0, top_p).tolist()) == {0}
+    assert set(pick(logits, numbers, 1.0, top_p + 1e-9).tolist()) == {0, 1, 2}
