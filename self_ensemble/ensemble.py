@@ -405,7 +405,9 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
     Raises:
         UserError: they are not texts in lists.
     """
-    asked = []
+    asked: list[tuple[str, ...]] = []
+    if not isinstance(questions, Iterable):
+        raise UserError(f"the questions are {questions!r}; give a list of paraphrases for each")
     for index, paraphrases in enumerate(questions):
         if isinstance(paraphrases, Mapping | Set):
             raise UserError(
@@ -416,9 +418,16 @@ def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
             raise UserError(
                 f"question {index} is a text; give the list of its paraphrases, if only of one"
             )
+        if not isinstance(paraphrases, Iterable):
+            raise UserError(
+                f"question {index} is {paraphrases!r}; give the list of its paraphrases"
+            )
         asked.append(tuple(paraphrases))
-        if not asked[-1] or not all(isinstance(p, str) and p.strip() for p in asked[-1]):
-            raise UserError(f"question {index} has no paraphrase, or one that is no text or empty")
+        if not asked[-1] or not all(map(_is_text, asked[-1])):
+            raise UserError(
+                f"question {index} has no paraphrase, or one that is empty, no text, or holds half "
+                "a character"
+            )
     return asked
 
 
@@ -428,19 +437,33 @@ def _checked_choices(choices: Iterable[Sequence[str]], count: int) -> list[tuple
     Raises:
         UserError: they are not texts in lists, or not a list for each question.
     """
-    given = []
+    given: list[tuple[str, ...]] = []
+    if not isinstance(choices, Iterable):
+        raise UserError(f"the choices are {choices!r}; give a list of texts for each question")
     for index, texts in enumerate(choices):
-        if isinstance(texts, str | Mapping | Set):
+        if isinstance(texts, str | Mapping | Set) or not isinstance(texts, Iterable):
             raise UserError(
                 f"the choices of question {index} are a {type(texts).__name__}; give a list of "
                 "texts"
             )
         given.append(tuple(texts))
-        if not given[-1] or not all(isinstance(text, str) and text.strip() for text in given[-1]):
-            raise UserError(f"question {index} has no choice, or one that is no text or empty")
+        if not given[-1] or not all(map(_is_text, given[-1])):
+            raise UserError(
+                f"question {index} has no choice, or one that is empty, no text, or holds half a "
+                "character"
+            )
     if len(given) != count:
         raise UserError(f"there are choices for {len(given)} questions and {count} questions")
     return given
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is one that a tokenizer can take, and not empty: half a surrogate pair is not."""
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and not any("\ud800" <= character <= "\udfff" for character in value)
+    )
 
 
 def _own_uuids(questions: Sequence[Sequence[str]]) -> list[str]:

@@ -25,7 +25,7 @@ class Extraction:
     kind: ``line``: the first line that holds anything, without space around it; ``all``: all of it,
         without space around it; ``after``: what follows the last ``argument``, without space around
         it; ``last_number``: the last number, as it is written; ``regex``: of the first match of the
-        pattern ``argument`` the first group, or all of it where there is no group.
+        pattern ``argument`` the first group that took part, or all of it where there is no group.
     """
 
     kind: str = "line"
@@ -43,7 +43,11 @@ class Extraction:
         if self.kind == "last_number":
             return last_number(generation)
         match = re.search(self.argument, generation)
-        return "" if match is None else match[1 if match.re.groups else 0] or ""
+        if match is None:
+            return ""
+        # Of alternatives with a group each, that of the one that matched.
+        taken = (group for group in match.groups() if group is not None)
+        return next(taken, "") if match.re.groups else match[0]
 
     @property
     def after_thought(self) -> bool:
@@ -77,6 +81,8 @@ def parse_extraction(text: str) -> Extraction:
     Raises:
         UserError: it is none of `SPELLINGS`, or the pattern is no regular expression.
     """
+    if not isinstance(text, str):
+        raise UserError(f"{text!r} is none of {', '.join(SPELLINGS)}")
     kind, colon, argument = text.partition(":")
     if kind in WITH_ARGUMENT and argument:
         if kind == "regex":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -94,7 +94,9 @@ class GenerationConfig:
 
 def _checked_stops(stop: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stop, str):
-        raise UserError(f"stop: {stop!r} is one text; give a list of texts, such as [{stop!r}]")
+        raise UserError(f"stop: {stop!r} is one text; give a list of texts, such as ['\\n\\n']")
+    if not isinstance(stop, Iterable):
+        raise UserError(f"stop: {stop!r} is no list of texts")
     for text in stop:
         if not isinstance(text, str) or not text:
             raise UserError(f"stop: {text!r} is not a text of at least one character")

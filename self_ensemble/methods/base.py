@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from self_ensemble.attention.segments import (
@@ -193,5 +194,6 @@ def split_questions(
 
 def check_weights(what: str, weights: Sequence[float]) -> None:
     """Raises UserError where weights are not finite numbers of 0 or more, not all 0."""
-    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+    numbers = all(isinstance(weight, Real) and 0 <= weight < math.inf for weight in weights)
+    if not numbers or not any(weights):
         raise UserError(f"{what}: {list(weights)} must be numbers of 0 or more, not all 0")

@@ -62,6 +62,7 @@ EXTRACTIONS = {
     ],
     r"regex:[A-D]\b": [("It is B, not C", "B")],  # no group: all of it
     r"regex:(x)|y": [("y x", "")],  # the first match has no such group
+    r"regex:is (\d+)|= (\d+)": [("x = 3", "3"), ("it is 4 = 5", "4")],
     r"regex:####\s*(-?[0-9.,]+)": [("so\n#### -1,234\nmore", "-1,234")],
     r"regex:(?s)<answer>(.*?)</answer>": [("<answer>Li\nma</answer>", "Li\nma")],
     r"regex:^(?:.*\n)*.*: (\w+)": [("a: 1\nb: 2", "2")],
