@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+from stand_in import StandIn, stand_in
 from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizing import TOKENIZERS, tokenizer_of
@@ -369,11 +370,22 @@ def test_against_generate(architecture, name):
     assert compared >= 20
 
 
-def test_neither_batch_nor_order_changes_where_answers_stop():
-    """EleutherAI/lm-evaluation-harness, issue 873: a stop of one question ended another."""
+@pytest.mark.parametrize("captured", [False, True])
+def test_neither_batch_nor_order_changes_where_answers_stop(captured, monkeypatch):
+    """EleutherAI/lm-evaluation-harness, issue 873: a stop of one question ended another.
+
+    Where steps are captured, a stop is seen when the next step has been begun.
+    """
     tokenizer = tokenizer_of("byte-level")
     model = talkative_model("llama", tokenizer)
-    engine = Engine(model, tokenizer, FlexAttentionWrapper(model, "eager"))
+    if captured:
+        stand_in(monkeypatch)
+        StandIn.replays = 0
+        wrapper = FlexAttentionWrapper(model, "flex", compiled=False)
+        engine = Engine(model, tokenizer, wrapper, capture=True)
+        engine.capture_problem = lambda fusion: None
+    else:
+        engine = Engine(model, tokenizer, FlexAttentionWrapper(model, "eager"))
     chance = random.Random(3)
     questions = [
         attention_streams(
@@ -400,6 +412,7 @@ def test_neither_batch_nor_order_changes_where_answers_stop():
             found = together[index]
             assert (found.token_ids, found.text_end) == (expected.token_ids, expected.text_end)
             assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert not captured or StandIn.replays > 20
 
 
 def random_ids(chance, tokenizer, count):
