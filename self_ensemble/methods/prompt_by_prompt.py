@@ -9,7 +9,9 @@ from typing import TypeVar
 import torch
 
 from self_ensemble.attention.continuations import split_choices
+from self_ensemble.data.answers import first_line
 from self_ensemble.data.choices import choose, normalized
+from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.generation.decode import Answer, answer_text
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 from self_ensemble.generation.request import Request
@@ -24,7 +26,7 @@ from self_ensemble.methods.base import (
     split_questions,
 )
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, choice_confidence, confidence
-from self_ensemble.methods.votes import VOTES
+from self_ensemble.methods.votes import VOTES, VoteRule, majority, majority_of_lines
 from self_ensemble.system.errors import UserError
 
 EACH_PASS = "each paraphrase"
@@ -135,9 +137,12 @@ class Vote:
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
+        rule = VOTES.get(self.name)
+        if rule is majority and asked.extract in (first_line, FIRST_LINE):
+            rule = majority_of_lines
         for question, answers in _answer_each(logit_request(asked), asked):
             generated = [answer_text(asked.engine.tokenizer, answer) for answer in answers]
-            taken = self._taken([asked.extract(text) for text in generated])
+            taken = self._taken([asked.extract(text) for text in generated], rule)
             yield Outcome(question, (answers[taken],), taken)
 
     def score(self, asked: AskedChoices) -> Iterator[ScoredChoices]:
@@ -149,11 +154,11 @@ class Vote:
         """
         for question, each in _score_each(scoring_request(asked), asked):
             chosen = [choose(scores_of(own, asked.choices[question], asked.norm)) for own in each]
-            taken = self._taken([str(choice) for choice in chosen])
+            taken = self._taken([str(choice) for choice in chosen], VOTES.get(self.name))
             yield ScoredChoices(question, (each[taken],), taken)
 
-    def _taken(self, predictions: Sequence[str]) -> int:
-        taken = VOTES.get(self.name)(predictions)
+    def _taken(self, predictions: Sequence[str], rule: VoteRule) -> int:
+        taken = rule(predictions)
         if isinstance(taken, bool) or taken not in range(len(predictions)):
             raise UserError(
                 f"the vote {self.name} must return the index of one of the "

@@ -35,7 +35,18 @@ def majority(predictions: Sequence[str]) -> int:
     Answers are compared normalised, those that are numbers by their value: normalised, "3.14" and
     "314" would be one answer, and "3.0" and "3" two. An empty one has no vote unless all are empty.
     """
-    answers = [_number_or_text(prediction) for prediction in predictions]
+    return _first_of_most([_number_or_text(prediction) for prediction in predictions])
+
+
+def majority_of_lines(predictions: Sequence[str]) -> int:
+    """As `majority`, but all are compared as texts.
+
+    Of first lines it always was so, and a finished file that is extended keeps one rule.
+    """
+    return _first_of_most([normalize_answer(prediction) for prediction in predictions])
+
+
+def _first_of_most(answers: Sequence[Fraction | str]) -> int:
     votes = Counter(answer for answer in answers if answer != "") or Counter(answers)
     most = max(votes.values())
     return next(i for i, answer in enumerate(answers) if votes[answer] == most)

@@ -38,7 +38,7 @@ def error_of(function, *args, **settings):
     with pytest.raises(UserError) as caught:
         function(*args, **settings)
     sentence = told(caught.value)
-    assert "\n" not in sentence and len(sentence) < 400, sentence
+    assert "\n" not in sentence and len(sentence) < 500, sentence
     return sentence
 
 

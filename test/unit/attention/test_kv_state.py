@@ -2,6 +2,8 @@
 
 import torch
 
+from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.cuda_graphs import CapturedDecodeState
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import DecodeState
 from self_ensemble.attention.scoring import KeyValues
@@ -47,3 +49,39 @@ def test_slots_in_front_are_finite():
     state.put_rows([0], state_of(rows=1, tokens=5, value=3.0))
     assert state.own[0].values[0, 1, :5, 0].tolist() == [0, 0, 0, 1, 1]
     assert state.own_mask[1, :5].tolist() == [False, False, False, True, True]
+
+
+def test_weights_of_captured_rows_follow_them():
+    """Rows with unlike numbers of partitions, of which some leave, and a place is taken."""
+
+    def captured(counts):
+        tokens = torch.zeros(1, 12, 1)
+        rows = len(counts)
+        return CapturedDecodeState(
+            segments={0: KeyValues(tokens, tokens)},
+            starts=torch.zeros(rows, 2, dtype=torch.long),
+            lengths=torch.tensor([[2, 2 if count == 2 else 0] for count in counts]),
+            segment_positions=torch.zeros(rows, 2, dtype=torch.long),
+            counts=counts,
+            longest=2,
+            room=4,
+            prefix={},
+            rope_offsets=None,
+            rotary=None,
+            slots=4,
+            fusion=Fusion(),
+            buffers=BufferPool(),
+        )
+
+    def weights(state):
+        return state.log_weights.exp2().tolist()
+
+    state = captured([1, 2, 1])
+    assert weights(state) == [[1, 0], [0.5, 0.5], [1, 0]]
+    state.expect_rows()
+    state.leave([0])
+    state.put_rows([0], captured([2]))
+    assert weights(state) == [[0.5, 0.5], [0.5, 0.5], [1, 0]]
+    state.keep_rows(torch.tensor([2, 0]))
+    assert weights(state) == [[1, 0], [0.5, 0.5]]
+    assert state.lengths.tolist() == [[2, 0], [2, 2]]

@@ -12,11 +12,12 @@ from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.positions import assign_positions
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation import batching
+from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.sampling import Sampling
 from self_ensemble.generation.stats import Stats
-from self_ensemble.generation.stopping import NeverStop
+from self_ensemble.generation.stopping import Cut, NeverStop
 from self_ensemble.generation.streams import Stream, attention_streams, logit_streams
 from self_ensemble.system.errors import UserError
 
@@ -113,6 +114,19 @@ def test_out_of_memory_with_one_question_is_told(llama_engine, monkeypatch):
     monkeypatch.setattr("self_ensemble.generation.passes.encode_streams", small_memory(0))
     with pytest.raises(UserError, match="out of memory with one question"):
         generate(llama_engine, [attention_streams(split(3), 0, "left")] * 2)
+
+
+def test_a_stop_string_ends_text_and_log_probabilities(llama_engine):
+    """The tokens that complete it are kept, since the text is cut by characters."""
+
+    class CutAfterFive(NeverStop):
+        def cut(self, token_ids):
+            return Cut(text_end=3, tokens=2) if len(token_ids) == 5 else None
+
+    question = [attention_streams(split(3), 0, "left")]
+    [(_, whole)] = generate(llama_engine, question, max_new_tokens=8, stop=NeverStop())
+    [(_, cut)] = generate(llama_engine, question, max_new_tokens=8, stop=CutAfterFive())
+    assert cut == Answer(whole.token_ids[:5], whole.logprobs[:2], truncated=False, text_end=3)
 
 
 # ---- what is asked of the model -------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from self_ensemble.methods.votes import majority
+from self_ensemble.methods.votes import majority, majority_of_lines
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,10 @@ from self_ensemble.methods.votes import majority
 )
 def test_majority(predictions, taken):
     assert majority(predictions) == taken
+
+
+def test_first_lines_are_compared_as_the_last_release_did():
+    """A finished file that is extended has one rule."""
+    assert majority(["314", "3.14", "3.140"]) == 1
+    assert majority_of_lines(["3.0", "314", "3.14", "3"]) == 1
+    assert majority_of_lines(["", "The Lima", "lima"]) == 1
