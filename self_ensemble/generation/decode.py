@@ -47,8 +47,9 @@ def answer_text(tokenizer: Any, answer: Answer) -> str:
 
 NOT_NUMBERS = "the model's logits are not numbers in this number format; use --dtype float32"
 # Letting waiting questions in costs two forwards beside their tokens, about as much as so many
-# steps of all places. They come in once free places have cost as much.
-ADMISSION_STEPS = 1.0
+# steps of all places: where steps are captured, and where they are not. They come in once free
+# places have cost as much.
+CAPTURED_ADMISSION_STEPS, ADMISSION_STEPS = 1.0, 0.4
 
 # (logits [B * n, V], the question in each place) → scores [B, V]
 ReducePlaces = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
@@ -188,7 +189,8 @@ class DecodeLoop:
     def _admit(self, batch: _Batch, waiting: deque[int]) -> tuple[list[int], torch.Tensor] | None:
         """Give free places to waiting questions; the places, and their rows' logits first."""
         free = [place for place, runs in enumerate(batch.running) if not runs]
-        if not waiting or not free or batch.idle < ADMISSION_STEPS * batch.places:
+        steps = CAPTURED_ADMISSION_STEPS if self.overlapped else ADMISSION_STEPS
+        if not waiting or not free or batch.idle < steps * batch.places:
             return None
         batch.idle = 0
         batch.state.expect_rows()
