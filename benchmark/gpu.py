@@ -302,17 +302,7 @@ class Bench(Table):
             def ended(tokens, scores, **settings):
                 return tokens.shape[1] - ids.shape[1] >= lengths
 
-            def work():
-                self.model.generate(
-                    input_ids=ids,
-                    attention_mask=ids.new_ones(ids.shape),
-                    max_new_tokens=MOST,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                    stopping_criteria=[ended],
-                )
-
+            work = partial(self.stock_answers, ids, MOST, stopping_criteria=[ended])
             seconds = self.seconds(work, repeats=1)
         stock = len(ids) / PARAPHRASES / seconds
         note = f"{len(ids)} prompts a batch; attention fusion is {rate / stock:.1f} times as fast"
@@ -403,23 +393,24 @@ class Bench(Table):
         best = getattr(self, "best", None)
         return "" if best is None else f"; attention fusion is {best / rate:,.1f} times as fast"
 
+    def stock_answers(self, ids, new_tokens, **settings):
+        """`generate()` for a batch of prompts of one length."""
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=ids.new_ones(ids.shape),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            **settings,
+        )
+
     def stock(self):
         """`generate()`, a prompt a row, at several batch sizes."""
         with without_ours(self.engine):
             self.model.set_attn_implementation("sdpa")
             for size in STOCK_BATCHES:
                 ids = self.torch.tensor(self.prompts(size // PARAPHRASES), device=measure.DEVICE)
-
-                def work(ids=ids):
-                    self.model.generate(
-                        input_ids=ids,
-                        attention_mask=ids.new_ones(ids.shape),
-                        max_new_tokens=NEW_TOKENS,
-                        min_new_tokens=NEW_TOKENS,
-                        do_sample=False,
-                        pad_token_id=0,
-                    )
-
+                work = partial(self.stock_answers, ids, NEW_TOKENS, min_new_tokens=NEW_TOKENS)
                 rate = size / PARAPHRASES / self.seconds(work, repeats=1)
                 note = f"{size} prompts a batch{self.against(rate)}"
                 self.add("stock generate()", rate, "questions/s", note=note)

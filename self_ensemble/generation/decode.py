@@ -188,10 +188,10 @@ class DecodeLoop:
 
     def _admit(self, batch: _Batch, waiting: deque[int]) -> tuple[list[int], torch.Tensor] | None:
         """Give free places to waiting questions; the places, and their rows' logits first."""
-        free = [place for place, runs in enumerate(batch.running) if not runs]
         steps = CAPTURED_ADMISSION_STEPS if self.overlapped else ADMISSION_STEPS
-        if not waiting or not free or batch.idle < steps * batch.places:
+        if not waiting or batch.idle < steps * batch.places:
             return None
+        free = [place for place, runs in enumerate(batch.running) if not runs]
         batch.idle = 0
         batch.state.expect_rows()
         opened = self.open([waiting.popleft() for _ in range(min(len(free), len(waiting)))], True)

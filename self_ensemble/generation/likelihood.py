@@ -22,6 +22,7 @@ import torch
 from self_ensemble.attention.continuations import Continuation
 from self_ensemble.generation.decode import NOT_NUMBERS
 from self_ensemble.generation.request import Request
+from self_ensemble.generation.rows import left_padded
 from self_ensemble.generation.streams import Reduce, Stream, combine_streams
 from self_ensemble.system.errors import UserError
 
@@ -176,13 +177,8 @@ def pad_rows(
     rows: Sequence[Row], streams: Sequence[Stream]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, positions and which are real, [rows * n, S] each, left-padded."""
-    width = max(len(row.token_ids) for row in rows)
     each = [(row, streams[index]) for row in rows for index in row.streams]
-    ids = [[0] * (width - len(row.token_ids)) + [*row.token_ids] for row, _ in each]
-    lengths = torch.tensor([len(row.token_ids) for row, _ in each])[:, None]
-    starts = torch.tensor([stream.positions.fused_start for _, stream in each])[:, None]
-    step = torch.arange(width)[None, :] - (width - lengths)  # negative on padding
-    return torch.tensor(ids), (starts + step).clamp(min=0), step >= 0
+    return left_padded([stream for _, stream in each], [row.token_ids for row, _ in each])
 
 
 def read_rows(

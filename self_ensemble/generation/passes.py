@@ -60,6 +60,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         captured: decode steps are captured.
         batch_size: questions at a time; None for what fits.
         max_batch_size: see below; of an earlier pass.
+        on_progress: see `Engine.generate`.
 
     Attributes:
         stats: what was computed so far.
@@ -77,6 +78,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         captured: bool,
         batch_size: int | None,
         max_batch_size: int | None,
+        on_progress: OnProgress | None = None,
     ):
         self.stats = Stats()
         self.max_batch_size = max_batch_size
@@ -85,6 +87,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self._batches = iter(batches)
         self._batch_size = batch_size
         self._captured = captured
+        self._on_progress = on_progress
         memory = engine.config, engine.device, engine.model.dtype.itemsize
         self._tokens_at_once = batching.tokens_at_once(*memory)
         self._tokens_kept = batching.tokens_kept(*memory, request.max_new_tokens)
@@ -96,6 +99,10 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
             max((len(s.segments) for group in request.questions for s in group), default=1),
             request.observe,
         )
+        self._prepare(batches)
+
+    def _prepare(self, batches: Sequence[Sequence[int]]) -> None:
+        """What is known of all batches before the first."""
 
     def __next__(self) -> list[tuple[int, Given]]:
         batch = list(next(self._batches))
@@ -164,43 +171,17 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
 
 
 class Generation(Pass[Answer]):
-    """Answers that are being generated; see `Pass`.
+    """Answers that are being generated; see `Pass`."""
 
-    on_progress: see `Engine.generate`.
-    """
-
-    def __init__(
-        self,
-        engine: PatchedModel,
-        request: Request,
-        prefix: Prefix,
-        rotary: RotaryTables | None,
-        batches: Sequence[Sequence[int]],
-        *,
-        captured: bool,
-        batch_size: int | None,
-        max_batch_size: int | None,
-        on_progress: OnProgress | None,
-    ):
-        super().__init__(
-            engine,
-            request,
-            prefix,
-            rotary,
-            batches,
-            captured=captured,
-            batch_size=batch_size,
-            max_batch_size=max_batch_size,
-        )
-        self._on_progress = on_progress
+    def _prepare(self, batches: Sequence[Sequence[int]]) -> None:
         self._finished = 0
-        self._steps = engine.captured_steps if captured else None
-        self._streams = max((len(group) for group in request.questions), default=1)
+        self._steps = self._engine.captured_steps if self._captured else None
+        self._streams = max((len(group) for group in self._request.questions), default=1)
         # A batch of one row has kernels of its own, that would be compiled in mid-run.
         self._fewest_slots = 1 if all(self._places(batch) == 1 for batch in batches) else 2
         # Room for the largest encode pass, so that nothing is moved; none where memory ran out.
         self._capacity = 0
-        if captured and max_batch_size is None:
+        if self._captured and self.max_batch_size is None:
             self._capacity = max(map(self._most_encoded, batches), default=0)
 
     def _memory_ran_out(self) -> None:

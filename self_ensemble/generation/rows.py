@@ -138,14 +138,22 @@ def read_tails(forward: Forward, streams: Sequence[Stream], state: RowState) -> 
     streams: of each row. Returns logits [R, V].
     """
     device = state.at.device
-    width = max(len(stream.tail) for stream in streams)
-    ids = torch.tensor([[0] * (width - len(stream.tail)) + [*stream.tail] for stream in streams])
-    tails = torch.tensor([len(stream.tail) for stream in streams])[:, None]
+    padded = left_padded(streams, [stream.tail for stream in streams])
+    ids, positions, mask = (tensor.to(device) for tensor in padded)
+    state.append(positions, mask)
+    return forward.fused(ids, positions)
+
+
+def left_padded(
+    streams: Sequence[Stream], token_ids: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fused tokens that each stream begins with: ids, positions, which are real; [R, S]."""
+    width = max(map(len, token_ids))
+    ids = torch.tensor([[0] * (width - len(tokens)) + [*tokens] for tokens in token_ids])
+    lengths = torch.tensor([len(tokens) for tokens in token_ids])[:, None]
     starts = torch.tensor([stream.positions.fused_start for stream in streams])[:, None]
-    step = torch.arange(width)[None, :] - (width - tails)  # [R, width], negative on padding
-    positions = (starts + step).clamp(min=0).to(device)
-    state.append(positions, (step >= 0).to(device))
-    return forward.fused(ids.to(device), positions)
+    step = torch.arange(width)[None, :] - (width - lengths)  # negative on padding
+    return ids, (starts + step).clamp(min=0), step >= 0
 
 
 @dataclass(frozen=True)
