@@ -31,6 +31,7 @@ class CapturedDecodeState(FusedTokenState):
         starts, lengths: [R, K], where in T each row's segments are, and how long they are.
         segment_positions: [R, K], the positions of the segments' first tokens.
         counts: how many of its K partitions each row has; the others are padding.
+        weights: of every row's partitions its own instead of the fusion's, [R, K]; on padding 0.
         longest: no segment is longer, nor of rows that are put in later; None: the longest there.
         room: of each row for so many tokens of segments, once rows are put in.
         others: see `FusedTokenState`.
@@ -43,6 +44,7 @@ class CapturedDecodeState(FusedTokenState):
         lengths: torch.Tensor,
         segment_positions: torch.Tensor,
         counts: Sequence[int] | None = None,
+        weights: torch.Tensor | None = None,
         longest: int | None = None,
         room: int | None = None,
         fusion: Fusion,
@@ -60,8 +62,12 @@ class CapturedDecodeState(FusedTokenState):
         self.lengths = buffers.keep("lengths", lengths.int().to(device))
         self.segment_positions = buffers.keep("segment positions", segment_positions.to(device))
         # In the pool too: a captured step reads the weights of the state that it is replayed under.
-        weights = log_partition_weights(fusion, [K] * R if counts is None else counts, K)
-        self.log_weights = buffers.keep("log weights", weights.to(device))
+        counts = [K] * R if counts is None else counts
+        if weights is None:
+            log_weights = log_partition_weights(fusion, counts, K)
+        else:
+            log_weights = kernel_log_weights(fusion, weights, torch.tensor(counts)[:, None])
+        self.log_weights = buffers.keep("log weights", log_weights.to(device))
         # The kernel's tiles are of 16, 32, ... keys.
         longest = int(lengths.max()) if longest is None else longest
         self.longest = max(16, 1 << (longest - 1).bit_length())
@@ -186,9 +192,19 @@ def log_partition_weights(fusion: Fusion, counts: Sequence[int], K: int) -> torc
     for count in set(counts):
         given = fusion.of_first(count).weights
         u = torch.full((count,), 1 / count) if given is None else given.float().cpu()
-        scale = count if fusion.kind == "joint" else 1
-        by_count[count] = torch.cat([(scale * u).log2(), torch.full((K - count,), -torch.inf)])
+        u = torch.cat([u, torch.zeros(K - count)])
+        by_count[count] = kernel_log_weights(fusion, u, torch.tensor(count))
     return torch.stack([by_count[count] for count in counts])
+
+
+
+def kernel_log_weights(
+    fusion: Fusion, weights: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """See `log_partition_weights`. weights: summing to one; counts: of partitions."""
+    if fusion.kind == "joint":
+        weights = weights * counts.to(weights.device)
+    return weights.float().log2()
 
 
 class CapturedStep:

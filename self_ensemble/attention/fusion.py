@@ -104,7 +104,8 @@ class Fusion:
         kind: ``mean`` of the partitions' attentions, ``joint``, one softmax over all of them, or a
             name that `register_fusion` was given.
         tau: the weight of partition i is ``u_i * exp(tau * lse_i)``, normalised (``mean``).
-        weights: ``u`` [K], non-negative, summing to one; None for equal ones.
+        weights: ``u``, non-negative, summing to one over the partitions; [K], or of every row
+            its own, [R, K]; None for equal ones.
 
     Raises:
         UserError: there is no such fusion, it has no tau, or tau is not finite.
@@ -203,7 +204,7 @@ def joint_softmax(
     K, M = segments.shape[2], segments.shape[4]
     P, F = prefix.shape[-1], fused.shape[-1]
     if fusion.weights is not None:
-        segments = segments + (K * fusion.weights).log()[:, None, None]
+        segments = segments + (K * fusion.weights).log()[..., None, None]
     flat = segments.transpose(2, 3).flatten(3)  # [J, R, Q, K * M]
     scores = torch.cat([prefix[:, :, 0], flat, fused[:, :, 0]], dim=-1)
     probabilities = scores.softmax(-1, dtype=torch.float32)
@@ -246,7 +247,7 @@ def weighted_partitions(
 def _partition_weights(scores: torch.Tensor, fusion: Fusion) -> torch.Tensor | float:
     """w_i of each partition: [J, R, K, Q, 1], or something that broadcasts to it."""
     K = scores.shape[2]
-    log_u = None if fusion.weights is None else fusion.weights.log()[:, None, None]
+    log_u = None if fusion.weights is None else fusion.weights.log()[..., None, None]
     if fusion.tau == 0:
         return 1.0 / K if log_u is None else log_u.exp()
     mass = scores.logsumexp(-1, keepdim=True)

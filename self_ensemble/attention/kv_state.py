@@ -12,6 +12,7 @@ tokens, ``M`` tokens of the longest segment, ``F`` fused tokens so far.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -395,6 +396,7 @@ class DecodeState(FusedTokenState):
         segment_mask: [R, K, M] bool, false on padding.
         segment_positions: [R, K, M].
         counts: how many of its K partitions each row has; the others are padding.
+        weights: of every row's partitions its own instead of the fusion's, [R, K]; on padding 0.
         observe: called with the layer and what `split_attention` says, in every layer of every
             forward.
         others: see `FusedTokenState`.
@@ -407,6 +409,7 @@ class DecodeState(FusedTokenState):
         segment_mask: torch.Tensor,
         segment_positions: torch.Tensor,
         counts: Sequence[int] | None = None,
+        weights: torch.Tensor | None = None,
         observe: Callable[..., None] | None = None,
         **others: Any,
     ) -> None:
@@ -415,6 +418,7 @@ class DecodeState(FusedTokenState):
         self.segment_mask = segment_mask
         self.segment_positions = segment_positions
         self.counts = [K] * R if counts is None else list(counts)
+        self.weights = weights
         self.observe = observe
         self._masks: dict[tuple[int | None, int], Visible] = {}
 
@@ -428,6 +432,8 @@ class DecodeState(FusedTokenState):
         self.segment_mask = self.segment_mask[rows]
         self.segment_positions = self.segment_positions[rows]
         self.counts = [self.counts[row] for row in rows.tolist()]
+        if self.weights is not None:
+            self.weights = self.weights[rows]
         self._masks.clear()
 
     def _put_segments(self, at: torch.Tensor, others: Any) -> None:
@@ -447,6 +453,8 @@ class DecodeState(FusedTokenState):
         self.segment_positions = put(self.segment_positions, others.segment_positions, 0)
         for place, row in enumerate(at.tolist()):
             self.counts[row] = others.counts[place]
+        if self.weights is not None:
+            self.weights[at] = others.weights[:count]
         self._masks.clear()
 
     def attend(
@@ -497,9 +505,14 @@ class DecodeState(FusedTokenState):
             angles,
             interleaved,
             scoring,
-            self.fusion.of_first(K),
+            self._fusion_of(rows, K),
             None if self.observe is None else partial(self.observe, layer),
         )
+
+    def _fusion_of(self, rows: torch.Tensor | slice, K: int) -> Fusion:
+        if self.weights is None:
+            return self.fusion.of_first(K)
+        return replace(self.fusion, weights=self.weights[rows, :K])
 
     def _visible(self, window: int | None, group: int) -> Visible:
         if (window, group) not in self._masks:

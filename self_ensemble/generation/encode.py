@@ -50,6 +50,7 @@ def encode_streams(
     streams: Sequence[Stream],
     prefix: Prefix,
     *,
+    each_tail: bool = False,
     buffers: Buffers | None = None,
     capacity: int = 0,
 ) -> tuple[EncodeState, torch.Tensor | None]:
@@ -59,10 +60,12 @@ def encode_streams(
         forward: of the model.
         streams: whose.
         prefix: what they see beside themselves.
+        each_tail: read the tail behind every segment too, as if its prompt were alone.
         buffers, capacity: see `EncodeState`.
 
     Returns:
-        The encoded state, and where the streams have no tail the logits after each one's last
+        The encoded state, and logits: with ``each_tail`` those after every segment's tail,
+        [number of segments, V]; else, where the streams have no tail, those after each one's last
         segment, [R, V].
     """
     segments = [segment for stream in streams for segment in stream.segments]
@@ -70,6 +73,15 @@ def encode_streams(
     segments += [(token,) for stream in streams for token in stream.separators]
     starts += [position for stream in streams for position in stream.positions.separators]
     last = None
+    if each_tail:
+        assert all(stream.tail for stream in streams), "each_tail needs a tail"
+        tails = [stream.tail for stream in streams for _ in stream.segments]
+        read = [a + b for a, b in zip(segments, tails, strict=False)]
+        segments[: len(read)] = read
+        last = torch.tensor(list(map(len, read))).cumsum(0) - 1
+        return encode_packed(
+            forward, segments, starts, prefix.layers, last, buffers=buffers, capacity=capacity
+        )
     if not streams[0].tail:
         last = torch.tensor([sum(map(len, s.segments)) for s in streams]).cumsum(0) - 1
     return encode_packed(

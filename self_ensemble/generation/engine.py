@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -189,7 +190,10 @@ class Engine(PatchedModel):
     def _is_captured(self, request: Request) -> bool:
         if not (self.captures and request.capture and request.observe is None):
             return False
-        return self.capture_problem(request.fusion) is None
+        fusion = request.fusion
+        if request.weigh is not None and fusion.weights is None:
+            fusion = replace(fusion, weights=torch.ones(1))  # weighted, by whatever weights
+        return self.capture_problem(fusion) is None
 
     @torch.inference_mode()
     def _prepare(self, request: Request, *, captured: bool) -> tuple[Prefix, RotaryTables | None]:

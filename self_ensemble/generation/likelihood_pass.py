@@ -25,7 +25,7 @@ from self_ensemble.generation.likelihood import (
 )
 from self_ensemble.generation.passes import Pass
 from self_ensemble.generation.rows import make_rows
-from self_ensemble.generation.streams import Stream
+from self_ensemble.generation.streams import Stream, weigh_paraphrases
 
 
 class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
@@ -49,17 +49,33 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
         request = self._request
         groups = [request.questions[index] for index in part]
         streams = [stream for group in groups for stream in group]
-        encoded, first = encode_streams(self._context.forward, streams, self._context.prefix)
+        weighs = request.weigh is not None
+        encoded, first = encode_streams(
+            self._context.forward, streams, self._context.prefix, each_tail=weighs
+        )
         self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
+        weights = None if request.weights is None else request.weights[list(part)]
+        of_segments = None
+        if request.weigh is not None:
+            assert first is not None
+            tails = sum(len(stream.segments) * len(stream.tail) for stream in streams)
+            self.stats.encoded_tokens += tails
+            counts = [sum(len(stream.segments) for stream in group) for group in groups]
+            found_weights = weigh_paraphrases(request.weigh, first, counts)
+            first = None
+            if all(len(group) == 1 for group in groups):
+                missing = self._context.partitions - found_weights.shape[1]
+                of_segments = torch.nn.functional.pad(found_weights, (0, missing))
+            else:
+                weights = found_weights
 
         rows, begin = [], 0
         for question, (index, group) in enumerate(zip(part, groups, strict=True)):
             own = range(begin, begin := begin + len(group))
             rows += plan_rows(question, own, group[0].tail, request.continuations[index])
-        weights = None if request.weights is None else request.weights[list(part)]
         found: list[dict[int, Likelihood]] = [{} for _ in part]
         for chunk in group_rows(rows, groups, self._limits(streams)):
-            logits = self._row_logits(chunk, streams, encoded, first)
+            logits = self._row_logits(chunk, streams, encoded, first, of_segments)
             for question, continuation, likelihood in read_rows(
                 chunk, logits, request.reduce, weights
             ):
@@ -83,6 +99,7 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
         streams: Sequence[Stream],
         encoded: EncodeState,
         first: torch.Tensor | None,
+        weights: torch.Tensor | None,
     ) -> torch.Tensor:
         """[rows * n, W, V], as `read_rows` takes them."""
         device = self._engine.device
@@ -93,7 +110,7 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
             return before
         ids, positions, mask = pad_rows(rows, streams)
         width = max(len(stream.separators) for stream in streams) + ids.shape[1]
-        state = make_rows(self._context, streams, encoded, of, slots=width)
+        state = make_rows(self._context, streams, encoded, of, slots=width, weights=weights)
         state.append(positions.to(device), mask.to(device))
         self.stats.count_forward(len(of))
         with self._engine.wrapper.using(state):

@@ -34,7 +34,7 @@ from self_ensemble.generation.rows import (
 )
 from self_ensemble.generation.sampling import Chooser, Greedy, Sampler
 from self_ensemble.generation.stats import Stats
-from self_ensemble.generation.streams import Stream, combine_streams
+from self_ensemble.generation.streams import Stream, combine_streams, weigh_paraphrases
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,12 @@ class Generation(Pass[Answer]):
         self._finished = 0
         self._steps = self._engine.captured_steps if self._captured else None
         self._streams = max((len(group) for group in self._request.questions), default=1)
+        weighs = self._request.weigh is not None
+        self._weighs_segments, self._weighs_streams = (
+            weighs and self._streams == 1,
+            weighs and self._streams > 1,
+        )
+        self._found_weights: dict[int, torch.Tensor] = {}  # of each question's streams, [n]
         # A batch of one row has kernels of its own, that would be compiled in mid-run.
         self._fewest_slots = 1 if all(self._places(batch) == 1 for batch in batches) else 2
         # Room for the largest encode pass, so that nothing is moved; none where memory ran out.
@@ -190,8 +196,13 @@ class Generation(Pass[Answer]):
     def _most_encoded(self, batch: Sequence[int]) -> int:
         """Packed tokens of the batch's largest encode pass."""
         groups = (self._request.questions[index] for index in batch)
-        tokens = sorted(sum(s.encoded_tokens for s in group) for group in groups)
+        tokens = sorted(sum(map(self._encoded, group)) for group in groups)
         return batching.padded_length(sum(tokens[-self._places(batch) :]), self._engine.device)
+
+    def _encoded(self, stream: Stream) -> int:
+        """How many tokens of a stream the encode pass has."""
+        tails = len(stream.segments) * len(stream.tail) if self._weighs_segments else 0
+        return stream.encoded_tokens + tails
 
     def _compute(
         self, questions: Sequence[int], places: int, finished: Callable[[int, Answer], None]
@@ -245,7 +256,7 @@ class Generation(Pass[Answer]):
         request, context = self._request, self._context
         groups = [request.questions[index] for index in questions]
         streams = [stream for group in groups for stream in group]
-        self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
+        self.stats.encoded_tokens += sum(map(self._encoded, streams))
         rows = self._rows(groups)
         of_rows = [streams[row] for row in rows]
         captured = None
@@ -262,9 +273,17 @@ class Generation(Pass[Answer]):
             context.forward,
             streams,
             context.prefix,
+            each_tail=self._weighs_segments,
             buffers=None if captured is None else captured.encoding,
             capacity=0 if captured is None else captured.capacity,
         )
+        weights = None
+        if self._weighs_segments:
+            assert last is not None and request.weigh is not None
+            counts = [len(stream.segments) for stream in streams]
+            weights, last = weigh_paraphrases(request.weigh, last, counts), None
+            missing = context.partitions - weights.shape[1]
+            weights = torch.nn.functional.pad(weights, (0, missing))
         state = make_rows(
             context,
             streams,
@@ -273,6 +292,7 @@ class Generation(Pass[Answer]):
             slots=width if beside else sizes.slots,
             most_slots=width if beside else sizes.most_slots,
             captured=captured,
+            weights=weights,
         )
         if last is not None:
             logits = last[torch.tensor(rows, device=last.device)]
@@ -280,9 +300,21 @@ class Generation(Pass[Answer]):
             self.stats.count_forward(len(rows))
             with self._engine.wrapper.using(state):
                 logits = read_tails(context.forward, of_rows, state)
+        if self._weighs_streams:
+            self._weigh_streams(questions, logits)
         starts = [stream.answer_start for stream in of_rows]
         positions = torch.tensor(starts, device=self._engine.device)
         return OpenedRows(list(questions), state, logits, positions)
+
+    def _weigh_streams(self, questions: Sequence[int], logits: torch.Tensor) -> None:
+        """Weights of these questions' streams, from the logits of their first tokens, [R, V]."""
+        request, n = self._request, self._streams
+        assert request.weigh is not None
+        counts = [len(request.questions[index]) for index in questions]
+        own = [place * n + k for place, count in enumerate(counts) for k in range(count)]
+        weights = weigh_paraphrases(request.weigh, logits[own], counts)
+        weights = torch.nn.functional.pad(weights, (0, n - weights.shape[1]))
+        self._found_weights.update(zip(questions, weights, strict=True))
 
     def _rows(self, groups: Sequence[Sequence[Stream]]) -> list[int]:
         """Of which stream each row is; as many for each question.
@@ -307,6 +339,8 @@ class Generation(Pass[Answer]):
         weights = None
         if request.weights is not None:
             weights = request.weights[list(questions)].to(logits.device)
+        elif self._weighs_streams:
+            weights = torch.stack([self._found_weights[index] for index in questions])
         counts = [len(request.questions[index]) for index in questions]
         return combine_streams(request.reduce, by_question, weights, counts)
 

@@ -11,7 +11,7 @@ from self_ensemble.attention.fusion import Fusion
 from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS
 from self_ensemble.generation.sampling import Sampling
 from self_ensemble.generation.stopping import StopRule
-from self_ensemble.generation.streams import Reduce, Stream, only_stream
+from self_ensemble.generation.streams import Reduce, Stream, Weigh, only_stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,8 @@ class Request:
             next call.
         max_new_tokens: the limit of generated tokens.
         weights: of the streams, [number of questions, n], handed to ``reduce``.
+        weigh: how the paraphrases of a question are weighted by what each says alone: a stream's
+            segments, or a question's streams, whose ``weights`` they become. Needs a tail.
         stop: when an answer ends; None for the engine's own, `stopping.LineStop`.
         sampling: how tokens are drawn; None for the likeliest, ties to the lowest id.
         observe: called in every layer of every fused forward, see `attention.kv_state.DecodeState`.
@@ -41,6 +43,7 @@ class Request:
     reduce: Reduce = only_stream
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     weights: torch.Tensor | None = None
+    weigh: Weigh | None = None
     stop: StopRule | None = None
     sampling: Sampling | None = None
     observe: Callable[..., None] | None = None
@@ -50,4 +53,6 @@ class Request:
         assert self.max_new_tokens > 0, self.max_new_tokens
         count = len(self.questions)
         assert self.weights is None or len(self.weights) == count, (len(self.weights), count)
+        given = self.weights is not None or self.fusion.weights is not None
+        assert self.weigh is None or not given, "weights are given, or found"
         assert self.sampling is None or len(self.sampling.keys) == count, count

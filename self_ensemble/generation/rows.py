@@ -78,6 +78,7 @@ def make_rows(
     slots: int,
     most_slots: int | None = None,
     captured: Captured | None = None,
+    weights: torch.Tensor | None = None,
 ) -> RowState:
     """What rows' fused tokens attend to, the separators of their streams among it.
 
@@ -88,6 +89,7 @@ def make_rows(
         rows: of which stream each row is; several may be of one.
         slots, most_slots: see `FusedTokenState`.
         captured: where the rows lie, if steps are captured.
+        weights: of each stream's partitions, [streams, K], see `DecodeState`.
     """
     segments = _Places.of(streams, encoded, context.partitions).of_rows(rows)
     device = encoded.position_ids.device
@@ -99,6 +101,7 @@ def make_rows(
         "most_slots": most_slots,
         "fusion": context.fusion,
         "counts": segments.counts,
+        "weights": None if weights is None else weights[list(rows)],
     }
     state: RowState
     if captured is not None:
@@ -180,7 +183,7 @@ class _Places:
 
         return cls(
             padded(encoded.starts[:count]),
-            padded(encoded.lengths[:count]),
+            each(list(map(len, stream.segments)) for stream in streams),
             each(stream.positions.starts for stream in streams),
             each(stream.positions.rope_offsets for stream in streams),
             counts,

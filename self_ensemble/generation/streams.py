@@ -22,6 +22,12 @@ from self_ensemble.system.errors import UserError
 # (logits [B, n, V] float32, weights [B, n] or None) → scores [B, V], whose log-softmax is the
 # distribution that a question's next token is taken from.
 Reduce = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+# (logits [B, N, V] float32 of each paraphrase's first answer token, as if it were asked alone) →
+# [B, N], logarithms of the paraphrases' weights, up to a constant of each question.
+Weigh = Callable[[torch.Tensor], torch.Tensor]
+
+# Logits whose distributions are computed at once: several copies of them are needed.
+WEIGHED_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,41 @@ def _checked_scores(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             f"{expected}; this one returns {list(scores.shape)}"
         )
     return scores
+
+
+def weigh_paraphrases(weigh: Weigh, logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Each question's weights, [B, N] float32, summing to one; behind a question's own zeros.
+
+    Args:
+        weigh: how.
+        logits: of the paraphrases of all questions, one behind the other, [sum of counts, V].
+        counts: how many paraphrases each question has. `weigh` never sees padding.
+
+    Raises:
+        UserError: it returns another shape, or leaves a question no paraphrase.
+    """
+    counted = torch.tensor(counts)
+    first = counted.cumsum(0) - counted
+    weights = torch.zeros(len(counts), max(counts), device=logits.device)
+    for count in sorted(set(counts)):
+        alike = (counted == count).nonzero()[:, 0]
+        for part in alike.split(max(1, WEIGHED_LOGITS // (count * logits.shape[-1]))):
+            rows = (first[part, None] + torch.arange(count)).to(logits.device)
+            found = weigh(logits[rows].float())
+            if list(found.shape) != list(rows.shape):
+                raise UserError(
+                    "a weighting must return logarithms of the shape [questions, paraphrases] = "
+                    f"{list(rows.shape)}; this one returns {list(found.shape)}"
+                )
+            found = found.float().softmax(-1)
+            if not found.isfinite().all():
+                raise UserError(
+                    "a paraphrase's weight is not a number: the logits of its first answer token "
+                    "are not numbers in this number format (use --dtype float32), or the "
+                    "weighting leaves no paraphrase"
+                )
+            weights[part.to(logits.device), :count] = found
+    return weights
 
 
 def only_stream(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
