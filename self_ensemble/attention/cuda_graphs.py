@@ -197,10 +197,7 @@ def log_partition_weights(fusion: Fusion, counts: Sequence[int], K: int) -> torc
     return torch.stack([by_count[count] for count in counts])
 
 
-
-def kernel_log_weights(
-    fusion: Fusion, weights: torch.Tensor, counts: torch.Tensor
-) -> torch.Tensor:
+def kernel_log_weights(fusion: Fusion, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """See `log_partition_weights`. weights: summing to one; counts: of partitions."""
     if fusion.kind == "joint":
         weights = weights * counts.to(weights.device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from self_ensemble.attention.continuations import concatenate_choices, split_choices
-from self_ensemble.attention.fusion import FUSIONS, Fusion
+from self_ensemble.attention.fusion import FUSIONS, Fusion, FusionKind
 from self_ensemble.attention.positions import POSITIONS, default_positions
 from self_ensemble.attention.segments import concatenate_prompts
 from self_ensemble.data.names import SEPARATOR
@@ -15,7 +15,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import attention_streams
+from self_ensemble.generation.streams import Weigh, attention_streams
 from self_ensemble.methods.base import (
     Asked,
     AskedChoices,
@@ -27,6 +27,7 @@ from self_ensemble.methods.base import (
     split_questions,
 )
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
+from self_ensemble.methods.weighting import parse_weighting
 from self_ensemble.system.errors import UserError
 
 PASS_NAME = "attention fusion"
@@ -62,6 +63,24 @@ class AttentionFusion(AttentionFusionConfig):
             )
         if self.weights is not None:
             check_weights("weights", self.weights)
+        if self.weights_by is not None:
+            parse_weighting(self.weights_by)
+            self._check_weighting(kind)
+
+    def _check_weighting(self, kind: FusionKind) -> None:
+        if self.weights is not None:
+            raise UserError("weights are given, or found by weights_by: leave one of them out")
+        if not kind.weights:
+            raise UserError(f"the fusion {self.fusion!r} uses no weights: leave weights_by out")
+        if self.layout == "concat":
+            raise UserError(
+                "weights_by needs the layout shared: in concat no paraphrase's own first token is "
+                "known"
+            )
+
+    @property
+    def _weigh(self) -> Weigh | None:
+        return None if self.weights_by is None else parse_weighting(self.weights_by).weigh
 
     def positions_on(self, config: Any) -> str:
         """The positions on a model of this configuration."""
@@ -96,6 +115,7 @@ class AttentionFusion(AttentionFusionConfig):
             [attention_streams(question, len(prefix), positions) for question in split],
             Fusion.of(self.fusion, self.tau, self.weights, engine.device),
             max_new_tokens=config.max_new_tokens,
+            weigh=self._weigh,
             stop=engine.stop_rule(config.stop),
         )
 
@@ -124,6 +144,7 @@ class AttentionFusion(AttentionFusionConfig):
             prefix,
             [attention_streams(each.question, len(prefix), positions) for each in split],
             Fusion.of(self.fusion, self.tau, self.weights, engine.device),
+            weigh=self._weigh,
             continuations=[each.continuations for each in split],
         )
         for batch in asked.ask(PASS_NAME, request, batch_size=asked.batch_size):

@@ -35,6 +35,8 @@ class AttentionFusionConfig:
     fusion: the name of an attention fusion, see `attention.fusion`.
     tau: the exponent of a paraphrase's attention mass in its weight, for the fusion ``mean``.
     weights: one for each paraphrase, 0 or more, not all 0; None for equal ones.
+    weights_by: a weighting that finds weights for each question, see `methods.weighting`;
+        None: none is asked.
     """
 
     layout: str = "shared"
@@ -42,6 +44,7 @@ class AttentionFusionConfig:
     fusion: str = "mean"
     tau: float = 0.0
     weights: Sequence[float] | None = None
+    weights_by: str | None = None
 
     def check_count(self, count: int) -> None:
         """Raises UserError where there is not a weight for each of so many paraphrases."""

@@ -67,6 +67,16 @@ def weighted_average_logits(logits: torch.Tensor, weights: torch.Tensor | None) 
     return (logits * fractions[:, :, None]).sum(1)
 
 
+@register_logit_method("weighted_prob_avg", weighted=True)
+def weighted_average_probabilities(
+    logits: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Probabilities weighted by each paraphrase's confidence: a mixture of experts."""
+    assert weights is not None
+    fractions = weights / weights.sum(-1, keepdim=True)
+    return (logits.log_softmax(-1) + fractions.log()[:, :, None]).logsumexp(1)
+
+
 @register_logit_method("weighted_max", weighted=True)
 def most_confident(logits: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """The most confident paraphrase's logits; ties to the earlier paraphrase."""

@@ -62,7 +62,7 @@ def make_method(name: str, **settings: Any) -> Method:
     elif name == SELF_CONSISTENCY:
         kind, known = SelfConsistency, {"samples"}
     elif name in LOGIT_METHODS:
-        kind, known = partial(LogitFusion, name), {"weights"}
+        kind, known = partial(LogitFusion, name), {"weights", "weights_by"}
     elif name in VOTES:
         kind = partial(Vote, name)
     else:

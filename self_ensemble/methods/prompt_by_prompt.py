@@ -15,7 +15,7 @@ from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.generation.decode import Answer, answer_text
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import Stream, logit_streams
+from self_ensemble.generation.streams import Stream, Weigh, logit_streams
 from self_ensemble.methods.base import (
     Asked,
     AskedChoices,
@@ -27,6 +27,7 @@ from self_ensemble.methods.base import (
 )
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, choice_confidence, confidence
 from self_ensemble.methods.votes import VOTES, VoteRule, majority, majority_of_lines
+from self_ensemble.methods.weighting import parse_weighting
 from self_ensemble.system.errors import UserError
 
 EACH_PASS = "each paraphrase"
@@ -41,21 +42,38 @@ class LogitFusion:
     name: of a registered logit method.
     weights: for each question one of each paraphrase, 0 or more, not all 0: instead of the
         confidence of the paraphrases' own answers, where the method is a weighted one.
+    weights_by: instead of it, a weighting that finds weights for each question, see
+        `methods.weighting`.
     """
 
     name: str = "avg"
     weights: Sequence[Sequence[float]] | None = None
+    weights_by: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights_by is None:
+            return
+        parse_weighting(self.weights_by)
+        if not LOGIT_METHODS.get(self.name).weighted:
+            raise UserError(f"the method {self.name} uses no weights: leave weights_by out")
+        if self.weights is not None:
+            raise UserError("weights are given, or found by weights_by: leave one of them out")
+
+    @property
+    def _weigh(self) -> Weigh | None:
+        return None if self.weights_by is None else parse_weighting(self.weights_by).weigh
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         method, request = LOGIT_METHODS.get(self.name), logit_request(asked)
         weights = self._given_weights(asked.questions)
-        if method.weighted and weights is None:
+        if method.weighted and weights is None and self.weights_by is None:
             weights = _own_confidences(request, asked)
         request = replace(
             request,
             reduce=method.reduce,
             weights=weights,
+            weigh=self._weigh,
             sampling=sampling_of(asked, [(uuid, 0) for uuid in asked.uuids]),
         )
         for batch in asked.ask(self.name, request, batch_size=asked.config.batch_size):
@@ -70,11 +88,11 @@ class LogitFusion:
         """
         method, request = LOGIT_METHODS.get(self.name), scoring_request(asked)
         weights = self._given_weights(asked.questions)
-        if method.weighted and weights is None:
+        if method.weighted and weights is None and self.weights_by is None:
             each = dict(_score_each(request, asked))
             rows = [[choice_confidence(own) for own in each[index]] for index in range(len(each))]
             weights = _weight_tensor(rows)
-        request = replace(request, reduce=method.reduce, weights=weights)
+        request = replace(request, reduce=method.reduce, weights=weights, weigh=self._weigh)
         for batch in asked.ask(self.name, request, batch_size=asked.batch_size):
             for index, likelihoods in batch:
                 yield ScoredChoices(index, (likelihoods,))
