@@ -111,7 +111,6 @@ def main(config: ExperimentConfig) -> Path:
         return lemmatize_finished(config, config.lemmas, questions, attention_settings(asked))
 
     set_up_logging(config.verbose)
-    from self_ensemble.attention.fusion import Fusion
     from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion, default_positions_on
     from self_ensemble.models.loading import find_model
@@ -124,8 +123,7 @@ def main(config: ExperimentConfig) -> Path:
     with this.claimed() as unfinished:
         if unfinished:
             with loaded_engine(source, attention=model.attention) as engine:
-                fusion = Fusion.of(method.fusion, method.tau, method.weights, engine.device)
-                this.load(engine, fusion)
+                this.load(engine, method.fusion_on(engine.device))
                 this.write(this.answer(method))
     return this.stem
 

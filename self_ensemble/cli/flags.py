@@ -51,7 +51,12 @@ from self_ensemble.experiment.config import (
     TaskConfig,
 )
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig, make_sampling
-from self_ensemble.methods.config import POSITIONS, AttentionFusionConfig, fusion_names
+from self_ensemble.methods.config import (
+    DEFAULT_TAU,
+    POSITIONS,
+    AttentionFusionConfig,
+    fusion_names,
+)
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -355,10 +360,9 @@ def add_fusion_arguments(method: Flags) -> None:
     method.add_argument(
         "--fusion_tau",
         type=finite_float,
-        default=AttentionFusionConfig.tau,
         metavar="TAU",
-        help="mean fusion: weigh each paraphrase by its attention mass to this power "
-        "(default: %(default)s, equal weights)",
+        help="mean fusion: weigh each paraphrase by its attention mass to this power; 0: equal "
+        f"weights (default: {DEFAULT_TAU['mean']:g})",
     )
     method.add_argument(
         "--weights",
@@ -450,7 +454,7 @@ def check_dataset_arguments(
 
 def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where these flags do not go together."""
-    if args.fusion == "joint" and args.fusion_tau != 0:
+    if args.fusion == "joint" and args.fusion_tau:
         parser.error("--fusion_tau is an exponent of --fusion mean; --fusion joint does not use it")
     if args.fusion == "joint" and args.positions == "exact":
         parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")

@@ -17,6 +17,7 @@ ABSENT_MEANS: dict[str, Any] = {
     "extract": "line",
     "choice_norm": "sum",
     "fewer": "error",
+    "method.weights_by": None,
 }
 # How an error says a null.
 NULLS = {"stop": "the first line", "sampling": "the likeliest token"}

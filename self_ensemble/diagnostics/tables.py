@@ -210,8 +210,8 @@ def summary_lines(words: Words, trace: Trace, right: Sequence[str]) -> list[str]
 
 def settings_line(settings: AttentionFusion) -> str:
     said = [f"fusion {settings.fusion}", f"positions {settings.positions}"]
-    if settings.tau:
-        said.append(f"tau {settings.tau:g}")
+    if settings.tau_used:
+        said.append(f"tau {settings.tau_used:g}")
     if settings.weights is not None:
         said.append("weights " + ", ".join(f"{u:g}" for u in settings.weights))
     return ", ".join(said)

@@ -89,7 +89,7 @@ def positions_of(settings: AttentionFusion, engine: Engine) -> str:
 
 
 def fusion_of(settings: AttentionFusion, engine: Engine) -> Fusion:
-    return Fusion.of(settings.fusion, settings.tau, settings.weights, engine.device)
+    return settings.fusion_on(engine.device)
 
 
 def trace_question(

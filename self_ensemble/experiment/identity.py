@@ -40,8 +40,9 @@ def attention_settings(method: AttentionFusionConfig) -> dict[str, Any]:
         "layout": method.layout,
         **positions,
         "fusion": method.fusion,
-        "tau": method.tau,
+        "tau": method.tau_used,
         "weights": method.weights,
+        "weights_by": method.weights_by,
         **_fusion_source(method.fusion),
     }
 
@@ -61,6 +62,8 @@ def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, 
         return settings | {"samples": method.samples}
     if not is_weighted(method.method):
         return settings
+    if method.weights_by is not None:
+        return settings | {"weights_by": method.weights_by}
     if method.confidence is None:
         return settings | {"confidence": "own answer"}
     return settings | {"confidence": {"column": method.confidence, "fingerprint": content}}

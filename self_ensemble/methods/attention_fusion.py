@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from self_ensemble.attention.continuations import concatenate_choices, split_choices
 from self_ensemble.attention.fusion import FUSIONS, Fusion, FusionKind
 from self_ensemble.attention.positions import POSITIONS, default_positions
@@ -49,7 +51,7 @@ class AttentionFusion(AttentionFusionConfig):
 
     def __post_init__(self) -> None:
         kind = FUSIONS.get(self.fusion)
-        Fusion(self.fusion, self.tau)
+        Fusion(self.fusion, self.tau_used)
         if self.layout not in LAYOUTS:
             raise UserError(f"unknown layout {self.layout!r}: there is {', '.join(LAYOUTS)}")
         if self.positions not in (None, *POSITIONS):
@@ -86,6 +88,10 @@ class AttentionFusion(AttentionFusionConfig):
         """The positions on a model of this configuration."""
         return self.positions or default_positions_on(config, self.fusion)
 
+    def fusion_on(self, device: torch.device | str) -> Fusion:
+        """How partitions are combined, with the weights on a device."""
+        return Fusion.of(self.fusion, self.tau_used, self.weights, device)
+
     def request(
         self,
         engine: Engine,
@@ -113,7 +119,7 @@ class AttentionFusion(AttentionFusionConfig):
         return Request(
             prefix,
             [attention_streams(question, len(prefix), positions) for question in split],
-            Fusion.of(self.fusion, self.tau, self.weights, engine.device),
+            self.fusion_on(engine.device),
             max_new_tokens=config.max_new_tokens,
             weigh=self._weigh,
             stop=engine.stop_rule(config.stop),
@@ -143,7 +149,7 @@ class AttentionFusion(AttentionFusionConfig):
         request = ScoringRequest(
             prefix,
             [attention_streams(each.question, len(prefix), positions) for each in split],
-            Fusion.of(self.fusion, self.tau, self.weights, engine.device),
+            self.fusion_on(engine.device),
             weigh=self._weigh,
             continuations=[each.continuations for each in split],
         )

@@ -50,6 +50,7 @@ TOLD: dict[str, Any] = {
     "method.fusion": "joint",
     "method.tau": 1.0,
     "method.weights": (1.0, 2.0),
+    "method.weights_by": "entropy:1",
     "method.method": "max",
     "method.confidence": "trust",
     "method.samples": 9,
@@ -61,14 +62,16 @@ READ = ("questions.dataset", "questions.options", "prompt", "model")
 FREE = ("output", "lemmas", "verbose", "generation.batch_size")
 
 
-def identity_of(config: ExperimentConfig) -> dict[str, Any]:
+def settings_of(config: ExperimentConfig) -> dict[str, Any]:
     method = config.method
     if isinstance(method, AttentionFusionConfig):
-        settings = attention_settings(method)
-    else:
-        settings = logit_settings(method, "content")
+        return attention_settings(method)
+    return logit_settings(method, "content")
+
+
+def identity_of(config: ExperimentConfig) -> dict[str, Any]:
     template = PromptTemplate("head", "tail")
-    return run_identity(config, questions(), SOURCE, template, settings)
+    return run_identity(config, questions(), SOURCE, template, settings_of(config))
 
 
 def questions() -> Questions:
@@ -160,10 +163,9 @@ def test_lemmas_are_added_to_a_result_of_the_same_settings_alone(path):
     changed = set_at(usual, path, TOLD[path])
     for there, here in ((usual, changed), (changed, usual)):
         manifest = {"identity": identity_of(there)}
-        settings = identity_of(here)["method"]
-        known = known_identity(here, questions(), settings, manifest)
+        known = known_identity(here, questions(), settings_of(here), manifest)
         assert identity_differences(manifest["identity"], manifest["identity"] | known), path
-        same = known_identity(there, questions(), manifest["identity"]["method"], manifest)
+        same = known_identity(there, questions(), settings_of(there), manifest)
         assert not identity_differences(manifest["identity"], manifest["identity"] | same)
 
 
