@@ -27,8 +27,10 @@ from self_ensemble.cli.flags import (
     add_model_arguments,
     add_prompt_arguments,
     add_question_arguments,
+    add_weighting_argument,
     check_fusion_arguments,
     check_question_arguments,
+    check_weighting_arguments,
     fusion_config,
     model_config,
     prompt_config,
@@ -90,7 +92,9 @@ def parse_args(argv: Sequence[str] | None = None) -> DebugConfig:
     add_question_arguments(parser, max_samples=1)
     add_model_arguments(parser)
     add_prompt_arguments(parser)
-    add_fusion_arguments(parser.add_argument_group("method"))
+    method = parser.add_argument_group("method")
+    add_fusion_arguments(method)
+    add_weighting_argument(method, "the same weights for all questions")
     showing = parser.add_argument_group("showing")
     showing.add_argument(
         "--uuid",
@@ -127,12 +131,13 @@ def parse_args(argv: Sequence[str] | None = None) -> DebugConfig:
         args.max_samples = parser.get_default("max_samples")
     check_question_arguments(parser, args)
     check_fusion_arguments(parser, args)
+    check_weighting_arguments(parser, args)
     return DebugConfig(
         questions=question_config(args),
         uuid=args.uuid,
         prompt=prompt_config(args),
         model=model_config(args),
-        method=fusion_config(args),
+        method=fusion_config(args, weights_by=args.weights_by),
         max_new_tokens=args.max_new_tokens,
         verbose=args.verbose,
         interactive=args.interactive,

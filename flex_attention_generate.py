@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from self_ensemble.cli.flags import (
     add_common_arguments,
     add_fusion_arguments,
+    add_weighting_argument,
     check_common_arguments,
     check_fusion_arguments,
+    check_weighting_arguments,
     experiment_config,
     fusion_config,
     parse_common_arguments,
@@ -140,10 +142,18 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
         "as first described (default: %(default)s)",
     )
     add_fusion_arguments(method)
+    add_weighting_argument(method, "the same weights for all questions")
     args = parse_common_arguments(parser, argv)
     check_common_arguments(parser, args)
     check_fusion_arguments(parser, args)
-    return experiment_config(args, fusion_config(args, layout=args.layout))
+    check_weighting_arguments(parser, args)
+    if args.weights_by is not None and args.layout == "concat":
+        parser.error(
+            "--weights_by: under --layout concat no paraphrase's own first token is known; use "
+            "shared"
+        )
+    asked = fusion_config(args, layout=args.layout, weights_by=args.weights_by)
+    return experiment_config(args, asked)
 
 
 if __name__ == "__main__":

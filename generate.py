@@ -19,6 +19,7 @@ from typing import Any
 
 from self_ensemble.cli.flags import (
     add_common_arguments,
+    add_weighting_argument,
     check_common_arguments,
     check_origin_arguments,
     experiment_config,
@@ -31,6 +32,7 @@ from self_ensemble.experiment.confidences import read_confidences
 from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.identity import logit_settings
 from self_ensemble.experiment.lemmas import lemmatize_finished
+from self_ensemble.experiment.names import logit_method_name
 from self_ensemble.experiment.questions import read_questions
 from self_ensemble.experiment.run import Run
 from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING, LogitFusionConfig
@@ -79,14 +81,16 @@ def main(config: ExperimentConfig) -> Path:
     from self_ensemble.models.loading import find_model
 
     source = find_model(model)
-    this = Run(config, questions, source, asked.method, settings)
+    this = Run(config, questions, source, logit_method_name(asked), settings)
     with this.claimed() as unfinished:
         if unfinished:
             with loaded_engine(source, attention=model.attention) as engine:
                 this.load(engine, Fusion())
                 weights = confidences and confidences[-len(this.records) :]
                 samples = asked.samples if asked.method == SELF_CONSISTENCY else None
-                method = make_method(asked.method, weights=weights, samples=samples)
+                method = make_method(
+                    asked.method, weights=weights, weights_by=asked.weights_by, samples=samples
+                )
                 this.write(this.answer(method, each_paraphrase=asked.method == "per_prompt"))
     return this.stem
 
@@ -115,6 +119,7 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
         help="weighted methods: a column of the dataset with a number for each paraphrase, instead "
         "of the confidence of its own answer",
     )
+    add_weighting_argument(method, "weighted methods: the confidence of its own answer")
     method.add_argument(
         "--samples",
         type=positive_int,
@@ -133,11 +138,15 @@ def parse_args(argv: Sequence[str] | None = None) -> ExperimentConfig:
     if args.method in ORIGINAL_WORDING:
         check_origin_arguments(parser, args)
     check_common_arguments(parser, args, draws=draws is not None)
-    if args.confidence is not None and not is_weighted(args.method):
-        parser.error(f"--confidence: --method {args.method} uses no weights")
+    for flag in ("confidence", "weights_by"):
+        if getattr(args, flag) is not None and not is_weighted(args.method):
+            parser.error(f"--{flag}: --method {args.method} uses no weights")
+    if args.confidence is not None and args.weights_by is not None:
+        parser.error("--weights_by finds the weights that --confidence gives: leave one out")
     asked = LogitFusionConfig(
         method=args.method,
         confidence=args.confidence,
+        weights_by=args.weights_by,
         samples=args.samples or LogitFusionConfig.samples,
     )
     return experiment_config(args, asked, draws=draws)

@@ -23,6 +23,7 @@ from self_ensemble.cli.types import (
     positive_int,
     stop_text,
     weight_list,
+    weighting,
 )
 from self_ensemble.data.choices import NORMS
 from self_ensemble.data.names import (
@@ -57,6 +58,7 @@ from self_ensemble.methods.config import (
     AttentionFusionConfig,
     fusion_names,
 )
+from self_ensemble.methods.weighting import WEIGHTINGS
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -372,6 +374,18 @@ def add_fusion_arguments(method: Flags) -> None:
     )
 
 
+def add_weighting_argument(method: Flags, usual: str) -> None:
+    """How each question's own weights are found. usual: what is done without."""
+    method.add_argument(
+        "--weights_by",
+        type=weighting,
+        metavar=",".join(f"{name}:BETA" for name in WEIGHTINGS),
+        help="weigh the paraphrases of each question by how sure each of them is alone: entropy: "
+        "by exp(-BETA * H), H the entropy of its own first answer token, in nats "
+        f"(default: {usual})",
+    )
+
+
 def parse_common_arguments(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what is not given of TOLD_FLAGS is None until it is checked."""
     return parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(TOLD_FLAGS)))
@@ -460,6 +474,12 @@ def check_fusion_arguments(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error("--fusion joint has one softmax and cannot have --positions exact; use left")
 
 
+def check_weighting_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where attention fusion is given weights twice."""
+    if args.weights_by is not None and args.weights is not None:
+        parser.error("--weights_by finds the weights that --weights gives: leave one of them out")
+
+
 def question_config(args: argparse.Namespace) -> QuestionConfig:
     """Of `add_question_arguments`, checked."""
     names = ("max_samples", "num_paraphrases", "indexs", "fewer", *DATASET_OPTIONS)
@@ -489,7 +509,10 @@ def prompt_config(args: argparse.Namespace) -> PromptConfig:
 
 
 def fusion_config(
-    args: argparse.Namespace, *, layout: str = AttentionFusionConfig.layout
+    args: argparse.Namespace,
+    *,
+    layout: str = AttentionFusionConfig.layout,
+    weights_by: str | None = None,
 ) -> AttentionFusionConfig:
     """Of `add_fusion_arguments`, checked."""
     return AttentionFusionConfig(
@@ -498,6 +521,7 @@ def fusion_config(
         fusion=args.fusion,
         tau=args.fusion_tau,
         weights=args.weights,
+        weights_by=weights_by,
     )
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from self_ensemble.data.extraction import Extraction, parse_extraction
+from self_ensemble.methods.weighting import parse_weighting
 from self_ensemble.models.config import DEVICE_NAME
 from self_ensemble.system.errors import UserError
 
@@ -94,6 +95,14 @@ def weight_list(text: str) -> tuple[float, ...]:
     if not any(weights):
         raise argparse.ArgumentTypeError(f"{text!r} holds no weight above 0")
     return weights
+
+
+def weighting(text: str) -> str:
+    """`entropy:1.0` -> `entropy:1`."""
+    try:
+        return str(parse_weighting(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def extraction(text: str) -> Extraction:

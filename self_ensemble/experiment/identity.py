@@ -16,6 +16,7 @@ from self_ensemble.data import PromptTemplate, chat_prompt_template
 from self_ensemble.data.identities import as_written
 from self_ensemble.experiment.config import ExperimentConfig, MethodConfig
 from self_ensemble.experiment.names import (
+    earlier_method_name,
     identity_part,
     method_names,
     result_stem,
@@ -27,6 +28,7 @@ from self_ensemble.methods.config import FUSION_NAMES, AttentionFusionConfig, Lo
 from self_ensemble.methods.names import SELF_CONSISTENCY, is_weighted
 from self_ensemble.methods.own_code import source_of
 from self_ensemble.methods.registries import LOGIT_METHODS, VOTES
+from self_ensemble.methods.weighting import WEIGHTINGS, parse_weighting
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from self_ensemble.models.loading import ModelSource
@@ -42,7 +44,7 @@ def attention_settings(method: AttentionFusionConfig) -> dict[str, Any]:
         "fusion": method.fusion,
         "tau": method.tau_used,
         "weights": method.weights,
-        "weights_by": method.weights_by,
+        "weights_by": _weighting_entry(method.weights_by),
         **_fusion_source(method.fusion),
     }
 
@@ -55,6 +57,14 @@ def _fusion_source(name: str) -> dict[str, str]:
     return source_of(FUSIONS.get(name).fuse)
 
 
+def _weighting_entry(text: str | None) -> str | dict[str, str] | None:
+    if text is None:
+        return None
+    weighting = parse_weighting(text)
+    source = source_of(WEIGHTINGS.get(weighting.name))
+    return {"name": str(weighting), **source} if source else str(weighting)
+
+
 def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, Any]:
     """Logit fusion's part of the identity. content: the fingerprint of the column --confidence."""
     settings: dict[str, Any] = {"name": method.method, **_method_source(method.method)}
@@ -63,7 +73,7 @@ def logit_settings(method: LogitFusionConfig, content: str | None) -> dict[str, 
     if not is_weighted(method.method):
         return settings
     if method.weights_by is not None:
-        return settings | {"weights_by": method.weights_by}
+        return settings | {"weights_by": _weighting_entry(method.weights_by)}
     if method.confidence is None:
         return settings | {"confidence": "own answer"}
     return settings | {"confidence": {"column": method.confidence, "fingerprint": content}}
@@ -163,6 +173,13 @@ def paraphrase_identity(questions: Questions) -> list[int] | int:
 def result_stems(config: ExperimentConfig, questions: Questions) -> list[Path]:
     """Where the result lies, with one model or another."""
     return [stem_of(config, questions, name) for name in method_names(config.method)]
+
+
+def earlier_stems(config: ExperimentConfig, questions: Questions) -> list[Path]:
+    """Where an earlier release put the result, where that is elsewhere."""
+    names = method_names(config.method)
+    earlier = [earlier_method_name(name, config.method) for name in names]
+    return [stem_of(config, questions, name) for name in earlier if name not in names]
 
 
 def answers_asked(method: MethodConfig, questions: Questions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from self_ensemble.data.result_files import (
     write_results,
 )
 from self_ensemble.experiment.config import ExperimentConfig, LemmaConfig
-from self_ensemble.experiment.identity import known_identity, result_stems
+from self_ensemble.experiment.identity import earlier_stems, known_identity, result_stems
 from self_ensemble.experiment.names import find_finished
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.system.console import say
@@ -46,8 +47,8 @@ def lemmatize_finished(
     """
     from self_ensemble.evaluation.lemmatizer import init_spacy
 
-    stems = result_stems(config, questions)
-    stem, manifest = _finished_result(stems, method)
+    stems, earlier = result_stems(config, questions), earlier_stems(config, questions)
+    stem, manifest = _finished_result(stems, method, earlier)
     there = manifest["identity"]
     count_finished(stem, there | known_identity(config, questions, method, manifest))
     nlp = init_spacy(lemmas.spacy_model)
@@ -59,8 +60,10 @@ def lemmatize_finished(
     return stem
 
 
-def _finished_result(stems: list[Path], method: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    found = find_finished(stems, method)
+def _finished_result(
+    stems: list[Path], method: dict[str, Any], earlier: Sequence[Path] = ()
+) -> tuple[Path, dict[str, Any]]:
+    found = find_finished(stems, method, earlier=earlier)
     if found is None:
         raise UserError(
             f"--lemmaize: {result_file(stems[0], '.feather')} is not there or not finished; "

@@ -5,18 +5,32 @@
     results/<dataset>/<model>/avg-choices-5.feather             --task choices
     results/<dataset>/<model>/avg-t0.7-seed1-5.feather          --temperature 0.7 --sample_seed 1
     results/<dataset>/<model>/self_consistency-t0.7-8.feather   --samples 8
+    results/<dataset>/<model>/flex_attention-tau1-5.feather     --fusion_tau 1
+    results/<dataset>/<model>/flex_attention-w1_2-2.feather     --fusion_tau 0 --weights 1,2
+    results/<dataset>/<model>/weighted_avg-entropy2-5.feather   --weights_by entropy:2
 
-A name leaves out what is the default. The default positions are a property of the model, so that
-`flex_attention-5` may hold ``exact`` positions or ``left`` ones: the file's manifest says which.
+A name leaves out what is the default, except for tau: it is named where it is not 0, so that
+`flex_attention-5` is the plain mean in every release. The default positions are a property of the
+model, so that a name without any may hold ``exact`` positions or ``left`` ones: the file's manifest
+says which.
+
+Releases before this one named neither tau nor weights. What they called `flex_attention-5` is found
+and extended by the flags that it was made with: `earlier_method_name`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from self_ensemble.data.result_files import read_manifest, result_file, safe_name
+from self_ensemble.data.identities import identity_differences
+from self_ensemble.data.result_files import fingerprint, read_manifest, result_file, safe_name
 from self_ensemble.experiment.config import ExperimentConfig, MethodConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
+from self_ensemble.methods.names import is_weighted
+from self_ensemble.methods.weighting import parse_weighting
+
+# How long a name's list of weights may be; of a longer one it has a fingerprint.
+MAX_WEIGHTS = 48
 
 
 def run_name(
@@ -49,7 +63,9 @@ def _index_list(indexs: Sequence[int]) -> str:
 
 
 def attention_method_name(method: AttentionFusionConfig, *, default_positions: str) -> str:
-    """`flex_attention[-layout][-positions][-fusion]`: only what differs from the defaults is named.
+    """`flex_attention[-layout][-positions][-fusion]`, and what `weight_parts` has.
+
+    Only what differs from the defaults is named.
 
     default_positions: of the model under this fusion.
     """
@@ -66,13 +82,46 @@ def _attention_name(method: AttentionFusionConfig, *, names_positions: bool) -> 
         parts.append(method.positions)
     if method.fusion != AttentionFusionConfig.fusion:
         parts.append(method.fusion)
-    return "-".join(parts)
+    return "-".join((*parts, *weight_parts(method)))
+
+
+def logit_method_name(method: LogitFusionConfig) -> str:
+    """`<method>`, and what `weight_parts` has."""
+    return "-".join((method.method, *weight_parts(method)))
+
+
+def weight_parts(method: MethodConfig) -> tuple[str, ...]:
+    """What is named of how paraphrases are weighted: `tau0.5`, `w1_2_0.5`, `entropy1`."""
+    parts = []
+    if isinstance(method, AttentionFusionConfig):
+        if method.tau_used:
+            parts.append(f"tau{_number(method.tau_used)}")
+        if method.weights is not None:
+            weights = "_".join(map(_number, method.weights))
+            is_long = len(weights) > MAX_WEIGHTS
+            parts.append(f"w{fingerprint(weights)[:8] if is_long else weights}")
+    elif not is_weighted(method.method):
+        return ()
+    if method.weights_by is not None:
+        weighting = parse_weighting(method.weights_by)
+        parts.append(f"{weighting.name}{_number(weighting.strength)}")
+    return tuple(parts)
+
+
+def _number(value: float) -> str:
+    """All of its digits: two numbers never have one name."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def earlier_method_name(name: str, method: MethodConfig) -> str:
+    """What a method of this name was called by releases that named no weights."""
+    return name.removesuffix("".join(f"-{part}" for part in weight_parts(method)))
 
 
 def method_names(method: MethodConfig) -> tuple[str, ...]:
     """Every name that the method's result has with one model or another."""
     if isinstance(method, LogitFusionConfig):
-        return (method.method,)
+        return (logit_method_name(method),)
     named = () if method.positions is None else (_attention_name(method, names_positions=True),)
     return (*named, _attention_name(method, names_positions=False))
 
@@ -104,13 +153,15 @@ def result_stem(
 
 
 def find_finished(
-    stems: Sequence[Path], method: Mapping[str, Any]
+    stems: Sequence[Path], method: Mapping[str, Any], *, earlier: Sequence[Path] = ()
 ) -> tuple[Path, dict[str, Any]] | None:
     """The finished result whose manifest says that the method made it; None where there is none.
 
     Args:
         stems: where it may lie.
         method: what its manifest must say of the method's positions, if anything.
+        earlier: where it may lie under the name that an earlier release gave it, and others too;
+            its manifest must say all of the method.
 
     Returns:
         The stem and the manifest.
@@ -118,12 +169,16 @@ def find_finished(
     Raises:
         UserError: a manifest cannot be read.
     """
-    for stem in stems:
+    for stem in (*stems, *earlier):
         manifest = read_manifest(stem)
         if manifest is None or not result_file(stem, ".feather").exists():
             continue
-        positions = identity_part(manifest, "method").get("positions")
-        if method.get("positions", positions) == positions:
+        made_by = identity_part(manifest, "method")
+        positions = made_by.get("positions")
+        if method.get("positions", positions) != positions:
+            continue
+        asked = made_by | dict(method)
+        if stem in stems or not identity_differences({"method": made_by}, {"method": asked}):
             return stem, manifest
     return None
 

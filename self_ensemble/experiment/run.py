@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import Record
+from self_ensemble.data.identities import identity_differences
 from self_ensemble.data.result_files import (
+    RESULT_SUFFIXES,
     count_finished,
     read_manifest,
     read_results,
@@ -21,6 +24,7 @@ from self_ensemble.experiment.entries import ANSWERS, LIKELIHOODS
 from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.identity import run_identity, run_template, stem_of
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
+from self_ensemble.experiment.names import earlier_method_name
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.experiment.resumable import ResumableRun
 from self_ensemble.experiment.rows import answer_row, choices_row, count_ties
@@ -70,12 +74,27 @@ class Run(ResumableRun):
         self.questions = questions
         self.source = source
         self.template = run_template(config, questions, source)
+        identity = run_identity(config, questions, source, self.template, method)
         super().__init__(
-            stem_of(config, questions, method_name),
-            run_identity(config, questions, source, self.template, method),
+            self._stem(method_name, identity),
+            identity,
             num_questions=len(questions.records),
             overwrite=config.output.overwrite,
         )
+
+    def _stem(self, method_name: str, identity: dict[str, Any]) -> Path:
+        """Where the result lies: under its own name, or where an earlier release began it."""
+        stem = stem_of(self.config, self.questions, method_name)
+        earlier_name = earlier_method_name(method_name, self.config.method)
+        earlier = stem_of(self.config, self.questions, earlier_name)
+        if earlier == stem or any(
+            result_file(stem, suffix).exists() for suffix in (*RESULT_SUFFIXES, JOURNAL_SUFFIX)
+        ):
+            return stem
+        there = _identity_at(earlier)
+        if there is not None and not identity_differences(there, identity):
+            return earlier
+        return stem
 
     @property
     def records(self) -> list[Record]:
@@ -304,3 +323,15 @@ class Run(ResumableRun):
             "with_fewer": len(questions.with_fewer),
         }
         return {name: count for name, count in counts.items() if count}
+
+
+def _identity_at(stem: Path) -> dict[str, Any] | None:
+    """Of the run that is interrupted or finished there; None where nothing of the kind is."""
+    with suppress(UserError):  # what cannot be read is not gone on with
+        journal = Journal.read(stem)
+        if journal is not None:
+            return dict(journal.identity)
+        manifest = read_manifest(stem)
+        if manifest is not None and result_file(stem, ".feather").exists():
+            return dict(manifest["identity"])
+    return None

@@ -34,7 +34,7 @@ class Weighting:
     strength: float
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.strength:g}"
+        return f"{self.name}:{self.strength!r}".removesuffix(".0")
 
     @property
     def weigh(self) -> Weigh:
