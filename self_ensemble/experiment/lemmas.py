@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 from self_ensemble.data.result_files import (
     REQUIRED_COLUMNS,
     count_finished,
+    read_manifest,
     read_results,
     result_file,
     write_results,
 )
 from self_ensemble.experiment.config import ExperimentConfig, LemmaConfig
 from self_ensemble.experiment.identity import earlier_stems, known_identity, result_stems
-from self_ensemble.experiment.names import find_finished
+from self_ensemble.experiment.names import (
+    EARLIER_DEFAULT,
+    find_finished,
+    is_earlier_default,
+)
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
@@ -48,28 +53,43 @@ def lemmatize_finished(
     from self_ensemble.evaluation.lemmatizer import init_spacy
 
     stems, earlier = result_stems(config, questions), earlier_stems(config, questions)
-    stem, manifest = _finished_result(stems, method, earlier)
+    found = find_finished(stems, method, earlier=earlier)
+    if found is None:
+        raise _not_finished(stems[0], _remark(config, questions, method, earlier))
+    stem, manifest = found
     there = manifest["identity"]
     count_finished(stem, there | known_identity(config, questions, method, manifest))
     nlp = init_spacy(lemmas.spacy_model)
     with held(stem):
         remove_leftovers(stem)
-        _, manifest = _finished_result([stem], method)  # as it is now that nobody else writes it
+        found = find_finished([stem], method)  # as it is now that nobody else writes it
+        if found is None:
+            raise _not_finished(stem)
+        _, manifest = found
         count_finished(stem, there)
         _add_lemmas(stem, manifest, nlp)
     return stem
 
 
-def _finished_result(
-    stems: list[Path], method: dict[str, Any], earlier: Sequence[Path] = ()
-) -> tuple[Path, dict[str, Any]]:
-    found = find_finished(stems, method, earlier=earlier)
-    if found is None:
-        raise UserError(
-            f"--lemmaize: {result_file(stems[0], '.feather')} is not there or not finished; "
-            "run without --lemmaize first"
-        )
-    return found
+def _not_finished(stem: Path, remark: str = "") -> UserError:
+    return UserError(
+        f"--lemmaize: {result_file(stem, '.feather')} is not there or not finished; "
+        f"run without --lemmaize first{remark}"
+    )
+
+
+def _remark(
+    config: ExperimentConfig, questions: Questions, method: dict[str, Any], earlier: Sequence[Path]
+) -> str:
+    """Where a result of the earlier default lies beside, that it does."""
+    for stem in earlier:
+        manifest = read_manifest(stem)
+        if manifest is not None:
+            there = manifest["identity"]
+            here = there | known_identity(config, questions, method, manifest)
+            if is_earlier_default(there, here, config.method):
+                return f" ({stem.name} has {EARLIER_DEFAULT})"
+    return ""
 
 
 def _add_lemmas(stem: Path, manifest: dict[str, Any], nlp: Language) -> None:

@@ -29,6 +29,8 @@ from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfi
 from self_ensemble.methods.names import is_weighted
 from self_ensemble.methods.weighting import parse_weighting
 
+# What is said of a result that is passed over.
+EARLIER_DEFAULT = "tau 0, which was the default: --fusion_tau 0 asks for it"
 # How long a name's list of weights may be; of a longer one it has a fingerprint.
 MAX_WEIGHTS = 48
 
@@ -116,6 +118,16 @@ def _number(value: float) -> str:
 def earlier_method_name(name: str, method: MethodConfig) -> str:
     """What a method of this name was called by releases that named no weights."""
     return name.removesuffix("".join(f"-{part}" for part in weight_parts(method)))
+
+
+def is_earlier_default(
+    there: Mapping[str, Any], here: Mapping[str, Any], method: MethodConfig
+) -> bool:
+    """Whether identities differ by the tau alone that was the default, where none is asked for."""
+    if not isinstance(method, AttentionFusionConfig) or method.tau is not None:
+        return False
+    plain = {**here, "method": {**here["method"], "tau": 0.0}}
+    return not identity_differences(there, plain)
 
 
 def method_names(method: MethodConfig) -> tuple[str, ...]:

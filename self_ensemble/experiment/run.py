@@ -24,7 +24,11 @@ from self_ensemble.experiment.entries import ANSWERS, LIKELIHOODS
 from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.identity import run_identity, run_template, stem_of
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
-from self_ensemble.experiment.names import earlier_method_name
+from self_ensemble.experiment.names import (
+    EARLIER_DEFAULT,
+    earlier_method_name,
+    is_earlier_default,
+)
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.experiment.resumable import ResumableRun
 from self_ensemble.experiment.rows import answer_row, choices_row, count_ties
@@ -92,8 +96,12 @@ class Run(ResumableRun):
         ):
             return stem
         there = _identity_at(earlier)
-        if there is not None and not identity_differences(there, identity):
+        if there is None:
+            return stem
+        if not identity_differences(there, identity):
             return earlier
+        if is_earlier_default(there, identity, self.config.method):
+            say(f"{earlier} has {EARLIER_DEFAULT}")
         return stem
 
     @property
@@ -179,13 +187,14 @@ class Run(ResumableRun):
 
     def load(self, engine: Engine, fusion: Fusion) -> None:
         """The model is there, and the fusion is known: see `begin`."""
+        weighed = self.config.method.weights_by is not None
         environment = {
             "device": describe_device(self.source.device),
             "attention": {
                 "asked": self.config.model.attention,
                 "encode": engine.wrapper.backend,
                 "fallback": engine.wrapper.fallback,
-                "decode": engine.decode_path(fusion),
+                "decode": engine.decode_path(fusion, weighed=weighed),
             },
             "batch_size": self.config.generation.batch_size or "auto",
             "versions": versions(),

@@ -177,8 +177,13 @@ class Engine(PatchedModel):
                 self.release()
         return self._capture_problems[key]
 
-    def decode_path(self, fusion: Fusion) -> str:
-        """How fused tokens are computed under this fusion, as a manifest says it."""
+    def decode_path(self, fusion: Fusion, *, weighed: bool = False) -> str:
+        """How fused tokens are computed under this fusion, as a manifest says it.
+
+        weighed: with weights of each question's own, see `Request.weigh`.
+        """
+        if weighed:
+            fusion = _weighted(fusion)
         captured = self.captures and self.capture_problem(fusion) is None
         return "one kernel, recorded" if captured else "split softmax"
 
@@ -190,9 +195,7 @@ class Engine(PatchedModel):
     def _is_captured(self, request: Request) -> bool:
         if not (self.captures and request.capture and request.observe is None):
             return False
-        fusion = request.fusion
-        if request.weigh is not None and fusion.weights is None:
-            fusion = replace(fusion, weights=torch.ones(1))  # weighted, by whatever weights
+        fusion = request.fusion if request.weigh is None else _weighted(request.fusion)
         return self.capture_problem(fusion) is None
 
     @torch.inference_mode()
@@ -267,3 +270,8 @@ class Engine(PatchedModel):
                 "is not known here; use --positions left"
             )
         return tables
+
+
+def _weighted(fusion: Fusion) -> Fusion:
+    """The fusion with weights, whichever: what a captured step can do does not depend on them."""
+    return fusion if fusion.weights is not None else replace(fusion, weights=torch.ones(1))

@@ -15,11 +15,12 @@ import flex_attention_generate
 import generate
 import paraphrase
 from self_ensemble.data.result_files import read_manifest, read_results
+from self_ensemble.methods.config import DEFAULT_TAU
 
 FILES = Path(__file__).parents[1] / "support" / "last_release"
 ANSWERING = ("--num_paraphrases", 2, "--max_new_tokens", 6, "--batch_size", 2)
 RUNS = {
-    "flex_attention-2": (flex_attention_generate, ()),
+    "flex_attention-2": (flex_attention_generate, ("--fusion_tau", 0)),
     "flex_attention-joint-2": (flex_attention_generate, ("--fusion", "joint")),
     "avg-2": (generate, ()),
     "weighted_avg-2": (generate, ("--method", "weighted_avg")),
@@ -35,6 +36,11 @@ SAID = {
     "per_prompt-2": "each paraphrase: 8 of 12 prompts were answered before",
     "vote-2": "each paraphrase: 8 of 12 prompts were answered before",
 }
+# What 6d3a980 called flex_attention-2 too.
+UNNAMED = {
+    "tau": ("--fusion_tau", 0.5),
+    "weights": ("--fusion_tau", 0, "--weights", "1,3"),
+}
 SAMPLING = (
     *("--max_samples", 4, "--num_paraphrases", 2, "--max_new_tokens", 12, "--batch_size", 3),
     *("--drop", "--max_attempts", 2),
@@ -47,7 +53,7 @@ def left(tmp_path):
 
     def left(folder: str, name: str, dataset: str = "demo") -> Path:
         there = tmp_path / dataset / "demo"
-        there.mkdir(parents=True)
+        there.mkdir(parents=True, exist_ok=True)
         for path in (FILES / folder).glob(f"{name}.*"):
             shutil.copy(path, there)
         return there / name
@@ -65,6 +71,21 @@ def run(tmp_path):
         return run_script(script, *flags, *argv)
 
     return run
+
+
+@pytest.fixture
+def fuse(tmp_path):
+    """A run of flex_attention_generate.py over so many questions; its exit status."""
+
+    def fuse(questions: int, *argv) -> int:
+        flags = (*ANSWERING, "--max_samples", questions, "--output_dir", tmp_path)
+        return run_script(flex_attention_generate, *flags, *argv)
+
+    return fuse
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def check_same_table(stem: Path, expected: Path):
@@ -198,3 +219,107 @@ def test_an_interrupted_paraphrasing_is_finished(left, tmp_path, capsys):
     written = stem.with_name("paraphrases.jsonl").read_bytes()
     assert written == (FILES / "undisturbed" / "paraphrases.jsonl").read_bytes()
     check_same_manifest(stem, FILES / "undisturbed" / "paraphrases.json")
+
+
+# ---- names: neither tau nor weights were named --------------------------------------------------
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_an_interrupted_run_under_a_name_without_weights_is_finished(name, left, fuse, capsys):
+    stem = left(f"{name}/interrupted", "flex_attention-2")
+    assert fuse(6, *UNNAMED[name]) == 0
+    assert "4 of 6 questions were answered before" in capsys.readouterr().err
+    assert {path.stem for path in stem.parent.iterdir()} == {"flex_attention-2"}
+    check_same_table(stem, FILES / name / "undisturbed" / "flex_attention-2.csv")
+    check_same_manifest(stem, FILES / name / "undisturbed" / "flex_attention-2.json")
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_a_finished_result_under_a_name_without_weights_is_extended(name, left, fuse, capsys):
+    stem = left(f"{name}/finished", "flex_attention-2")
+    files = contents(stem.parent)
+    assert fuse(3, *UNNAMED[name]) == 0
+    assert f"{stem}.feather is finished already" in capsys.readouterr().err
+    assert contents(stem.parent) == files
+    lemmas = ("--lemmaize", "--spacy_model", "lookup")
+    assert fuse(3, *UNNAMED[name], *lemmas) == 0
+    assert "predict_lemma" in read_results(f"{stem}.feather")
+    assert fuse(6, *UNNAMED[name]) == 0
+    check_same_table(stem, FILES / name / "undisturbed" / "flex_attention-2.csv")
+    assert {path.stem for path in stem.parent.iterdir()} == {"flex_attention-2"}
+    assert fuse(6, *UNNAMED[name], "--overwrite") == 0
+    assert {path.stem for path in stem.parent.iterdir()} == {"flex_attention-2"}
+
+
+@pytest.mark.parametrize("kind", ["finished", "interrupted"])
+@pytest.mark.parametrize(
+    ("flags", "made"),
+    [
+        (("--fusion_tau", 0.25), "flex_attention-tau0.25-2"),
+        (("--fusion_tau", 0.5, "--weights", "1,3"), "flex_attention-tau0.5-w1_3-2"),
+        (("--fusion_tau", 0.5, "--weights_by", "entropy:1"), "flex_attention-tau0.5-entropy1-2"),
+        (("--fusion_tau", 0.5, "--max_new_tokens", 5), "flex_attention-tau0.5-2"),
+    ],
+)
+def test_other_weights_lie_beside_it(kind, flags, made, left, fuse, capsys):
+    stem = left(f"tau/{kind}", "flex_attention-2")
+    files = contents(stem.parent)
+    assert fuse(3, *flags) == 0
+    err = capsys.readouterr().err
+    assert err.startswith(f"wrote {stem.parent / made}.feather") and "flex_attention-2" not in err
+    found = contents(stem.parent)
+    assert {name: found[name] for name in files} == files
+    assert {Path(name).stem for name in found.keys() - files.keys()} == {made}
+
+
+def test_a_result_under_its_own_name_comes_first(left, fuse, capsys):
+    stem = left("tau/finished", "flex_attention-2")
+    own = stem.with_name("flex_attention-tau0.5-2")
+    for suffix in (".csv", ".json", ".feather"):
+        stem.with_name(f"{stem.name}{suffix}").rename(f"{own}{suffix}")
+    left("tau/finished", "flex_attention-2")
+    assert fuse(3, *UNNAMED["tau"]) == 0
+    assert f"{own}.feather is finished already" in capsys.readouterr().err
+    own.with_name(f"{own.name}.json").unlink()  # and is told where it is not whole
+    assert fuse(3, *UNNAMED["tau"]) == 0
+    assert f"wrote {own}.feather" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["finished", "interrupted"])
+def test_what_was_the_default_is_found_by_its_tau_alone(kind, left, fuse, capsys, monkeypatch):
+    """Where the default is another tau now."""
+    monkeypatch.setitem(DEFAULT_TAU, "mean", 1.0)
+    stem = left(kind, "flex_attention-2")
+    files = contents(stem.parent)
+    lemmas = ("--lemmaize", "--spacy_model", "lookup")
+    if kind == "finished":
+        assert fuse(3, *lemmas) == 2
+        err = capsys.readouterr().err
+        assert "flex_attention-tau1-2.feather is not there or not finished" in err
+        assert "(flex_attention-2 has tau 0, which was the default: --fusion_tau 0" in err
+        assert err.count("\n") == 1
+    assert fuse(6) == 0
+    err = capsys.readouterr().err
+    assert f"{stem} has tau 0, which was the default: --fusion_tau 0 asks for it" in err
+    assert f"wrote {stem.parent / 'flex_attention-tau1-2.feather'}" in err
+    assert "before" not in err
+    found = contents(stem.parent)
+    assert {name: found[name] for name in files} == files
+    assert read_manifest(stem.with_name("flex_attention-tau1-2"))["identity"]["method"]["tau"] == 1
+    assert fuse(6, *lemmas) == 0  # of the new one
+    assert {name: contents(stem.parent)[name] for name in files} == files
+
+    capsys.readouterr()
+    assert fuse(6) == 0
+    assert "tau 0" not in capsys.readouterr().err  # told once
+    assert fuse(6, "--fusion_tau", 0) == 0
+    check_same_table(stem, FILES / "undisturbed" / "flex_attention-2.csv")
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_the_default_and_its_tau_spelled_out_are_one_run(tau, fuse, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(DEFAULT_TAU, "mean", tau)
+    assert fuse(2) == 0 and fuse(2, "--fusion_tau", tau) == 0
+    name = "flex_attention-tau1-2" if tau else "flex_attention-2"
+    assert {path.stem for path in (tmp_path / "demo" / "demo").iterdir()} == {name}
+    assert "is finished already" in capsys.readouterr().err
