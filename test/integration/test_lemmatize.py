@@ -236,7 +236,9 @@ def test_refusals_leave_the_result_alone(common, tmp_path, capsys):
     capsys.readouterr()
     for flags, said in {
         ("--lemmaize", "--max_new_tokens", "5"): "max_new_tokens is 4 there and 5 here",
-        ("--lemmaize", "--fusion_tau", "1"): "method.tau is 0.0 there and 1.0 here",
+        ("--lemmaize", "--fusion_tau", "2"): "-tau2-2.feather is not there or not finished",
+        ("--lemmaize", "--weights", "1,2"): "-w1_2-2.feather is not there or not finished",
+        ("--lemmaize", "--weights_by", "entropy:1"): "-entropy1-2.feather is not there or not",
         ("--lemmaize", "--instruction", "Else"): "belongs to another run: prompt",
         ("--lemmaize", "--dtype", "bfloat16"): "dtype",
         ("--lemmaize", "--positions", "left"): "run without --lemmaize first",

@@ -18,7 +18,9 @@ import torch
 from oracle import joint_oracle, mean_oracle
 from small import (
     INSTRUCTION,
+    NAMED_TAU,
     QUESTIONS,
+    TAU,
     StockAnswer,
     make_tokenizer,
     run_script,
@@ -164,21 +166,24 @@ def test_files_columns_and_order(run, tmp_path, name):
 
 
 NAMES = [
-    ([], "flex_attention-4"),
-    (["--num_paraphrases", "2"], "flex_attention-2"),
-    (["--positions", "exact"], "flex_attention-4"),
-    (["--positions", "left"], "flex_attention-left-4"),
-    (["--positions", "right"], "flex_attention-right-4"),
-    (["--positions", "sequential"], "flex_attention-sequential-4"),
+    ([], f"flex_attention{NAMED_TAU}-4"),
+    (["--num_paraphrases", "2"], f"flex_attention{NAMED_TAU}-2"),
+    (["--positions", "exact"], f"flex_attention{NAMED_TAU}-4"),
+    (["--positions", "left"], f"flex_attention-left{NAMED_TAU}-4"),
+    (["--positions", "right"], f"flex_attention-right{NAMED_TAU}-4"),
+    (["--positions", "sequential"], f"flex_attention-sequential{NAMED_TAU}-4"),
     (["--fusion", "joint"], "flex_attention-joint-4"),
     (["--fusion", "joint", "--positions", "left"], "flex_attention-joint-4"),
     (["--fusion", "joint", "--positions", "right"], "flex_attention-right-joint-4"),
     (["--fusion", "joint", "--positions", "sequential"], "flex_attention-sequential-joint-4"),
-    (["--layout", "concat"], "flex_attention-concat-4"),
-    (["--layout", "concat", "--positions", "exact"], "flex_attention-concat-4"),
-    (["--layout", "concat", "--positions", "left"], "flex_attention-concat-left-4"),
-    (["--layout", "concat", "--positions", "right"], "flex_attention-concat-right-4"),
-    (["--layout", "concat", "--positions", "sequential"], "flex_attention-concat-sequential-4"),
+    (["--layout", "concat"], f"flex_attention-concat{NAMED_TAU}-4"),
+    (["--layout", "concat", "--positions", "exact"], f"flex_attention-concat{NAMED_TAU}-4"),
+    (["--layout", "concat", "--positions", "left"], f"flex_attention-concat-left{NAMED_TAU}-4"),
+    (["--layout", "concat", "--positions", "right"], f"flex_attention-concat-right{NAMED_TAU}-4"),
+    (
+        ["--layout", "concat", "--positions", "sequential"],
+        f"flex_attention-concat-sequential{NAMED_TAU}-4",
+    ),
     (["--layout", "concat", "--fusion", "joint"], "flex_attention-concat-joint-4"),
     (
         ["--layout", "concat", "--fusion", "joint", "--positions", "right"],
@@ -188,8 +193,18 @@ NAMES = [
         ["--layout", "concat", "--fusion", "joint", "--positions", "sequential"],
         "flex_attention-concat-sequential-joint-4",
     ),
-    (["--fusion_tau", "1", "--weights", "1,2,0,4"], "flex_attention-4"),
-    (["--indexs", "3,1"], "diversity/flex_attention-3_1"),
+    (["--fusion_tau", "0"], "flex_attention-4"),
+    (["--fusion_tau", "-0.5"], "flex_attention-tau-0.5-4"),
+    (["--fusion_tau", "1", "--weights", "1,2,0,4"], "flex_attention-tau1-w1_2_0_4-4"),
+    (["--fusion_tau", "0", "--weights", "1,2,0,.5"], "flex_attention-w1_2_0_0.5-4"),
+    (["--fusion", "joint", "--weights", "1,2,0,4"], "flex_attention-joint-w1_2_0_4-4"),
+    (["--fusion_tau", "0", "--weights_by", "entropy:1"], "flex_attention-entropy1-4"),
+    (
+        ["--fusion_tau", "2", "--positions", "left", "--weights-by", "entropy:.50"],
+        "flex_attention-left-tau2-entropy0.5-4",
+    ),
+    (["--fusion", "joint", "--weights_by", "entropy:1"], "flex_attention-joint-entropy1-4"),
+    (["--indexs", "3,1"], f"diversity/flex_attention{NAMED_TAU}-3_1"),
 ]
 
 
@@ -199,16 +214,16 @@ def test_every_layout_positions_and_fusion_has_its_file(run, tmp_path, argv, nam
     assert ran.code == 0
     assert ran.stem == tmp_path / "out" / "capitals" / "tiny-llama" / name
     assert len(ran.rows) == len(QUESTIONS) and any(ran.generations)
-    assert set(ran.manifest["identity"]["method"]) == {
-        *("name", "layout", "positions", "fusion", "tau", "weights")
-    }
+    settings = {"name", "layout", "positions", "fusion", "tau", "weights"}
+    assert set(ran.manifest["identity"]["method"]) - {"weights_by"} == settings
+    assert ("weights_by" in ran.manifest["identity"]["method"]) == ("entropy" in name)
 
 
 def test_learned_positions_are_left_by_default(small, tmp_path, run):
     tiny_model("gpt2", vocab_size=len(small.tokenizer)).save_pretrained(tmp_path / "gpt2")
     small.tokenizer.save_pretrained(tmp_path / "gpt2")
     ran = run(flex_attention_generate, "--model", tmp_path / "gpt2")
-    assert ran.stem == tmp_path / "out" / "capitals" / "gpt2" / "flex_attention-4"
+    assert ran.stem == tmp_path / "out" / "capitals" / "gpt2" / f"flex_attention{NAMED_TAU}-4"
     assert ran.manifest["identity"]["method"]["positions"] == "left"
     refused = run(
         flex_attention_generate, "--model", tmp_path / "gpt2", "--positions", "exact", "--overwrite"
@@ -362,8 +377,17 @@ def test_another_run_is_refused(small, tmp_path, run, script, difference):
 
 
 def test_another_run_of_the_method_is_refused(run):
-    run(flex_attention_generate)
-    for argv in (["--fusion_tau", "0.5"], ["--weights", "1,2,3,4"]):
+    named = {
+        "flex_attention": (),
+        "flex_attention-tau0.5": ("--fusion_tau", "0.5"),
+        "flex_attention-w1_2_3_4": ("--weights", "1,2,3,4"),
+        "flex_attention-entropy1": ("--weights_by", "entropy:1"),
+    }
+    folder = run(flex_attention_generate, "--fusion_tau", "0.25").stem.parent
+    for name, argv in named.items():
+        for path in folder.glob("flex_attention-*"):
+            path.rename(folder / f"{name}-4{path.suffix}")
+        argv = ("--fusion_tau", "0", *argv) if "--fusion_tau" not in argv else argv
         refused(run, flex_attention_generate, "method", *argv)
     run(generate, "--method", "weighted_avg")
     refused(run, generate, "method", "--method", "weighted_avg", "--confidence", "trust")
@@ -420,10 +444,17 @@ def test_equal_weights_are_none(run):
 # ---- answers --------------------------------------------------------------------------------
 
 FUSIONS = {
-    "default": ([], mean_oracle, ("exact", 0.0, None)),
-    "left": (["--positions", "left"], mean_oracle, ("left", 0.0, None)),
-    "right": (["--positions", "right"], mean_oracle, ("right", 0.0, None)),
-    "sequential": (["--positions", "sequential"], mean_oracle, ("sequential", 0.0, None)),
+    "default": ([], mean_oracle, ("exact", TAU, None)),
+    "mean": (["--fusion_tau", "0"], mean_oracle, ("exact", 0.0, None)),
+    "mass": (["--fusion_tau", "1"], mean_oracle, ("exact", 1.0, None)),
+    **{
+        positions: (
+            ["--fusion_tau", tau, "--positions", positions],
+            mean_oracle,
+            (positions, float(tau), None),
+        )
+        for positions, tau in (("left", "0"), ("right", "0"), ("sequential", "1"))
+    },
     "exponent": (
         ["--fusion_tau", "0.7", "--weights", "1,2,0.5,3"],
         mean_oracle,
@@ -643,6 +674,9 @@ def test_num_ensemble_is_num_paraphrases():
 
 
 BAD = {
+    "no strength": (["--weights_by", "entropy"], ["--weights_by", "'entropy'", "entropy:1"]),
+    "a negative strength": (["--weights_by", "entropy:-1"], ["--weights_by", "'entropy:-1'"]),
+    "no such weighting": (["--weights_by", "luck:1"], ["--weights_by", "'luck'", "entropy"]),
     # what is asked: common to both scripts
     "no such file": (["--dataset", "gone.jsonl"], ["there is no file gone.jsonl"]),
     "no such name": (["--dataset", "triviaqa"], ["'triviaqa'", "demo"]),
@@ -705,6 +739,18 @@ BAD_OF = {
             ["--method", "origin", "--num-ensemble", "3"],
             ["--num_paraphrases", "origin"],
         ),
+        "weights by entropy of an average": (
+            ["--weights_by", "entropy:1"],
+            ["--weights_by", "avg uses no weights"],
+        ),
+        "weights by entropy of a vote": (
+            ["--method", "vote", "--weights_by", "entropy:1"],
+            ["--weights_by", "vote uses no weights"],
+        ),
+        "two weights": (
+            ["--method", "weighted_max", "--confidence", "trust", "--weights_by", "entropy:1"],
+            ["--weights_by", "--confidence gives"],
+        ),
         "a flag of the other script": (["--fusion", "joint"], ["'--fusion'"]),
     },
     flex_attention_generate: {
@@ -723,6 +769,14 @@ BAD_OF = {
         "tau without end": (["--fusion_tau", "inf"], ["--fusion_tau", "'inf'"]),
         "tau is not a number": (["--fusion-tau", "nan"], ["--fusion_tau", "'nan'"]),
         "tau of joint": (["--fusion", "joint", "--fusion_tau", "1"], ["--fusion_tau", "joint"]),
+        "two weights": (
+            ["--weights", "1,2,3,4", "--weights_by", "entropy:1"],
+            ["--weights_by", "--weights gives"],
+        ),
+        "weights of what is joined": (
+            ["--layout", "concat", "--weights_by", "entropy:1"],
+            ["--weights_by", "concat", "use shared"],
+        ),
         "exact joint": (["--fusion", "joint", "--positions", "exact"], ["joint", "exact"]),
         "a flag of the other script": (["--method", "avg"], ["'--method'"]),
     },
@@ -864,7 +918,7 @@ def test_a_script_from_a_shell(small, tmp_path):
     argv = ("--dataset", small.questions, "--model", small.folder, "--num-paraphrases", 3)
     done = process("flex_attention_generate.py", *argv, "--max-new-tokens", 4, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
-    stem = "results/capitals/tiny-llama/flex_attention-3"
+    stem = f"results/capitals/tiny-llama/flex_attention{NAMED_TAU}-3"
     told = ("loading ", "reading ", "attention fusion: ")  # of a busy machine
     lines = [line for line in done.stderr.splitlines() if not line.startswith(told)]
     assert lines[0] == f"wrote {stem}.feather (.csv and .json beside it)" and len(lines) == 2

@@ -9,6 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from self_ensemble.cli import parser as cli
+from self_ensemble.methods.config import DEFAULT_TAU
+
+# Attention fusion's default tau, and how it stands in a file's name.
+TAU = DEFAULT_TAU["mean"]
+NAMED_TAU = f"-tau{TAU:g}" if TAU else ""
 
 INSTRUCTION = "Say what is asked."
 TEXTS = [

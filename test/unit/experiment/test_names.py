@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from self_ensemble.data.result_files import result_file
+from self_ensemble.data.result_files import result_file, safe_name
 from self_ensemble.experiment.names import (
     attention_method_name,
+    earlier_method_name,
     find_finished,
     method_names,
     result_stem,
     run_name,
 )
-from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
+from self_ensemble.methods.config import DEFAULT_TAU, AttentionFusionConfig, LogitFusionConfig
 
 
+@pytest.mark.parametrize("tau", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("method", "rotary", "learned"),
     [
@@ -34,8 +36,12 @@ from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfi
     ],
 )
 def test_attention_fusion_is_named_by_what_differs_from_the_models_defaults(
-    method, rotary, learned
+    method, rotary, learned, tau, monkeypatch
 ):
+    """And by its tau, whether that is the default or not."""
+    monkeypatch.setitem(DEFAULT_TAU, "mean", tau)
+    if tau and "fusion" not in method:
+        rotary, learned = f"{rotary}-tau1", f"{learned}-tau1"
     config = AttentionFusionConfig(**method)
     exact = "left" if config.fusion == "joint" else "exact"
     assert attention_method_name(config, default_positions=exact) == rotary
@@ -43,8 +49,63 @@ def test_attention_fusion_is_named_by_what_differs_from_the_models_defaults(
     assert {rotary, learned} <= {*method_names(config)}
 
 
+ONES = (1.0,) * 30
+WEIGHTED = {
+    "tau0.5": {"tau": 0.5},
+    "tau-0.5": {"tau": -0.5},
+    "tau0.1234567890123": {"tau": 0.1234567890123},
+    "w1_2_0.5": {"tau": 0, "weights": (1, 2.0, 0.5)},
+    "tau1-w1_2": {"tau": 1.0, "weights": (1, 2)},
+    "entropy1": {"tau": 0, "weights_by": "entropy:1.0"},
+    "tau0.5-entropy0.25": {"tau": 0.5, "weights_by": "entropy:0.25"},
+    "joint-w1_2": {"fusion": "joint", "weights": (1.0, 2.0)},
+    "joint-entropy2": {"fusion": "joint", "weights_by": "entropy:2"},
+    "we08eee76": {"tau": 0, "weights": ONES},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_are_named(name):
+    config = AttentionFusionConfig(**WEIGHTED[name])
+    found = attention_method_name(config, default_positions="exact")
+    assert found == f"flex_attention-{name}" == safe_name(found)
+    earlier = "flex_attention-joint" if config.fusion == "joint" else "flex_attention"
+    assert earlier_method_name(found, config) == earlier
+
+
+def test_other_weights_have_other_names():
+    configs = [AttentionFusionConfig(tau=tau) for tau in (0, 1e-7, 1.0000001, 1e22, 1)]
+    weights = (ONES, (2.0, *ONES[1:]), (1, 2), (12,), (1, 2.0000001))
+    configs += [AttentionFusionConfig(weights=each) for each in weights]
+    configs += [AttentionFusionConfig(weights_by=f"entropy:{b}") for b in (1, 1.0000001, 0.1)]
+    names = [attention_method_name(each, default_positions="exact") for each in configs]
+    assert len({*names}) == len(names)
+    assert all(safe_name(run_name(name, count=30)) == f"{name}-30" for name in names)
+
+
 def test_logit_fusion_is_named_by_its_method():
     assert method_names(LogitFusionConfig(method="vote")) == ("vote",)
+    config = LogitFusionConfig(method="weighted_avg", weights_by="entropy:2")
+    assert method_names(config) == ("weighted_avg-entropy2",)
+    assert earlier_method_name("weighted_avg-entropy2", config) == "weighted_avg"
+    assert method_names(LogitFusionConfig(weights_by="entropy:2")) == ("avg",)  # which uses none
+
+
+@pytest.mark.parametrize("made_with", [{}, {"tau": 0.5}, {"weights": [1.0, 2.0]}])
+@pytest.mark.parametrize("asked", [{}, {"tau": 0.5}, {"weights": (1.0, 2.0)}])
+def test_what_an_earlier_release_made_is_found_by_all_of_its_method(tmp_path, made_with, asked):
+    usual = {"positions": "exact", "tau": 0.0, "weights": None}
+    stem = finished(tmp_path, "flex_attention", "exact")
+    manifest = json.loads(result_file(stem, ".json").read_text())
+    manifest["identity"]["method"] = usual | made_with
+    result_file(stem, ".json").write_text(json.dumps(manifest))
+    method = {**usual, **asked, "weights_by": None}
+    found = find_finished([tmp_path / "none"], method, earlier=[stem])
+    same = made_with.keys() == asked.keys()
+    assert (found is not None) == same
+    assert find_finished([tmp_path / "none"], {**method, "weights_by": "a"}, earlier=[stem]) is None
+    del method["positions"]  # which are not known without the model
+    assert (find_finished([tmp_path / "none"], method, earlier=[stem]) is not None) == same
 
 
 def finished(folder: Path, name: str, positions: str) -> Path:
