@@ -6,7 +6,8 @@
     pararel-test     the same of 15 other relations
 
 No subject of a test question is that of a MyriadLAMA development fact or of a demonstration,
-whatever its case. Where something is drawn, the order of hashes decides. The first questions of a set are spread over its relations.
+whatever its case. Where something is drawn, the order of hashes decides. The first questions of a
+set are spread over its relations.
 
 Every question has up to `MOST` paraphrases, and N of them are its first N. In MyriadLAMA's
 templates the five manual ones come first, then automatic ones: of a development fact those that
@@ -28,7 +29,6 @@ import pretrained_files as files
 from self_ensemble.data.datasets.myriadlama import INSTRUCTION, fill
 from self_ensemble.data.prompts import Prompt, prompt_template
 from self_ensemble.data.records import FewShot, compact_json, sha256
-from self_ensemble.system.errors import UserError
 
 if TYPE_CHECKING:
     import pandas
@@ -46,10 +46,13 @@ DEV_SHARE = 0.4  # of ParaRel's relations
 DEMONSTRATIONS = (
     FewShot("[MASK] is the higher-level concept of adit.", "tunnel"),
     FewShot("Marty Ehrlich became known as a [MASK] player.", "saxophone"),
-    FewShot("Officially, the people living in Basel use the language [MASK] for communication.", "German"),
+    FewShot(
+        "Officially, the people living in Basel use the language [MASK] for communication.",
+        "German",
+    ),
     FewShot("[MASK] consists of Mount Makiling.", "Luzon"),
     FewShot("Iowa and [MASK] are neighboring countries.", "Wisconsin"),
-)  # fmt: skip
+)
 DEMONSTRATED_SUBJECTS = ("adit", "Marty Ehrlich", "Basel", "Mount Makiling", "Iowa")
 
 
@@ -249,15 +252,3 @@ def questions_of(name: str, folder: Path) -> list[Question]:
     found = fingerprint(made)
     assert found == SETS[name].sha256, f"the set {name} has changed: its sha256 is {found}"
     return made
-
-
-def with_paraphrases(questions: Iterable[Question], count: int) -> list[Question]:
-    """Those that have so many paraphrases.
-
-    Raises:
-        UserError: there is none.
-    """
-    chosen = [question for question in questions if len(question.paraphrases) >= count]
-    if not chosen:
-        raise UserError(f"--num_paraphrases {count}: no question has so many; {MOST} is the most")
-    return chosen

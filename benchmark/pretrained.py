@@ -1,0 +1,150 @@
+"""Every method on pretrained models: facts of MyriadLAMA and ParaRel, development and test sets.
+
+    python benchmark/pretrained.py --data_dir FOLDER
+    python benchmark/pretrained.py --data_dir FOLDER --sets myriadlama-dev --models smollm2 \\
+        --num_paraphrases 5,10 --methods avg attention:tau=0.5 weighted_avg:weights_by=entropy:2
+
+A method is a name of the toolkit's with its settings, NAME:KEY=VALUE,KEY=VALUE; `one` is every
+paraphrase alone, `first_described` the method as first described. Results are kept, one file each,
+and not made again. Several processes share the work with --share 1/8, --share 2/8, ...
+
+See pretrained_data.py for the sets and pretrained_files.py for the files, who publishes them and
+their sha256.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
+
+from self_ensemble.cli.parser import Parser, run, set_up_logging
+from self_ensemble.cli.types import auto_or_positive_int, index_list, positive_int
+
+DATA_SETS = ("myriadlama-dev", "myriadlama-test", "pararel-dev", "pararel-test")
+METHODS = ("one", "vote", "avg", "prob_avg", "max", "weighted_avg", "first_described", "attention")
+
+
+def open_set(args, name: str):
+    """A set's questions and prompt, by its name."""
+    import pretrained_data as data
+    from pretrained_run import Asked
+
+    from self_ensemble.data.records import Record
+
+    records = [
+        Record(q.uuid, q.paraphrases, q.answers, relation=q.relation)
+        for q in data.questions_of(name, args.data_dir)
+    ]
+    return Asked(records[: args.max_samples], data.prompt(chat_template=args.chat_template))
+
+
+def find(args, name: str):
+    """A model's folder, by its name."""
+    from self_ensemble.models.config import ModelConfig
+    from self_ensemble.models.loading import find_model
+    from self_ensemble.system.errors import UserError
+
+    if name not in args.model_dir:
+        raise UserError(f"--models {name}: give its folder with --model_dir {name}=FOLDER")
+    return find_model(
+        ModelConfig(name=str(args.model_dir[name]), device=args.device, dtype="float32")
+    )
+
+
+def output_of(args) -> Path:
+    """Where results go that are comparable: other questions and prompts have folders of theirs."""
+    parts = []
+    if args.max_samples is not None:
+        parts.append(f"first-{args.max_samples}")
+    if args.chat_template:
+        parts.append("chat_template")
+    return args.output_dir.joinpath(*parts)
+
+
+def main(args: argparse.Namespace) -> None:
+    from pretrained_run import Settings, make_jobs, run_jobs
+
+    set_up_logging(verbose=False)
+    jobs = make_jobs(args.models, args.sets, args.num_paraphrases, args.methods)
+    settings = Settings(
+        output_of(args), args.device, args.attention, not args.plain, args.batch_size
+    )
+    share, shares = args.share
+    run_jobs(
+        jobs[share - 1 :: shares],
+        settings,
+        open_set=lambda name: open_set(args, name),
+        find=lambda name: find(args, name),
+    )
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not written NAME=FOLDER")
+    return name, Path(folder)
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def share_of(text: str) -> tuple[int, int]:
+    try:
+        share, shares = map(int, text.split("/"))
+    except ValueError:
+        share, shares = 0, 0
+    if not 1 <= share <= shares:
+        raise argparse.ArgumentTypeError(f"{text!r} is not written I/K, like 1/8 to 8/8")
+    return share, shares
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--data_dir", type=Path, metavar="FOLDER", help="with the files of MyriadLAMA and ParaRel"
+    )
+    parser.add_argument(
+        "--sets", "--set", type=names, default=("myriadlama-dev",), metavar="SET,...",
+        help=f"of {', '.join(DATA_SETS)} (default: myriadlama-dev)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--models", type=names, default=("smollm2", "gemma"), metavar="NAME,...",
+        help="(default: smollm2,gemma)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model_dir", type=named_folder, action="append", default=[], metavar="NAME=FOLDER",
+        help="where a model lies ready, with its weights in safetensors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num_paraphrases", type=index_list, default=(5, 10), metavar="N,...",
+        help="how many paraphrases to fuse (default: 5,10)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, metavar="METHOD",
+        help=f"(default: {' '.join(METHODS)})",
+    )  # fmt: skip
+    parser.add_argument("--chat_template", action="store_true", help="in the model's chat format")
+    parser.add_argument("--max_samples", type=positive_int, help="the first so many of each set")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/pretrained"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--plain", action="store_true", help="capture no decode steps on a GPU")
+    parser.add_argument("--batch_size", type=auto_or_positive_int, default=None)
+    parser.add_argument(
+        "--share",
+        type=share_of,
+        default=(1, 1),
+        metavar="I/K",
+        help="every K-th job, from the I-th",
+    )
+    args = parser.parse_args(argv)
+    args.model_dir = dict(args.model_dir)
+    return args
+
+
+if __name__ == "__main__":
+    run(main, parse_args())
