@@ -11,12 +11,14 @@ from self_ensemble.data import (
     register_dataset,
 )
 from self_ensemble.data.datasets.myriadlama import MyriadLamaDataset
+from self_ensemble.data.datasets.pararel import ParaRelDataset
 from self_ensemble.data.datasets.webqa import WebQADataset
 
 __all__ = [
     "Dataset",
     "FewShot",
     "MyriadLamaDataset",
+    "ParaRelDataset",
     "PromptTemplate",
     "Record",
     "WebQADataset",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.cli.parser import Parser, run
-from self_ensemble.data.registry import dataset_names, hub_datasets
+from self_ensemble.data.registry import cloned_datasets, dataset_names, hub_datasets
 from self_ensemble.evaluation.lemmatizer import PREFERRED_MODEL
 from self_ensemble.models.aliases import MODEL_PATHs, resolve_model
 from self_ensemble.system.console import say
@@ -114,6 +114,11 @@ def asked_for(args: argparse.Namespace) -> list[Resource]:
         if name in hub_datasets():
             repository = hub_datasets()[name]
             resources.append(Resource("--dataset", name, repository, args.dataset_revision))
+        elif name in cloned_datasets():
+            how_to = f"git clone {cloned_datasets()[name]}, and name the folder with --data_dir"
+            if args.dataset:
+                raise UserError(f"--dataset {name}: it is not on the hub: {how_to}")
+            print(f"{name}: not on the hub: {how_to}")
         elif name in dataset_names():
             print(f"{name}: its questions come with the project, nothing to fetch")
         else:
@@ -351,7 +356,9 @@ def show_list() -> None:
     for name in dataset_names():
         repository = hub_datasets().get(name)
         about = "comes with the project"
-        if repository is not None:
+        if name in cloned_datasets():
+            about = f"not on the hub: git clone {cloned_datasets()[name]}"
+        elif repository is not None:
             about = described(Resource("--dataset", name, repository))
         rows.append(("--dataset", name, about))
     for name, path in MODEL_PATHs.items():

@@ -38,6 +38,7 @@ from self_ensemble.data.registry import (
     SOURCE_OPTIONS,
     DatasetOptions,
     check_options,
+    cloned_datasets,
     dataset_names,
     users_of,
 )
@@ -159,7 +160,8 @@ def add_source_arguments(data: Flags) -> None:
         "--data_dir",
         type=Path,
         metavar="FOLDER",
-        help=f"{_users('data_dir')}: a folder with the tables as files, instead of the hub",
+        help=f"{_users('data_dir')}: a folder with the tables as files, instead of the hub; "
+        f"{', '.join(cloned_datasets())} needs it",
     )
     data.add_argument(
         "--dataset_revision",

@@ -69,19 +69,27 @@ OpenDataset = Callable[[DatasetOptions], Dataset]
 
 @dataclass(frozen=True)
 class RegisteredDataset:
-    """How a dataset is opened, which of DATASET_OPTIONS it uses, and its repository on the hub."""
+    """How a dataset is opened, which of DATASET_OPTIONS it uses, and where it is from.
+
+    repository: on the hub. source: the address of one that users fetch themselves.
+    """
 
     name: str
     open: OpenDataset
     options: tuple[str, ...] = ()
     repository: str | None = None
+    source: str | None = None
 
 
 DATASETS: Registry[RegisteredDataset] = Registry("unknown dataset {name!r}: there is {names}")
 
 
 def register_dataset(
-    name: str, *, options: Sequence[str] = (), repository: str | None = None
+    name: str,
+    *,
+    options: Sequence[str] = (),
+    repository: str | None = None,
+    source: str | None = None,
 ) -> Callable[[OpenDataset], OpenDataset]:
     """Makes `--dataset name` mean what the decorated function returns.
 
@@ -90,6 +98,7 @@ def register_dataset(
         options: those of DATASET_OPTIONS that the function uses. Given with a dataset that does
             not use it, an option is an error.
         repository: on the hub, where download_resources.sh fetches it from.
+        source: the address of a git repository that the user clones, for --data_dir.
 
     Returns:
         A decorator of a function that takes `DatasetOptions` and returns a `Dataset` with all
@@ -99,7 +108,7 @@ def register_dataset(
     assert not unknown, f"{name}: {sorted(unknown)} are none of {DATASET_OPTIONS}"
 
     def register(function: OpenDataset) -> OpenDataset:
-        entry = RegisteredDataset(name, function, tuple(options), repository)
+        entry = RegisteredDataset(name, function, tuple(options), repository, source)
         DATASETS.add(name, entry)
         return function
 
@@ -115,6 +124,12 @@ def hub_datasets() -> dict[str, str]:
     """The datasets that are fetched from the hub, with their repositories."""
     entries = map(DATASETS.get, DATASETS)
     return {entry.name: entry.repository for entry in entries if entry.repository is not None}
+
+
+def cloned_datasets() -> dict[str, str]:
+    """The datasets that users clone and name with --data_dir, with their addresses."""
+    entries = map(DATASETS.get, DATASETS)
+    return {entry.name: entry.source for entry in entries if entry.source is not None}
 
 
 def users_of(option: str) -> tuple[str, ...]:
@@ -153,11 +168,15 @@ def check_options(name_or_path: str, given: dict[str, Any]) -> None:
         users = users_of(option)
         if value is not None and name_or_path not in users:
             raise UserError(
-                f"--{option} belongs to --dataset {' and '.join(users)}; "
-                f"{name_or_path} does not use it"
+                f"--{option} belongs to --dataset {_listed(users)}; {name_or_path} does not use it"
             )
     if given.get("data_dir") is not None and given.get("dataset_revision") is not None:
         raise UserError("--dataset_revision: a folder (--data_dir) has one state only")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a, b and c`"""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _open_file(name_or_path: str) -> Dataset:

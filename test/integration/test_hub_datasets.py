@@ -25,9 +25,10 @@ from self_ensemble.data import (
     prompt_template,
     select_paraphrases,
 )
+from self_ensemble.data.cloze import INSTRUCTION as MYRIADLAMA_INSTRUCTION
+from self_ensemble.data.cloze import fill
 from self_ensemble.data.datasets import myriadlama as myriadlama_module
-from self_ensemble.data.datasets.myriadlama import INSTRUCTION as MYRIADLAMA_INSTRUCTION
-from self_ensemble.data.datasets.myriadlama import Draw, Fact, MyriadLamaDataset, fill
+from self_ensemble.data.datasets.myriadlama import Draw, Fact, MyriadLamaDataset
 from self_ensemble.data.datasets.webqa import INSTRUCTION as WEBQA_INSTRUCTION
 from self_ensemble.data.datasets.webqa import WebQADataset
 from self_ensemble.data.hub_tables import draw_examples
@@ -774,7 +775,7 @@ def test_myriadlama_from_the_command_line(run, here, myriadlama):
     [
         (("--seed", 1), ["--seed belongs to --dataset myriadlama", "demo"]),
         (("--num_auto", 1, "--dataset", "webqa"), ["--num_auto belongs", "webqa does not"]),
-        (("--data_dir", "x"), ["--data_dir belongs to --dataset webqa and myriadlama"]),
+        (("--data_dir", "x"), ["--data_dir belongs to --dataset webqa, myriadlama and pararel"]),
         (("--paraphrase_model", "x", "--dataset", "myriadlama"), ["--paraphrase_model belongs"]),
         (("--dataset_revision", "x", "--dataset", "own.csv"), ["--dataset_revision belongs"]),
         (

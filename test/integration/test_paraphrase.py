@@ -674,7 +674,7 @@ def test_each_kind_has_its_prompt():
         ("--seed -1", "--seed: '-1' is not a whole number"),
         ("--output x.csv", "--output: 'x.csv' does not end in .jsonl"),
         ("--max_attempts 2", "--max_attempts: without --drop nothing is drawn again"),
-        ("--data_dir d", "--data_dir belongs to --dataset webqa and myriadlama"),
+        ("--data_dir d", "--data_dir belongs to --dataset webqa, myriadlama and pararel"),
         (
             "--dataset webqa --data_dir d --dataset_revision r",
             "a folder (--data_dir) has one state",

@@ -33,7 +33,7 @@ from hub import (
 from huggingface_hub import constants, errors
 
 from self_ensemble.cli import download as resources
-from self_ensemble.data.registry import hub_datasets
+from self_ensemble.data.registry import dataset_names, hub_datasets
 from self_ensemble.models.aliases import MODEL_PATHs
 from self_ensemble.system import hub_errors
 
@@ -492,7 +492,8 @@ def test_the_script_is_a_front(tmp_path):
         (["--list", "--dataset-only"], "--dataset_only: --list only shows"),
         (["--list", "--spacy"], "--spacy: --list only shows"),
         (["--model", "demo", "--revision", "v1"], "--revision v1: "),
-        (["--dataset", "squad"], "there are demo, demo_choices, webqa, myriadlama"),
+        (["--dataset", "squad"], "there are demo, demo_choices, webqa, myriadlama, pararel"),
+        (["--dataset", "pararel"], "git clone https://github.com/yanaiela/pararel"),
         (["--model", "nowhere"], "'nowhere' is no folder"),
     ],
 )
@@ -517,7 +518,9 @@ def test_the_list_has_every_name(online):
     lines = [line.split() for line in online("fetch", "--list")["out"].splitlines()]
     named = {(line[0], line[1]) for line in lines}
     assert {("--model", name) for name in MODEL_PATHs} < named
-    assert {("--dataset", name) for name in ("demo", *hub_datasets())} < named
+    assert {("--dataset", name) for name in dataset_names()} <= named
+    [pararel] = [line for line in lines if line[1] == "pararel"]
+    assert " ".join(pararel[2:]) == "not on the hub: git clone https://github.com/yanaiela/pararel"
     assert ["--model", ALIAS, f"{MODEL}:", "here"] in lines
     assert ["--model", "llama3.2_1b", "meta-llama/Llama-3.2-1B:", "not", "here"] in lines
     assert ["--dataset", "webqa", "stanfordnlp/web_questions:", "here"] in lines
@@ -536,6 +539,7 @@ def test_all_datasets_and_no_model(online):
     assert [line.split(":")[0].split()[0] for line in done["out"].splitlines()] == [
         "demo",
         "demo_choices",
+        "pararel",
         *hub_datasets(),
     ]
 

@@ -972,10 +972,11 @@ def test_the_lemmatizer_can_be_imported_from_the_scripts(script, name):
 
 def test_the_models_and_datasets_can_be_imported_from_the_top():
     from constants import MODEL_PATHs
-    from dataset import MyriadLamaDataset, WebQADataset
+    from dataset import MyriadLamaDataset, ParaRelDataset, WebQADataset
 
     assert MODEL_PATHs["llama3.2_3b"] == "meta-llama/Llama-3.2-3B"
     assert MyriadLamaDataset().name == "myriadlama" and WebQADataset().name == "webqa"
+    assert ParaRelDataset(Path("pararel")).name == "pararel"
 
 
 def test_the_whole_method_can_be_called_from_its_script(small):

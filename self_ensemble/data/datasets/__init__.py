@@ -7,7 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 # In the order in which --help and errors list them; others follow by name.
-BUNDLED = ("demo", "webqa", "myriadlama")
+BUNDLED = ("demo", "webqa", "myriadlama", "pararel")
 
 for _name in (*BUNDLED, *sorted({module.name for module in iter_modules(__path__)} - {*BUNDLED})):
     import_module(f"{__name__}.{_name}")

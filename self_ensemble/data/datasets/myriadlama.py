@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self_ensemble.data.cells import checked_label, checked_text, checked_texts, is_empty, show
+from self_ensemble.data.cells import checked_label, checked_text, checked_texts, is_empty
+from self_ensemble.data.cloze import INSTRUCTION, fill
 from self_ensemble.data.hub_tables import (
     NO_EXAMPLES,
     checked_folder,
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 NAME = "myriadlama"
 REPOSITORY = "iszhaoxin/MyriadLAMA"
-# The very text that MyriadLAMA's published predictions were made with: to be comparable.
-INSTRUCTION = "Based on the context, predict the [MASK] in the sentence in one word."
 # The split, as the authors of the published predictions made it.
 NUM_TEST_FACTS = 2_000
 SPLIT_SEED = 42
@@ -271,14 +270,6 @@ def _fact_of_templates(where: str, rows: list[dict[str, Any]]) -> Fact:
         manual=_distinct(kinds[True]),
         auto=_distinct(kinds[False], without=kinds[True]),
     )
-
-
-def fill(template: str, subject: str, where: str) -> str:
-    """`[X] is in [Y].` -> `Lima is in [MASK].`"""
-    for slot in ("[X]", "[Y]"):
-        if slot not in template:
-            raise UserError(f"{where}: the template {show(template)} has no {slot}")
-    return template.replace("[Y]", "[MASK]").replace("[X]", subject)
 
 
 def _distinct(texts: Iterable[str], without: Collection[str] = ()) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from self_ensemble.data import (
     open_dataset,
     register_dataset,
 )
-from self_ensemble.data.registry import DATASETS, hub_datasets, users_of
+from self_ensemble.data.registry import DATASETS, cloned_datasets, hub_datasets, users_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -45,11 +45,12 @@ def capitals():
 
 
 def test_what_is_bundled():
-    assert dataset_names()[:4] == ("demo", "demo_choices", "webqa", "myriadlama")
+    assert dataset_names()[:5] == ("demo", "demo_choices", "webqa", "myriadlama", "pararel")
     assert hub_datasets() == {
         "webqa": "stanfordnlp/web_questions",
         "myriadlama": "iszhaoxin/MyriadLAMA",
     }
+    assert cloned_datasets() == {"pararel": "https://github.com/yanaiela/pararel"}
 
 
 def test_a_dataset_of_the_users_own_is_one_like_the_others(capitals):
@@ -129,7 +130,8 @@ def test_a_file_in_the_folder_of_datasets_is_found(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert (
-        done.stdout == "('demo', 'demo_choices', 'webqa', 'myriadlama', 'capitals') capitals\n"
+        done.stdout
+        == "('demo', 'demo_choices', 'webqa', 'myriadlama', 'pararel', 'capitals') capitals\n"
     ), done.stderr
 
 
