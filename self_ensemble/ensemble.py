@@ -208,9 +208,9 @@ class Ensemble:
             questions: the paraphrases of each question; with `WholePrompts` the prompts as they
                 are.
             method: ``attention``, a logit method (``avg``, ``prob_avg``, ``max``, ``weighted_avg``,
-                ``weighted_max``), ``vote``, ``per_prompt``, ``origin`` (paraphrase 0),
-                ``self_consistency`` (of paraphrase 0), a name that you have registered, or a method
-                object.
+                ``weighted_prob_avg``, ``weighted_max``), ``vote``, ``per_prompt``, ``origin``
+                (paraphrase 0), ``self_consistency`` (of paraphrase 0), a name that you have
+                registered, or a method object.
             max_new_tokens: the longest answer, in tokens.
             stop: texts that end an answer and are no part of it; []: only end-of-sequence and the
                 limit end it; None: the newline after its first visible character.
@@ -226,8 +226,10 @@ class Ensemble:
                 half precision kernels round by shape).
             prompt: instead of the ensemble's own.
             settings: of the method. For ``attention``: ``fusion`` (``mean``, ``joint``, …),
-                ``tau``, ``weights``, ``positions``, ``layout``; for weighted logit methods
-                ``weights``; for ``self_consistency`` ``samples``.
+                ``tau``, ``weights``, ``weights_by``, ``positions``, ``layout``, see
+                `methods.config.AttentionFusionConfig`; for weighted logit methods ``weights`` or
+                ``weights_by``; for ``self_consistency`` ``samples``. ``weights_by="entropy:1"``
+                weighs the paraphrases of each question by how sure each of them is alone.
 
         Returns:
             An answer a question, in the order asked; of ``per_prompt`` one a paraphrase.

@@ -143,7 +143,7 @@ def _step(inspection: Inspection, number: int) -> str:
             f"<details{' open' if step.decisive else ''}>",
             f"<summary>{escape(title)}: {escape(choice_line(words, trace, number))}</summary>",
             html_table(candidate_table(words, step, inspection.candidates)),
-            html_table(paraphrase_table(words, step)),
+            html_table(paraphrase_table(words, step, inspection.trace.weights)),
             _lines([attention_title(words, trace, number, inspection.question.tail)]),
             html_table(attention_table(words, step, by_layer=True)),
             "</details>",

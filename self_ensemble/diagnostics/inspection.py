@@ -87,7 +87,7 @@ class Inspection:
             "candidates": lambda step: align(candidate_table(self.words, step, self.candidates)),
             "logits": self.show_logits,
             "attention": lambda step: align(attention_table(self.words, step, by_layer=True)),
-            "paraphrases": lambda step: align(paraphrase_table(self.words, step)),
+            "paraphrases": self.show_paraphrases,
         }
 
     @property
@@ -221,6 +221,9 @@ class Inspection:
         low, high = float(step.logits.min()), float(step.logits.max())
         return [f"{len(step.logits)} fused logits from {low:.3f} to {high:.3f}", *align(rows)]
 
+    def show_paraphrases(self, step: Step) -> list[str]:
+        return align(paraphrase_table(self.words, step, self.trace.weights))
+
     def show_step(self, number: int) -> list[str]:
         step, self.reached = self.trace.steps[number], number
         return [
@@ -230,7 +233,7 @@ class Inspection:
             attention_title(self.words, self.trace, number, self.question.tail),
             *align(attention_table(self.words, step, by_layer=self.config.verbose)),
             "",
-            *align(paraphrase_table(self.words, step)),
+            *self.show_paraphrases(step),
             "",
             choice_line(self.words, self.trace, number),
         ]

@@ -131,15 +131,20 @@ def attention_table(words: Words, step: Step, *, by_layer: bool) -> Table:
     return rows
 
 
-def paraphrase_table(words: Words, step: Step) -> Table:
-    """What each paraphrase's part was: its attention, itself alone, and the others without it."""
+def paraphrase_table(words: Words, step: Step, weights: Sequence[float] | None = None) -> Table:
+    """What each paraphrase's part was: its attention, itself alone, and the others without it.
+
+    weights: the paraphrases' own, where they have some.
+    """
     chosen = f"P({words.token(step.token)})"
-    rows = [["paraphrase", "attention", "alone", chosen, "left out", chosen, ""]]
+    weighted = [] if weights is None else ["weight"]
+    rows = [["paraphrase", *weighted, "attention", "alone", chosen, "left out", chosen, ""]]
     for i, share in enumerate(shares(step)[1:-1]):
         without = step.left_out[i]
         rows.append(
             [
                 words.paraphrase(i),
+                *([] if weights is None else [percent(weights[i])]),
                 percent(share),
                 *_says(words, step.single[i], step.token),
                 *((NOTHING, NOTHING) if without is None else _says(words, without, step.token)),
@@ -214,4 +219,6 @@ def settings_line(settings: AttentionFusion) -> str:
         said.append(f"tau {settings.tau_used:g}")
     if settings.weights is not None:
         said.append("weights " + ", ".join(f"{u:g}" for u in settings.weights))
+    if settings.weights_by is not None:
+        said.append(f"weights by {settings.weights_by}")
     return ", ".join(said)

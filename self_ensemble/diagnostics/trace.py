@@ -29,6 +29,7 @@ from self_ensemble.generation.streams import (
 )
 from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.methods.config import AttentionFusionConfig
+from self_ensemble.methods.weighting import parse_weighting
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,14 @@ class Step:
 class Trace:
     """A question's whole decode.
 
+    weights: the paraphrases' own, given or found for this question, summing to one; None where all
+        count alike. What tau makes of them differs from token to token, layer to layer.
     answer: as `flex_attention_generate.py` gives it. single: each paraphrase's own. left_out: that
     of the fusion without paraphrase i, None where nothing is left.
     """
 
     steps: tuple[Step, ...]
+    weights: tuple[float, ...] | None
     answer: Answer
     single: tuple[Answer, ...]
     left_out: tuple[Answer | None, ...]
@@ -92,6 +96,26 @@ def fusion_of(settings: AttentionFusion, engine: Engine) -> Fusion:
     return settings.fusion_on(engine.device)
 
 
+def weighted_fusion_of(
+    settings: AttentionFusion, engine: Engine, prefix: tuple[int, ...], stream: Stream
+) -> Fusion:
+    """The fusion of one question, whose weights may be the question's own: a run finds the same."""
+    fusion = fusion_of(settings, engine)
+    if settings.weights_by is None:
+        return fusion
+    weigh = parse_weighting(settings.weights_by).weigh
+    found: list[torch.Tensor] = []
+
+    def keep(logits: torch.Tensor) -> torch.Tensor:
+        found.append(weigh(logits))
+        return found[-1]
+
+    request = Request(prefix, [[stream]], fusion, max_new_tokens=1, weigh=keep, capture=False)
+    _answers(engine, request)
+    [log_weights] = found[-1]  # of the only question
+    return replace(fusion, weights=log_weights.float().softmax(-1))
+
+
 def trace_question(
     engine: Engine,
     template: PromptTemplate,
@@ -111,7 +135,8 @@ def trace_question(
     prefix, [question] = split_prompts(engine.tokenizer, template, [paraphrases])
     positions = positions_of(settings, engine)
     [stream] = attention_streams(question, len(prefix), positions)
-    decode = watch(engine, prefix, stream, fusion_of(settings, engine), max_new_tokens)
+    fusion = weighted_fusion_of(settings, engine, prefix, stream)
+    decode = watch(engine, prefix, stream, fusion, max_new_tokens)
 
     asker = _Asker(engine, prefix, decode.tokens, max_new_tokens)
     single = logit_streams(question, len(prefix))
@@ -133,6 +158,7 @@ def trace_question(
     ]
     return Trace(
         tuple(steps),
+        None if fusion.weights is None else tuple(fusion.weights.tolist()),
         decode.answer,
         tuple(asker.answers(single, Fusion())),
         tuple(
@@ -170,7 +196,8 @@ def _left_out(
         prefix, [question] = split_prompts(engine.tokenizer, template, [texts])
         positions = positions_of(settings, engine)
         [stream] = attention_streams(question, len(prefix), positions)
-        found.append(_Rest(stream, fusion_of(replace(settings, weights=weights), engine)))
+        without = replace(settings, weights=weights)
+        found.append(_Rest(stream, weighted_fusion_of(without, engine, prefix, stream)))
     return found
 
 

@@ -29,7 +29,7 @@ def fusion_names() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AttentionFusionConfig:
-    """Attention fusion; the defaults stand here alone.
+    """Attention fusion; the defaults stand here and in `DEFAULT_TAU` alone.
 
     layout: ``shared`` encodes the common prompt once; ``concat`` joins whole prompts.
     positions: ``exact``, ``left``, ``right`` or ``sequential``, see `attention.positions`; None for

@@ -27,6 +27,7 @@ from self_ensemble.attention.kv_state import DecodeState, EncodeState
 from self_ensemble.attention.masks import create_segment_isolation_mask, dense_mask
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
+from self_ensemble.data.result_files import result_file
 from self_ensemble.diagnostics import debug_page, pictures
 from self_ensemble.diagnostics.config import DebugConfig
 from self_ensemble.diagnostics.inspection import Inspection
@@ -34,6 +35,7 @@ from self_ensemble.diagnostics.isolation import ANSWER_TOKENS, check_isolation
 from self_ensemble.diagnostics.mask_drawing import mask_cells, question_parts
 from self_ensemble.diagnostics.tables import isolation_lines
 from self_ensemble.diagnostics.trace import trace_question, watch
+from self_ensemble.diagnostics.words import percent
 from self_ensemble.experiment.questions import read_questions
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
@@ -86,6 +88,7 @@ def summary(lines) -> dict[str, str]:
         (),
         ("--fusion", "joint"),
         ("--positions", "left", "--fusion-tau", "0.5", "--weights", "3,0,1,1"),
+        ("--fusion-tau", "1", "--weights-by", "entropy:2"),
     ],
     ids=lambda flags: "-".join(flags) or "default",
 )
@@ -96,7 +99,7 @@ def test_tokens_and_answers_are_those_of_generation(small, capsys, tmp_path, fla
     assert status == 0
     starts = [at for at, line in enumerate(lines) if re.match(r"question \d of 2: ", line)]
     args = flex_attention_generate.parse_args([*map(str, both), "--output_dir", str(tmp_path)])
-    rows = pd.read_feather(flex_attention_generate.main(args).with_suffix(".feather"))
+    rows = pd.read_feather(result_file(flex_attention_generate.main(args), ".feather"))
     for begin, end, row in zip(starts, [*starts[1:], None], rows.itertuples(), strict=True):
         shown = lines[begin:end]
         # An end-of-sequence token and other special ones are shown, and are no text.
@@ -114,7 +117,7 @@ def test_the_demo(capsys, tmp_path):
     assert any("isolation check: passed" in line for line in lines)
     args = ["--max_samples", "1", "--output_dir", str(tmp_path)]
     stem = flex_attention_generate.main(flex_attention_generate.parse_args(args))
-    [row] = pd.read_feather(stem.with_suffix(".feather")).itertuples()
+    [row] = pd.read_feather(result_file(stem, ".feather")).itertuples()
     assert chosen(lines) == visible(row.generation)
     assert len(summary(lines)) == 11  # fused, five alone, five left out
     assert max(map(len, lines)) < 130
@@ -159,11 +162,14 @@ def test_alone_is_a_stock_forward_of_that_prompt(small, engine, asked, number):
 @pytest.mark.parametrize(
     "settings",
     [
-        AttentionFusion(positions="exact"),
+        AttentionFusion(positions="exact", tau=0.0),
+        AttentionFusion(positions="exact", tau=1.0),
         AttentionFusion(positions="left", tau=0.7, weights=(3.0, 0.0, 1.0, 0.5)),
         AttentionFusion(positions="right", fusion="joint", weights=(3.0, 0.0, 1.0, 0.5)),
+        AttentionFusion(positions="exact", tau=1.0, weights_by="entropy:3"),
+        AttentionFusion(positions="left", fusion="joint", weights_by="entropy:3"),
     ],
-    ids=["exact", "tau", "joint"],
+    ids=["exact", "mass", "tau", "joint", "entropy", "joint, entropy"],
 )
 def test_left_out_is_the_engines_own_without_it(small, engine, asked, settings):
     found = look_into(engine, asked, 1, settings)
@@ -179,16 +185,51 @@ def test_left_out_is_the_engines_own_without_it(small, engine, asked, settings):
 
         segments = [s for j, s in enumerate(found.question.segments) if j != i]
         fused = [*found.question.tail, *(step.token for step in trace.steps[:-1])]
+        if settings.weights_by is not None:
+            weights = by_entropy(trace, [j for j in range(4) if j != i], 3)
         more = {"weights": weights}
         oracle = joint_oracle if settings.fusion == "joint" else mean_oracle
         if oracle is mean_oracle:
-            more["tau"] = settings.tau
+            more["tau"] = settings.tau_used
         given = (small.model, found.prefix, segments, fused, settings.positions)
         expected = oracle(*given, **more)[len(found.question.tail) - 1 :]
         logits = torch.stack([step.left_out[i] for step in trace.steps])
         assert (logits - expected).abs().max() < 1e-3
         for t, step in enumerate(trace.steps):
             assert (i in step.decisive) == (int(expected[t].argmax()) != step.token)
+
+
+def by_entropy(trace, which, strength):
+    """The weights of these paraphrases, from what each says alone first."""
+    logprobs = trace.steps[0].single[which].log_softmax(-1)
+    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    return (-strength * entropies).softmax(-1).tolist()
+
+
+@pytest.mark.parametrize("positions", ["exact", "left"])
+def test_weights_that_are_found_are_shown(engine, asked, positions):
+    """As the engine finds and uses them, in the answer and in every table of a step."""
+    settings = AttentionFusion(positions=positions, tau=1.0, weights_by="entropy:3")
+    found = look_into(engine, asked, 1, settings)
+    expected = by_entropy(found.trace, range(4), 3)
+    assert found.trace.weights == pytest.approx(expected, abs=1e-5)
+    assert max(expected) > 1.2 * min(expected)
+    assert "tau 1, weights by entropy:3" in found.show_settings()[0]
+    request = settings.request(
+        engine, found.template, [found.record.paraphrases], GenerationConfig(max_new_tokens=6)
+    )
+    [[(_, answer)]] = engine.generate(request)
+    assert found.trace.answer.token_ids == answer.token_ids
+    assert found.trace.answer.logprobs == pytest.approx(answer.logprobs, abs=1e-4)
+    page = debug_page.render_page([found], [dict.fromkeys(pictures.PICTURES, b"")])
+    for text in ("\n".join(found.show_step(0)), page):
+        assert all(percent(weight) in text for weight in expected)
+
+
+def test_weights_that_are_given_are_shown(engine, asked):
+    given = AttentionFusion(positions="exact", weights=(3.0, 0.0, 1.0, 1.0))
+    assert "60.0%" in look_into(engine, asked, 1, given).show_step(0)[-6]
+    assert "weight" not in "\n".join(look_into(engine, asked, 1).show_step(0))
 
 
 def test_cuts(small, engine, asked):
@@ -229,7 +270,7 @@ def test_a_chat_template_is_cut_too(small, capsys, tmp_path):
     assert "<bos>|<|x|>" in prefix and prefix.count("<bos>") == 1
     args = [str(flag) for flag in flags] + ["--max_samples", "1", "--output_dir", str(tmp_path)]
     stem = flex_attention_generate.main(flex_attention_generate.parse_args(args))
-    [row] = pd.read_feather(stem.with_suffix(".feather")).itertuples()
+    [row] = pd.read_feather(result_file(stem, ".feather")).itertuples()
     assert re.sub("<eos>|<mark>", "", chosen(lines)) == visible(row.generation)
 
 
