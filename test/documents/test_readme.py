@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pararel import write_clone
 from shell import Shell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +21,10 @@ DOCS = [page for page in ROOT.glob("docs/*.md") if page.name != "extending.md"]
 PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page in DOCS)]
 
 # The tests themselves, what takes minutes, what needs a GPU; and the public datasets, which
-# test_end_to_end.py asks a hub for. Run elsewhere or by hand.
+# test_end_to_end.py asks a hub for, or which are cloned. Run elsewhere or by hand.
 ELSEWHERE = re.compile(
     r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu)\.py|"
-    r".*--test-flex-attention|\./download_resources\.sh|"
+    r".*--test-flex-attention|\./download_resources\.sh|git clone |"
     r".*--dataset (webqa|myriadlama)|.*results/(webqa|myriadlama)/"
 )
 GENERATING = (
@@ -77,7 +78,7 @@ def runnable(line: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the project, with a user's own questions, the files of the pages, and a model."""
+    """A copy of the project, with a user's own questions, ParaRel, the pages' files, a model."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "results"))
     rows = [
@@ -94,6 +95,7 @@ def checkout(tmp_path_factory):
         for name, lines in re.findall(shown, (ROOT / page).read_text(), re.S | re.M):
             (folder / name).write_text(lines)
     shutil.copytree(folder / "demo" / "model", folder / "reasoning")
+    write_clone(folder / "pararel")
     settings = folder / "reasoning" / "tokenizer_config.json"
     told = json.loads(settings.read_text()) | {"chat_template": THINKING}
     settings.write_text(json.dumps(told))
