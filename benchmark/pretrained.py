@@ -22,6 +22,7 @@ sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.types import auto_or_positive_int, index_list, positive_int
+from self_ensemble.evaluation.plots import picture_format
 
 DATA_SETS = ("myriadlama-dev", "myriadlama-test", "pararel-dev", "pararel-test")
 METHODS = ("one", "vote", "avg", "prob_avg", "max", "weighted_avg", "first_described", "attention")
@@ -79,6 +80,28 @@ def main(args: argparse.Namespace) -> None:
         open_set=lambda name: open_set(args, name),
         find=lambda name: find(args, name),
     )
+    if shares == 1:
+        show_table(args, jobs, settings)
+
+
+def show_table(args, jobs, settings) -> None:
+    """Prints the table and writes what of it is asked for."""
+    import pretrained_table as table
+    from pretrained_run import stem_of
+
+    configs = {name: find(args, name).config for name in args.models}
+    results = [
+        table.Result(
+            job.set, job.model, job.count, job.text, stem_of(job, settings, configs[job.model])
+        )
+        for job in sorted(jobs, key=lambda job: args.sets.index(job.set))
+    ]
+    rows = table.make_rows(results, args.baseline, lemmas=args.lemmas)
+    print(table.render(rows))
+    if args.csv is not None:
+        args.csv.write_text(table.as_csv(rows), encoding="utf-8")
+    if args.figure is not None:
+        args.figure.write_bytes(table.draw(rows, picture_format(str(args.figure))))
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -127,6 +150,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--methods", nargs="+", default=METHODS, metavar="METHOD",
         help=f"(default: {' '.join(METHODS)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--baseline", default="avg", metavar="METHOD", help="compared with it (default: avg)"
+    )
+    parser.add_argument("--lemmas", action="store_true", help="match lemmas too; needs spaCy")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=".png, .svg or .pdf")
     parser.add_argument("--chat_template", action="store_true", help="in the model's chat format")
     parser.add_argument("--max_samples", type=positive_int, help="the first so many of each set")
     parser.add_argument("--output_dir", type=Path, default=Path("results/pretrained"))

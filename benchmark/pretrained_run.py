@@ -105,11 +105,15 @@ def described(named: NamedMethod, config: Any) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Job:
-    """One result file: `count` paraphrases of a set's questions, by a method, on a model."""
+    """One result file: `count` paraphrases of a set's questions, by a method, on a model.
+
+    text: the method as it was typed.
+    """
 
     model: str
     set: str
     count: int
+    text: str
     method: NamedMethod
 
 
@@ -117,8 +121,8 @@ def make_jobs(
     models: Iterable[str], sets: Iterable[str], counts: Iterable[int], methods: Iterable[str]
 ) -> list[Job]:
     """All of them, one model's together."""
-    named = [parse_method(text) for text in methods]
-    return [Job(*each) for each in product(models, sets, counts, named)]
+    named = {text: parse_method(text) for text in methods}
+    return [Job(*each, named[each[-1]]) for each in product(models, sets, counts, named)]
 
 
 @dataclass(frozen=True)
