@@ -4,9 +4,9 @@
     python generate.py --method per_prompt    every paraphrase on its own
     python generate.py --method origin        the original wording only
 
-Fused at every token: avg, max, prob_avg, weighted_avg, weighted_max. Fused once, by their answers:
-vote. Not fused: origin, per_prompt. Of one wording as many drawn answers as others ask paraphrases:
-self_consistency.
+Fused at every token: avg, max, prob_avg, weighted_avg, weighted_prob_avg, weighted_max.
+Fused once, by their answers: vote. Not fused: origin, per_prompt. Of one wording as many drawn
+answers as others ask paraphrases: self_consistency.
 """
 
 from __future__ import annotations

@@ -26,19 +26,24 @@ if TYPE_CHECKING:
         register_dataset,
     )
     from self_ensemble.ensemble import ChoiceLikelihoods, Ensemble, FusedAnswer
+    from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.methods.logit_fusion import register_logit_method
+    from self_ensemble.methods.prompt_by_prompt import LogitFusion
     from self_ensemble.methods.votes import register_vote
+    from self_ensemble.methods.weighting import register_weighting
     from self_ensemble.models.aliases import register_alias
     from self_ensemble.system.errors import UserError
 
 # Name → the module that it is in.
 _WHERE = {
+    "AttentionFusion": "self_ensemble.methods.attention_fusion",
     "ChoiceLikelihoods": "self_ensemble.ensemble",
     "Dataset": "self_ensemble.data",
     "Ensemble": "self_ensemble.ensemble",
     "FewShot": "self_ensemble.data",
     "FusedAnswer": "self_ensemble.ensemble",
     "Fusion": "self_ensemble.attention.fusion",
+    "LogitFusion": "self_ensemble.methods.prompt_by_prompt",
     "Prompt": "self_ensemble.data",
     "PromptTemplate": "self_ensemble.data",
     "Record": "self_ensemble.data",
@@ -50,15 +55,18 @@ _WHERE = {
     "register_fusion": "self_ensemble.attention.fusion",
     "register_logit_method": "self_ensemble.methods.logit_fusion",
     "register_vote": "self_ensemble.methods.votes",
+    "register_weighting": "self_ensemble.methods.weighting",
 }
 
 __all__ = [
+    "AttentionFusion",
     "ChoiceLikelihoods",
     "Dataset",
     "Ensemble",
     "FewShot",
     "FusedAnswer",
     "Fusion",
+    "LogitFusion",
     "Prompt",
     "PromptTemplate",
     "Record",
@@ -70,6 +78,7 @@ __all__ = [
     "register_fusion",
     "register_logit_method",
     "register_vote",
+    "register_weighting",
 ]
 
 

@@ -72,10 +72,11 @@ def lemmatize_finished(
 
 
 def _not_finished(stem: Path, remark: str = "") -> UserError:
-    return UserError(
+    said = (
         f"--lemmaize: {result_file(stem, '.feather')} is not there or not finished; "
-        f"run without --lemmaize first{remark}"
+        "run without --lemmaize first"
     )
+    return UserError(said + remark)
 
 
 def _remark(

@@ -8,6 +8,7 @@ Nothing here imports torch, so that a command line knows the names at once.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -75,8 +76,10 @@ def register_weighting(name: str) -> Callable[[LogWeights], LogWeights]:
     a paraphrase out.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or is no name.
     """
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise ValueError(f"{name!r} is no name: a letter, then letters, digits and _ only")
     return WEIGHTINGS.register(name)
 
 

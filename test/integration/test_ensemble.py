@@ -77,9 +77,13 @@ def test_settings_reach_the_method(demo, asked):
         return [answer.logprob for answer in demo.generate(asked, **settings)]
 
     plain = logprobs()
+    usual = DEFAULT_TAU["mean"]
+    assert logprobs(tau=usual) == logprobs(tau=None) == plain
     changed = [
-        {"tau": 1.0},
+        {"tau": usual + 1},
+        {"tau": usual - 1},
         {"weights": (1, 0, 0)},
+        {"tau": 0.5, "weights_by": "entropy:1"},
         {"fusion": "joint"},
         {"positions": "left"},
         {"layout": "concat"},
@@ -260,6 +264,22 @@ BAD = {
         "the method avg uses no weights",
     ),
     "a mapping for a list": ([{"question": "a?"}], {}, "question 0 is a dict"),
+    "weights twice": (
+        [["a?", "b?"]],
+        {"weights": (1, 2), "weights_by": "entropy:1"},
+        "leave one of them out",
+    ),
+    "weights by what it has no use for": (
+        [["a?"]],
+        {"method": "avg", "weights_by": "entropy:1"},
+        "the method avg uses no weights",
+    ),
+    "weights by what is not there": (
+        [["a?"]],
+        {"weights_by": "luck:1"},
+        "unknown weighting 'luck'",
+    ),
+    "weights by no number": ([["a?"]], {"weights_by": "entropy"}, "'entropy' must be written"),
     "negative weights": ([["a?", "b?"]], {"weights": (1, -1)}, "weights"),
     "weights of zero": ([["a?", "b?"]], {"weights": (0, 0)}, "weights"),
     "a long answer": ([["a?"]], {"max_new_tokens": 10**6}, "positions"),
@@ -313,6 +333,9 @@ def test_names_of_other_methods_are_not_taken():
         for name in ("attention", "flex_attention", "per_prompt", "", "../up", 3):
             with pytest.raises(ValueError):
                 register(name)
+    for name in ("entropy", "a:1", "", "../up", "1"):
+        with pytest.raises(ValueError):
+            self_ensemble.register_weighting(name)(len)
     with pytest.raises(ValueError, match="another method"):
         self_ensemble.register_logit_method("vote")
     with pytest.raises(ValueError, match="another method"):
