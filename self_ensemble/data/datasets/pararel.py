@@ -240,9 +240,9 @@ def _say_left_out(facts: Sequence[Fact], templates: dict[str, list[str]]) -> Non
     without = Counter(fact.relation for fact in facts if fact.relation not in templates)
     if without:
         say(
-            f"{NAME}: {', '.join(without)} have facts and no templates: {without.total()} "
-            "questions are left out"
+            f"{NAME}: no templates for {', '.join(without)}: {without.total():,} questions are "
+            "left out"
         )
     unused = templates.keys() - {fact.relation for fact in facts}
     if unused:
-        say(f"{NAME}: {', '.join(sorted(unused))} have templates and no facts")
+        say(f"{NAME}: no facts for {', '.join(sorted(unused))}")

@@ -113,8 +113,8 @@ def test_relations_without_templates_or_facts_are_left_out_and_told(clone, capsy
     relations = {record.relation for record in ParaRelDataset(clone).load().records}
     assert relations == {"P36", "P1376", "P279"}
     assert capsys.readouterr().err.splitlines() == [
-        "pararel: P31 have facts and no templates: 2 questions are left out",
-        "pararel: P5 have templates and no facts",
+        "pararel: no templates for P31: 2 questions are left out",
+        "pararel: no facts for P5",
     ]
     for path in (clone / PATTERNS).glob("P*.jsonl"):
         if path.stem != "P5":
