@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import self_ensemble
 from self_ensemble import Ensemble, FewShot, Prompt, UserError, WholePrompts
 from self_ensemble.data import load_dataset
+from self_ensemble.methods.config import DEFAULT_TAU
 from self_ensemble.methods.names import method_names
 from self_ensemble.methods.registries import VOTES
 from self_ensemble.system.bundled import DEMO_MODEL
