@@ -27,13 +27,15 @@ LOGIT_METHODS = (
     "max",
     "prob_avg",
     "weighted_avg",
+    "weighted_prob_avg",
     "weighted_max",
 )
 ATTENTION_METHODS = (
-    (),
-    ("--positions", "left"),
-    ("--positions", "right"),
-    ("--positions", "sequential"),
+    ("--fusion_tau", "0"),
+    ("--fusion_tau", "1"),
+    ("--fusion_tau", "0", "--positions", "left"),
+    ("--fusion_tau", "0", "--positions", "right"),
+    ("--fusion_tau", "0", "--positions", "sequential"),
     ("--fusion", "joint"),
     ("--layout", "concat", "--fusion", "joint", "--positions", "sequential"),
 )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small import NAMED_TAU
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "extending.md"
@@ -67,7 +68,7 @@ def type_section(text: str, folder: Path) -> list[str]:
 def test_every_example_runs_as_it_stands(copy, title):
     printed = "".join(type_section(sections()[title], copy))
     if title == "A dataset":
-        assert "avg-3 (baseline)" in printed and "flex_attention-3" in printed
+        assert "avg-3 (baseline)" in printed and f"flex_attention{NAMED_TAU}-3" in printed
         assert len(list((copy / "results/capitals/demo").glob("*.feather"))) == 2
     if title == "An alias of a model":
         assert (copy / "results/demo/mine/avg-5.feather").exists()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small import INSTRUCTION, make_tokenizer, run_script
+from small import INSTRUCTION, NAMED_TAU, make_tokenizer, run_script
 
 from self_ensemble.system.errors import UserError
 
@@ -59,13 +59,16 @@ def test_self_consistency_beside_fusion(common, tmp_path, capsys):
     assert run_script(self_consistency, *common, *argv, "--output-dir", tmp_path) == 0
     scores, rows = capsys.readouterr().out.split("\na question")
     draws = {f"self_consistency-t{t}{seed}-3" for t in ("0.7", "1.5") for seed in ("", "-seed4")}
-    names = {path.stem for path in tmp_path.rglob("*.feather")}
-    assert names == draws | {"origin-1", "vote-3", "avg-3", "flex_attention-3"}
+    names, fused = (
+        {path.stem for path in tmp_path.rglob("*.feather")},
+        f"flex_attention{NAMED_TAU}-3",
+    )
+    assert names == draws | {"origin-1", "vote-3", "avg-3", fused}
     assert "self_consistency-t0.7-3 (baseline)" in scores
     counted = {line.split()[0]: float(line.split()[1]) for line in rows.splitlines()[1:]}
     assert counted.keys() == names and all(name in scores for name in names)
     for name in draws:  # three rows for a while, against the one of a fused question
-        assert 2 * counted["flex_attention-3"] <= counted[name] <= 3 * 4
+        assert 2 * counted[fused] <= counted[name] <= 3 * 4
 
 
 @pytest.mark.parametrize("chat", [False, True])

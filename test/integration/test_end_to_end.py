@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hub import Hub, write_standard_content
 from shell import Shell
+from small import NAMED_TAU
 
 from self_ensemble.data.result_files import read_results
 
@@ -72,7 +73,7 @@ def test_every_question_was_answered_and_lemmatised(typed):
     online, _, unknown = typed
     assert unknown == []
     for dataset in ("webqa", "myriadlama"):
-        for name in ("flex_attention-5", "avg-5"):
+        for name in (f"flex_attention{NAMED_TAU}-5", "avg-5"):
             path = online.folder / "results" / dataset / "llama3.2_3b_it" / f"{name}.feather"
             table = read_results(path)
             assert len(table) == 10
