@@ -165,8 +165,8 @@ class Ensemble:
 
         Args:
             name: an alias (``demo`` is bundled; `constants.MODEL_PATHs` has the others), a hub id,
-                or a folder. Weights are read from safetensors only, and no code of a repository is
-                run.
+                a folder, or a .gguf file. Weights are read from safetensors or GGUF only, and no
+                code of a repository is run.
             revision: branch, tag or commit on the hub.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.

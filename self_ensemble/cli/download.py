@@ -126,14 +126,15 @@ def asked_for(args: argparse.Namespace) -> list[Resource]:
             raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
     for name in dict.fromkeys(args.model):
         path = resolve_model(name)
-        if os.path.isdir(path) and args.revision is not None:
-            raise UserError(f"--revision {args.revision}: {path} is a folder, with one state only")
-        if not os.path.isdir(path):
+        kind = "file" if os.path.isfile(path) else "folder"
+        if os.path.exists(path) and args.revision is not None:
+            raise UserError(f"--revision {args.revision}: {path} is a {kind}, with one state only")
+        if not os.path.exists(path):
             resources.append(Resource("--model", name, path, args.revision))
         elif name in MODEL_PATHs:
             print(f"{name}: the model comes with the project, nothing to fetch")
         else:
-            print(f"{name}: a folder of this machine, nothing to fetch")
+            print(f"{name}: a {kind} of this machine, nothing to fetch")
     return resources
 
 

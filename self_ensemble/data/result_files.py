@@ -64,8 +64,11 @@ def safe_name(name: str) -> str:
     """One path part that says what `name` is: no separators, no leading dot, not too long.
 
     `meta-llama/Llama-3.2-3B` (one slash, a hub id) becomes `meta-llama--Llama-3.2-3B`; of a local
-    folder (`./m`, `/data/models/m`, `../m/`) the last part stays, `m`.
+    folder (`./m`, `/data/models/m`, `../m/`) the last part stays, `m`; of a GGUF file its name
+    without the suffix.
     """
+    if name.lower().endswith(".gguf"):
+        name = os.path.basename(name)[: -len(".gguf")]
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         name = os.path.basename(os.path.abspath(name))
     name = name.replace("/", "--").replace("\\", "--")

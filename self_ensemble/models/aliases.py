@@ -78,14 +78,18 @@ BUNDLED = {
 }
 
 
+GGUF = ".gguf"
+# As llama.cpp names the parts of a split file.
+PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
+
 ALIASES: Registry[str] = Registry(
-    "--model: {name!r} is no folder, no hub id (organisation/name) and no alias; "
+    "--model: {name!r} is no folder, no .gguf file, no hub id (organisation/name) and no alias; "
     "the aliases are {names}"
 )
 
 
 def register_alias(name: str, target: str) -> None:
-    """Makes `--model name` load `target`, a hub id or a folder.
+    """Makes `--model name` load `target`: a hub id, a folder or a .gguf file.
 
     Raises:
         ValueError: the name is taken, or has a slash, as hub ids and folders have.
@@ -122,19 +126,54 @@ MODEL_PATHs: Mapping[str, str] = _Paths()
 
 
 def resolve_model(name: str) -> str:
-    """What to load for --model: an alias's hub id or folder, else the folder or hub id as it is.
+    """What to load for --model: an alias's target, else the folder, file or hub id as it is.
 
-    Whether the hub has a model of that id is found out by loading it.
+    A folder that holds one .gguf file and no config.json stands for the file. Whether the hub has a
+    model of that id is found out by loading it.
 
     Raises:
-        UserError: the name is none of the three.
+        UserError: the name is none of them; a folder with several .gguf files; a part of a split
+            one.
     """
     if name in ALIASES:
-        return ALIASES.get(name)
+        name = ALIASES.get(name)
     if os.path.isdir(name):
-        return name
+        return _gguf_in(name) or name
+    if os.path.isfile(name) and name.lower().endswith(GGUF):
+        return _whole(name)
     if os.path.exists(name):
-        raise UserError(f"--model: {name} is a file; give the folder that holds config.json")
+        raise UserError(
+            f"--model: {name} is a file, and no .gguf; give the folder that holds config.json"
+        )
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
     return ALIASES.get(name)
+
+
+def _gguf_in(folder: str) -> str | None:
+    """The .gguf file of a folder that has no config.json; None where there is none."""
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        return None
+    files = sorted(file for file in os.listdir(folder) if file.lower().endswith(GGUF))
+    if not files:
+        return None
+    if len(files) == 1 or all(PART.search(file) for file in files):
+        return _whole(os.path.join(folder, files[0]))
+    raise UserError(
+        f"--model: the folder {folder} holds {len(files)} .gguf files, give one of them: "
+        f"{', '.join(files)}"
+    )
+
+
+def _whole(file: str) -> str:
+    part = PART.search(file)
+    if part is not None and int(part[1]) > 1:
+        raise UserError(one_of_several(file, int(part[1])))
+    return file
+
+
+def one_of_several(file: str, parts: int) -> str:
+    return (
+        f"--model: {file} is one of {parts} parts of a split GGUF, which transformers cannot read; "
+        "merge them with llama.cpp's llama-gguf-split --merge, and give the merged file"
+    )

@@ -14,7 +14,7 @@ ATTENTIONS = ("auto", "flex", "sdpa", "eager")
 class ModelConfig:
     """What `find_model` and `loaded_engine` are asked for; the defaults stand here alone.
 
-    name: an alias, a hub id or a folder, see `aliases.resolve_model`.
+    name: an alias, a hub id, a folder or a .gguf file, see `aliases.resolve_model`.
     revision: branch, tag or commit on the hub; None: its newest state.
     device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     dtype: number format of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.

@@ -19,6 +19,10 @@ from self_ensemble.attention.checks import check_config, flex_problem
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.config import ModelConfig, check_attention
+from self_ensemble.models.gguf_config import check_packages, read_config
+from self_ensemble.models.gguf_header import GgufHeader, read_header
+from self_ensemble.models.gguf_tokenizer import read_tokenizer
+from self_ensemble.models.gguf_weights import check_stored, dequantising_bytes, read_weights
 from self_ensemble.models.memory import check_fits
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
@@ -35,7 +39,9 @@ CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 class ModelSource:
     """A model that was found and not yet loaded.
 
+    path: a hub id, a folder or a .gguf file.
     fingerprint: of its content; the commit for a model of the hub.
+    header: of a .gguf file.
     """
 
     name: str
@@ -45,6 +51,7 @@ class ModelSource:
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    header: GgufHeader | None = None
 
 
 def find_model(model: ModelConfig) -> ModelSource:
@@ -57,25 +64,21 @@ def find_model(model: ModelConfig) -> ModelSource:
     """
     name, revision = model.name, model.revision
     path = resolve_model(name)
-    is_folder = Path(path).is_dir()
-    if is_folder and not (Path(path) / "config.json").is_file():
-        raise UserError(f"--model: the folder {path} holds no config.json")
-    if is_folder and revision is not None:
-        raise UserError(f"--revision {revision}: {path} is a folder, which has one state only")
-    # Whatever a damaged or foreign file makes the library raise is about that file.
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"--model: {name} brings Python code of its own, which is never run; take a model "
-                "whose architecture is part of transformers"
-            ) from error
-        raise _cannot_load(name, path, revision, error) from error
-    check_config(config)
-    device = choose_device(model.device)
+    place = Path(path)
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise UserError(f"--model: the folder {path} holds no config.json and no .gguf file")
+    if place.exists() and revision is not None:
+        kind = "folder" if place.is_dir() else "file"
+        raise UserError(f"--revision {revision}: {path} is a {kind}, which has one state only")
+    header = read_header(place) if place.is_file() else None
+    if header is not None:
+        check_packages(name)
+        check_stored(header, name)
     with say_if_slow(f"reading {name}"):
-        fingerprint = folder_fingerprint(Path(path)) if is_folder else hub_commit(path, revision)
+        config = _read_config(name, path, revision, header)
+        check_config(config)
+        device = choose_device(model.device)
+        fingerprint = hub_commit(path, revision) if not place.exists() else content_of(place)
     return ModelSource(
         name=name,
         path=path,
@@ -84,7 +87,25 @@ def find_model(model: ModelConfig) -> ModelSource:
         fingerprint=fingerprint,
         device=device,
         dtype=choose_dtype(model.dtype, device),
+        header=header,
     )
+
+
+def _read_config(name: str, path: str, revision: str | None, header: GgufHeader | None) -> Any:
+    # Whatever a damaged or foreign file makes the library raise is about that file.
+    try:
+        if header is not None:
+            return read_config(header, name)
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--model: {name} brings Python code of its own, which is never run; take a model "
+                "whose architecture is part of transformers"
+            ) from error
+        raise _cannot_load(name, path, revision, error) from error
 
 
 def load_model(source: ModelSource) -> tuple[Any, Any]:
@@ -107,11 +128,15 @@ def load_model(source: ModelSource) -> tuple[Any, Any]:
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The model's own tokenizer. Raises UserError where it is missing or damaged."""
+    """The model's own tokenizer. Raises UserError where it is missing, damaged or wrongly read."""
     try:
+        if source.header is not None:
+            return read_tokenizer(source.header, source.name)
         return AutoTokenizer.from_pretrained(
             source.path, revision=source.revision, trust_remote_code=False
         )
+    except UserError:
+        raise
     except Exception as error:
         folder = Path(source.path)
         if folder.is_dir() and not (folder / "tokenizer.json").is_file():
@@ -139,26 +164,33 @@ def without_conversion() -> Iterator[None]:
 
 
 def load_weights(source: ModelSource) -> Any:
-    """The model in eval mode on its device, from safetensors, every weight accounted for."""
+    """The model in eval mode on its device, every weight accounted for.
+
+    From safetensors, or dequantised from a GGUF file.
+    """
     folder = Path(source.path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.gguf")):
+            raise UserError(
+                f"--model: the folder {folder} holds a config.json and no .safetensors weights; "
+                "to load its .gguf file give the file itself"
+            )
         raise UserError(
             f"--model: the folder {folder} holds no .safetensors weights; pickled ones are not "
             "loaded, since loading them can run any code"
         )
     try:
-        check_fits(source.name, source.config, source.dtype, source.device)
-        with without_conversion():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source.path,
-                revision=source.revision,
-                dtype=source.dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
-                output_loading_info=True,
-            )
-            model, report = loaded
+        check_fits(
+            source.name,
+            source.config,
+            source.dtype,
+            source.device,
+            while_reading=0 if source.header is None else dequantising_bytes(source.header),
+        )
+        if source.header is not None:
+            model, report = read_weights(source.header, source.config, source.dtype, source.name)
+        else:
+            model, report = _read_safetensors(source)
     except UserError:
         raise
     except Exception as error:
@@ -190,6 +222,22 @@ def load_weights(source: ModelSource) -> Any:
             f"--model: {source.name} does not fit into the memory of {source.device}: "
             f"{_reason(error)}"
         ) from error
+
+
+def _read_safetensors(source: ModelSource) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of missing, unexpected and mismatched keys."""
+    with without_conversion():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            revision=source.revision,
+            dtype=source.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
+            output_loading_info=True,
+        )
+    model, report = loaded
+    return model, report
 
 
 def choose_device(name: str) -> torch.device:
@@ -260,6 +308,14 @@ def hub_commit(repository: str, revision: str | None) -> str:
     return Path(config).parent.name
 
 
+def content_of(place: Path) -> str:
+    """sha256 of what makes a model that lies on this machine: a folder, or a .gguf file."""
+    if place.is_dir():
+        return folder_fingerprint(place)
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def folder_fingerprint(folder: Path) -> str:
     """sha256 over a model folder: the names, sizes and whole content of what makes the model.
 
@@ -278,7 +334,7 @@ def folder_fingerprint(folder: Path) -> str:
 
 def _cannot_load(what: str, path: str, revision: str | None, error: Exception) -> UserError:
     """The hub's, the network's or the disk's part in it if there is one, else what was said."""
-    problem = None if Path(path).is_dir() else explain(error, path, revision=revision)
+    problem = None if Path(path).exists() else explain(error, path, revision=revision)
     if problem is not None and problem.kind == "revision":
         return UserError(f"--revision {revision}: {problem.text}")
     reason = _reason(error) if problem is None else problem.text

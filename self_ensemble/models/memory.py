@@ -49,9 +49,17 @@ def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 
 def check_fits(
-    name: str, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+    name: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    while_reading: int = 0,
 ) -> None:
     """Refuses a model that its device, or the memory it is read into first, cannot hold.
+
+    Args:
+        while_reading: bytes that this machine's memory holds beside the weights meanwhile.
 
     Raises:
         UserError: with what it needs and what there is.
@@ -59,16 +67,16 @@ def check_fits(
     import torch
 
     needed = weight_bytes(config, dtype)
-    places = {"this machine's memory": available_memory()}
+    places = {"this machine's memory": (available_memory(), while_reading)}
     if device.type == "cuda":
-        places[f"{device} ({torch.cuda.get_device_name(device)})"] = torch.cuda.mem_get_info(
-            device
-        )[0]
-    for place, free in places.items():
-        if free is not None and needed > free:
+        name_of_gpu = f"{device} ({torch.cuda.get_device_name(device)})"
+        places[name_of_gpu] = (torch.cuda.mem_get_info(device)[0], 0)
+    for place, (free, more) in places.items():
+        if free is not None and needed + more > free:
             number_format = str(dtype).removeprefix("torch.")
+            meanwhile = f", and {more / GIB:.1f} GiB more while they are read" if more else ""
             raise UserError(
-                f"--model: the weights of {name} take {needed / GIB:.1f} GiB in {number_format}, "
-                f"and {place} has {free / GIB:.1f} GiB free: take a smaller model, a larger "
-                "machine, or where it is float32 --dtype bfloat16"
+                f"--model: the weights of {name} take {needed / GIB:.1f} GiB in {number_format}"
+                f"{meanwhile}, and {place} has {free / GIB:.1f} GiB free: take a smaller model, a "
+                "larger machine, or where it is float32 --dtype bfloat16"
             )
