@@ -21,6 +21,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from self_ensemble.attention.checks import check_config
 from self_ensemble.models.gguf_header import GgufHeader
 from self_ensemble.system.errors import UserError
 
@@ -67,7 +68,7 @@ def read_config(header: GgufHeader, name: str) -> Any:
 
     Raises:
         UserError: transformers does not know the architecture, or makes something else of the file
-            than it says.
+            than it says; or the method is not for it.
         Exception: whatever else transformers says of it.
     """
     try:
@@ -83,6 +84,7 @@ def read_config(header: GgufHeader, name: str) -> Any:
             f"{version('transformers')} does not read from a GGUF file; take the model as a folder "
             "of safetensors"
         ) from error
+    check_config(config)
     _scale_rope(header, config, name)
     for key, stated, taken in _differences(header, config):
         raise UserError(

@@ -19,7 +19,7 @@ CHAT = (
 )
 TEXT = (
     "Based on what is said, answer with the name of the city, please: the capital of the country, "
-    "where it lies, which river flows there. Answer with one word and nothing else. Q: A: 1234567 "
+    "where it lies, which river flows there. Answer with one word and nothing else. Q: A: "
 )
 
 
@@ -73,10 +73,13 @@ def tokenizer_values(tokenizer) -> dict:
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [CONTROL if t in SPECIAL else NORMAL for t in tokens],
-        "tokenizer.ggml.merges": [f"{a} {b}".replace('\\"', '"').replace("\\\\", "\\") for a, b in merges],
+        "tokenizer.ggml.merges": [
+            f"{a} {b}".replace('\\"', '"').replace("\\\\", "\\") for a, b in merges
+        ],
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 0,
         "tokenizer.ggml.add_bos_token": tokenizer("x")["input_ids"][0] == 1,
         "tokenizer.chat_template": tokenizer.chat_template,
     }
@@ -101,8 +104,12 @@ def model_values(model, architecture: str) -> dict:
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "expert_count": getattr(config, "num_experts", None),
+        "expert_used_count": getattr(config, "num_experts_per_tok", None),
         "rope.freq_base": rope.get("rope_theta"),
-        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)) if rope else None,
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1))
+        if rope
+        else None,
     }
     return {f"{architecture}.{key}": value for key, value in values.items()}
 
@@ -128,12 +135,24 @@ def model_tensors(model, architecture: str) -> dict[str, np.ndarray]:
         if architecture == "llama" and re.search(r"\.[qk]_proj\.", name):
             heads = config.num_attention_heads
             value = permuted(value, config.num_key_value_heads if ".k_proj." in name else heads)
-        if architecture.startswith("gemma") and "norm" in name:
+        adds_one = architecture.startswith("gemma") or architecture == "nemotron"
+        if adds_one and re.search(r"norm\.weight$", name):
             value = value + 1
+        if base.endswith("experts"):  # of a layer all in one
+            block = f"blk.{re.search(r'[0-9]+', name)[0]}"
+            if suffix == "down_proj":
+                tensors[f"{block}.ffn_down_exps.weight"] = value
+            else:
+                gate, up = np.split(value, 2, axis=1)
+                tensors |= {
+                    f"{block}.ffn_gate_exps.weight": gate,
+                    f"{block}.ffn_up_exps.weight": up,
+                }
+            continue
         if architecture == "gpt2" and re.search(r"(c_attn|c_proj|c_fc)\.weight", name):
             value = value.T
-        tensors[f"{names.get_name(base)}.{suffix}"] = np.ascontiguousarray(value)
-    return tensors
+        tensors[f"{names.get_name(base)}.{suffix}"] = value
+    return {name: np.ascontiguousarray(value) for name, value in tensors.items()}
 
 
 def write_gguf(
