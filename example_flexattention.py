@@ -209,7 +209,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default=ModelConfig.name,
-        help="alias of constants.py, hub id, or folder (default: %(default)s)",
+        help="alias of constants.py, hub id, folder, or .gguf file (default: %(default)s)",
     )
     parser.add_argument(
         "--attention",

@@ -60,7 +60,8 @@ def parse_args(argv: Sequence[str] | None = None) -> EnvironmentConfig:
         "failure, though --attention auto would do without",
     )
     parser.add_argument(
-        "--model", help="alias of constants.py, hub id, or folder: load it and give its certificate"
+        "--model",
+        help="alias of constants.py, hub id, folder, or .gguf file: load it, give its certificate",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

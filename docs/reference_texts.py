@@ -145,7 +145,7 @@ MANIFEST = {
 
 IDENTITY = {
     "data": "fingerprint of the questions, whatever `--max_samples`",
-    "model": "commit on the hub, or fingerprint of a folder",
+    "model": "commit on the hub, or fingerprint of a folder or a .gguf file",
     "prompt": "`head` and `tail` around a paraphrase, `chat_template`; with it `rendered_head` and "
     "`rendered_tail`",
     "paraphrases": "how many, or the list of `--indexs`",
@@ -192,7 +192,7 @@ PARAPHRASE_MANIFEST = {
 
 PARAPHRASE_IDENTITY = {
     "data": "fingerprint of the questions and answers",
-    "model": "commit on the hub, or fingerprint of a folder",
+    "model": "commit on the hub, or fingerprint of a folder or a .gguf file",
     "prompt": "what stands before and behind a question and a sentence with `[MASK]`",
     "chat_template": "whether it is rendered by the model's template",
     "num_paraphrases": "of each question",

@@ -180,7 +180,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         default=ModelConfig.name,
-        help="alias of constants.py, hub id, or folder (default: %(default)s)",
+        help="alias of constants.py, hub id, folder, or .gguf file (default: %(default)s)",
     )
     model.add_argument("--revision", help="branch, tag or commit of the model on the hub")
     model.add_argument(

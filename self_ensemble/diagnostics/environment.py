@@ -30,6 +30,7 @@ from self_ensemble.system.files import nearest_existing
 # What can be absent while the main job runs, and what needs it.
 LEMMAS = "flex_attention_generate.py and generate.py with --lemmaize, score.py --lemmas recompute"
 NEEDED_ONLY_BY = {
+    **dict.fromkeys(("gguf", "accelerate"), "a .gguf file as --model"),
     "datasets": "--dataset webqa and --dataset myriadlama without --data_dir",
     "matplotlib": "score.py --plot and --html, debug_flexattention.py --save",
     "scipy": "score.py and benchmark/quality.py",

@@ -59,13 +59,16 @@ def read_tokenizer(header: GgufHeader, name: str) -> Any:
 def _wrongly_read(name: str, fault: str) -> str:
     installed = version("transformers")
     said = f"--model: transformers {installed} reads the tokenizer of {name} wrongly: {fault}; "
-    if _numbers(installed) < _numbers(READS_TOKENIZERS):
+    if is_older(installed, READS_TOKENIZERS):
         return f"{said}{READS_TOKENIZERS} reads it: pip install transformers=={READS_TOKENIZERS}"
     return f"{said}take the model as a folder of safetensors, with its tokenizer.json"
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+def is_older(version: str, other: str) -> bool:
+    def numbers(text: str) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", text)[:3]]
+
+    return numbers(version) < numbers(other)
 
 
 def _faults(header: GgufHeader, tokenizer: Any) -> Iterator[str]:

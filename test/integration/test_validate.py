@@ -168,7 +168,9 @@ def test_a_model_that_cannot_be_loaded(tmp_path, capsys):
     code, out, _ = run(capsys, "--model", tmp_path, "--json")
     [check] = [c for c in json.loads(out)["checks"] if c["name"] == "model"]
     assert (code, check["status"]) == (1, FAILED)
-    assert check["found"] == f"--model: the folder {tmp_path} holds no config.json"
+    assert (
+        check["found"] == f"--model: the folder {tmp_path} holds no config.json and no .gguf file"
+    )
 
 
 @pytest.mark.parametrize(
