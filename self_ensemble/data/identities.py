@@ -20,7 +20,11 @@ ABSENT_MEANS: dict[str, Any] = {
     "method.weights_by": None,
 }
 # How an error says a null.
-NULLS = {"stop": "the first line", "sampling": "the likeliest token"}
+NULLS = {
+    "stop": "the first line",
+    "sampling": "the likeliest token",
+    "method.weights_by": "nothing",
+}
 
 # How much of a value an error message shows.
 SHOWN_CHARACTERS = 80

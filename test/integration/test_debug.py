@@ -141,7 +141,7 @@ def asked(small):
 
 def look_into(engine, asked, number=0, settings=None, **changes):
     records, template = asked
-    method = settings or AttentionFusion(positions="exact")
+    method = settings or AttentionFusion(positions="exact", tau=0.0)
     config = DebugConfig(method=method, max_new_tokens=6, **changes)
     return Inspection(engine, template, records[number], config)
 

@@ -123,7 +123,7 @@ def check_rows(rows, answers: list[StockAnswer]):
 # ---- files ----------------------------------------------------------------------------------
 
 RUNS = {
-    "attention": (flex_attention_generate, [], "flex_attention-4"),
+    "attention": (flex_attention_generate, [], f"flex_attention{NAMED_TAU}-4"),
     "avg": (generate, [], "avg-4"),
     "vote": (generate, ["--method", "vote"], "vote-4"),
     "origin": (generate, ["--method", "origin"], "origin-1"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import INSTRUCTION, MARK, QUESTIONS, run_script, write_jsonl
+from small import INSTRUCTION, MARK, NAMED_TAU, QUESTIONS, run_script, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flex_attention_generate
@@ -136,7 +136,15 @@ def test_the_norms_choose_differently(ask):
 
 
 METHODS = {
-    "flex_attention-choices-1": (flex_attention_generate, ()),
+    f"flex_attention{NAMED_TAU}-choices-1": (flex_attention_generate, ()),
+    "flex_attention-tau2-entropy1-choices-1": (
+        flex_attention_generate,
+        ("--fusion_tau", 2, "--weights_by", "entropy:1"),
+    ),
+    "weighted_avg-entropy1-choices-1": (
+        generate,
+        ("--method", "weighted_avg", "--weights_by", "entropy:1"),
+    ),
     "flex_attention-joint-choices-1": (flex_attention_generate, ("--fusion", "joint")),
     "avg-choices-1": (generate, ()),
     "max-choices-1": (generate, ("--method", "max")),
@@ -167,7 +175,7 @@ def test_chosen_paraphrases_have_a_file_of_their_own(ask, tmp_path):
     argv = ("--task", "choices", "--indexs", "2,0")
     ran = ask(flex_attention_generate, with_choices(), *argv)
     folder = tmp_path / "out" / "capitals" / "tiny-llama" / "diversity"
-    assert ran.stem == folder / "flex_attention-choices-2_0"
+    assert ran.stem == folder / f"flex_attention{NAMED_TAU}-choices-2_0"
 
 
 def of_question(rows, uuid: str) -> list[dict]:

@@ -16,7 +16,20 @@ CHANGED = {
     "extract": ("all", 'extract is "line" there and "all" here'),
     "choice_norm": ("mean", 'choice_norm is "sum" there and "mean" here'),
     "fewer": ("skip", 'fewer is "error" there and "skip" here'),
+    "method.weights_by": (
+        "entropy:1",
+        'method.weights_by is nothing there and "entropy:1" here',
+    ),
 }
+
+
+def old_with(**entries):
+    """OLD and these entries, of which one within another has a dot."""
+    found = OLD | {"method": {**OLD["method"]}}
+    for path, value in entries.items():
+        within, _, name = path.rpartition(".")
+        (found[within] if within else found)[name] = value
+    return found
 
 
 def test_every_entry_is_tried():
@@ -24,22 +37,22 @@ def test_every_entry_is_tried():
 
 
 def test_what_absence_means_is_not_written():
-    assert as_written(OLD | ABSENT_MEANS) == OLD
+    assert as_written(old_with(**ABSENT_MEANS)) == OLD
     assert list(as_written({"stop": None, **OLD, "extract": "line"})) == list(OLD)
-    changed = {name: value for name, (value, _) in CHANGED.items()}
-    assert as_written(OLD | changed) == OLD | changed
+    changed = old_with(**{name: value for name, (value, _) in CHANGED.items()})
+    assert as_written(changed) == changed
 
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_an_absent_entry_is_compared_as_what_it_means(name):
     value, phrase = CHANGED[name]
-    explicit = OLD | {name: ABSENT_MEANS[name]}
+    explicit = old_with(**{name: ABSENT_MEANS[name]})
     assert identity_differences(OLD, explicit) == identity_differences(explicit, OLD) == []
     for old in (OLD, explicit):
-        assert identity_differences(old, OLD | {name: value}) == [phrase]
+        assert identity_differences(old, old_with(**{name: value})) == [phrase]
         # The other way round the same two values change places.
         _, there, here = _parts(phrase)
-        assert identity_differences(OLD | {name: value}, old) == [
+        assert identity_differences(old_with(**{name: value}), old) == [
             f"{name} is {here} there and {there} here"
         ]
 

@@ -48,7 +48,7 @@ TOLD: dict[str, Any] = {
     "method.layout": "concat",
     "method.positions": "right",
     "method.fusion": "joint",
-    "method.tau": 1.0,
+    "method.tau": 0.5,
     "method.weights": (1.0, 2.0),
     "method.weights_by": "entropy:1",
     "method.method": "max",
