@@ -5,7 +5,7 @@ score.py reads it. A finished one is not made again; one that was made otherwise
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from self_ensemble.generation.request import Request
     from self_ensemble.models.loading import ModelSource
 
-# As many as MyriadLAMA's published predictions have.
-MAX_NEW_TOKENS = 10
+NUMBERS = ("tau",)  # settings that are one
 # Names for what is written longer otherwise.
 ALIASES = {
     "one": "per_prompt",
@@ -54,6 +53,8 @@ def parse_method(text: str) -> NamedMethod:
         if not (key and equals and value):
             raise UserError(f"--methods: {text!r} is not written NAME:KEY=VALUE,KEY=VALUE")
         settings[key] = _value(value)
+        if key in NUMBERS and not isinstance(settings[key], float):
+            raise UserError(f"--methods: in {text!r} {key} is no number")
     return NamedMethod(name, settings)
 
 
@@ -118,11 +119,24 @@ class Job:
 
 
 def make_jobs(
-    models: Iterable[str], sets: Iterable[str], counts: Iterable[int], methods: Iterable[str]
+    models: Iterable[str],
+    sets: Mapping[str, "Asked"],
+    counts: Iterable[int],
+    methods: Iterable[str],
 ) -> list[Job]:
-    """All of them, one model's together."""
+    """All of them, one model's together; none with more paraphrases than any question of a set has.
+
+    Raises:
+        UserError: a method is unknown, or has no such setting.
+    """
     named = {text: parse_method(text) for text in methods}
-    return [Job(*each, named[each[-1]]) for each in product(models, sets, counts, named)]
+    for method in named.values():
+        make(method)
+    return [
+        Job(*each, named[each[-1]])
+        for each in product(models, sets, counts, named)
+        if sets[each[1]].with_paraphrases(each[2])
+    ]
 
 
 @dataclass(frozen=True)
@@ -146,16 +160,18 @@ class Settings:
     """What all jobs share.
 
     output: where results go: `OUTPUT/SET/MODEL/`.
-    device, attention: see `models.config.ModelConfig`.
-    capture: see `generation.loading.make_engine`.
+    attention, capture: see `generation.loading.make_engine`.
+    max_new_tokens: of an answer.
     batch_size: questions at a time; None: what fits.
+    overwrite: make every result anew.
     """
 
     output: "Path"
-    device: str = "auto"
-    attention: str = "auto"
-    capture: bool = True
-    batch_size: int | None = None
+    attention: str
+    capture: bool
+    max_new_tokens: int
+    batch_size: int | None
+    overwrite: bool
 
 
 class SingleAnswers:
@@ -206,26 +222,24 @@ def run_jobs(
     jobs: Sequence[Job],
     settings: Settings,
     *,
-    open_set: Callable[[str], Asked],
-    find: Callable[[str], "ModelSource"],
+    sets: Mapping[str, Asked],
+    sources: Mapping[str, "ModelSource"],
 ) -> None:
     """Makes the results that are not there yet, one model after the other.
 
-    open_set: a set by its name.
-    find: a model by its name.
+    sets, sources: by the names that the jobs have.
+
+    Raises:
+        UserError: a result that is there was made otherwise.
     """
-    sets: dict[str, Asked] = {}
-    for model in dict.fromkeys(job.model for job in jobs):
-        source = find(model)
-        pending = []
+    for model, source in sources.items():
+        pending: dict[Path, Planned] = {}  # one method may be named twice
         for job in (job for job in jobs if job.model == model):
-            if job.set not in sets:
-                sets[job.set] = open_set(job.set)
             planned = plan(job, sets[job.set], source, settings)
             if planned is not None:
-                pending.append(planned)
+                pending[planned.stem] = planned
         if pending:
-            _run_on(source, pending, settings)
+            _run_on(source, list(pending.values()), settings)
 
 
 @dataclass(frozen=True)
@@ -251,7 +265,7 @@ def plan(job: Job, asked: Asked, source: "ModelSource", settings: Settings) -> P
     """What is to be done for a job; None where its result is finished.
 
     Raises:
-        UserError: no question has so many wordings, or the result there was made otherwise.
+        UserError: the result there was made otherwise, or there is not a weight a paraphrase.
     """
     from self_ensemble.data.identities import as_written
     from self_ensemble.data.records import Dataset
@@ -259,8 +273,7 @@ def plan(job: Job, asked: Asked, source: "ModelSource", settings: Settings) -> P
     from self_ensemble.models.loading import load_tokenizer
 
     records = asked.with_paraphrases(job.count)
-    if not records:
-        raise UserError(f"--num_paraphrases {job.count}: no question of {job.set} has so many")
+    assert records, job
     tokenizer = load_tokenizer(source) if asked.prompt.chat_template else None
     template = asked.prompt.template(tokenizer)
     _, method = described(job.method, source.config)
@@ -272,11 +285,11 @@ def plan(job: Job, asked: Asked, source: "ModelSource", settings: Settings) -> P
             "paraphrases": job.count,
             "method": method,
             "dtype": str(source.dtype).removeprefix("torch."),
-            "max_new_tokens": MAX_NEW_TOKENS,
+            "max_new_tokens": settings.max_new_tokens,
         }
     )
     stem = stem_of(job, settings, source.config)
-    if count_finished(stem, identity) == len(records):
+    if not settings.overwrite and count_finished(stem, identity) == len(records):
         return None
     return Planned(job, records, asked.prompt, stem, identity)
 
@@ -319,7 +332,7 @@ def _run(
         questions=[record.paraphrases for record in records],
         uuids=[record.uuid for record in records],
         ask=answers.ask,
-        config=GenerationConfig(MAX_NEW_TOKENS, settings.batch_size),
+        config=GenerationConfig(settings.max_new_tokens, settings.batch_size),
     )
     begun = time.perf_counter()
     outcomes = sorted(make(planned.job.method).answer(asked), key=lambda each: each.question)
@@ -329,7 +342,7 @@ def _run(
         record = records[outcome.question]
         of_each = planned.job.method.name == "per_prompt"
         for index, answer in enumerate(outcome.answers):
-            tokens += steps_of(answer, MAX_NEW_TOKENS)
+            tokens += steps_of(answer, settings.max_new_tokens)
             column = {"paraphrase": record.paraphrases[index]} if of_each else {}
             rows.append(answer_row(record, answer, engine.tokenizer, first_line, **column))
     manifest = {

@@ -43,6 +43,7 @@ COLUMNS = (
     "contains",
     "lemmas",
     "rows_per_token",
+    "rows_per_question",
     "baseline",
     "difference",
     "low",
@@ -128,6 +129,7 @@ def _row(result: Result, scored: ScoredPredictions) -> Row:
         "contains": _percent(_contains(scored)),
         "lemmas": None if lemmas is None else _percent(lemmas),
         "rows_per_token": round(manifest["decode_rows"] / manifest["decoded_tokens"], 2),
+        "rows_per_question": round(manifest["decode_rows"] / count, 2),
         "right_of_first": _as_bits(right[:FIRST].ravel()),
     }
 
