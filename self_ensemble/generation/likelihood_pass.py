@@ -66,6 +66,7 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
             if all(len(group) == 1 for group in groups):
                 missing = self._context.partitions - found_weights.shape[1]
                 of_segments = torch.nn.functional.pad(found_weights, (0, missing))
+                weights = torch.ones(len(groups), 1)  # of each question's only stream
             else:
                 weights = found_weights
 

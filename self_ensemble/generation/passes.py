@@ -341,6 +341,8 @@ class Generation(Pass[Answer]):
             weights = request.weights[list(questions)].to(logits.device)
         elif self._weighs_streams:
             weights = torch.stack([self._found_weights[index] for index in questions])
+        elif self._weighs_segments:
+            weights = torch.ones(len(questions), 1, device=logits.device)  # of the only stream
         counts = [len(request.questions[index]) for index in questions]
         return combine_streams(request.reduce, by_question, weights, counts)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from small import INSTRUCTION, MARK, QUESTIONS, stock_answer, write_jsonl
+from small import INSTRUCTION, MARK, QUESTIONS, entropy_weights, stock_answer, write_jsonl
 
 import generate
 from self_ensemble.data import prompt_template
@@ -63,6 +63,8 @@ BY_HAND = {
     "prob_avg": [5, 8, 3],
     # first^(3/4) * second^(1/4)
     "weighted_avg": [2 ** (-3 / 4) * 8 ** (-1 / 4), 4 ** (-3 / 4) * 0.75**0.25, 2 ** (-9 / 4)],
+    # three quarters of the first and a quarter of the second: 3/8 + 1/32, ...
+    "weighted_prob_avg": [13, 12, 7],
     "weighted_max": [2, 1, 1],
 }
 
@@ -94,6 +96,9 @@ def plain(method, logprobs, weights):
         "prob_avg": lambda v: sum(map(math.exp, column(v))) / N,
         "weighted_avg": lambda v: math.exp(
             sum(u * x for u, x in zip(share, column(v), strict=True))
+        ),
+        "weighted_prob_avg": lambda v: sum(
+            u * math.exp(x) for u, x in zip(share, column(v), strict=True)
         ),
         "weighted_max": lambda v: math.exp(logprobs[surest][v]),
     }[method]
@@ -194,6 +199,7 @@ FUSE = {
     "max": lambda x, w: x.max(0).values,
     "prob_avg": lambda x, w: x.exp().mean(0).log(),
     "weighted_avg": lambda x, w: (x * (w / w.sum())[:, None]).sum(0),
+    "weighted_prob_avg": lambda x, w: (x.exp() * (w / w.sum())[:, None]).sum(0).log(),
     "weighted_max": lambda x, w: x[int((w == w.max()).nonzero()[0])],
 }
 
@@ -255,6 +261,22 @@ def test_fused_method_against_stock_forwards(small, alone, tmp_path, method):
     # The paraphrases' own answers cost a pass over every prompt, which the manifest counts.
     alone_tokens = sum(len(a.token_ids) + (not a.truncated) for group in alone for a in group)
     assert (manifest["counts"]["decoded_tokens"] > alone_tokens) == weighted
+
+
+@pytest.mark.parametrize("number", [4, 1])
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_weights_by_entropy_against_stock_forwards(small, alone, tmp_path, method, number):
+    """Of each paraphrase's first token, which costs no row more."""
+    argv = ("--method", method, "--num_paraphrases", number)
+    rows, manifest = rows_of(small, tmp_path, *argv, "--weights_by", "entropy:3.0")
+    for row, question in zip(rows, QUESTIONS, strict=True):
+        prompts = prompts_of(question)[:number]
+        weights = entropy_weights(small, prompts, 3).tolist()
+        check_row(row, stock_answer(small, prompts, fuse_by(method, weights), limit=LIMIT))
+    settings = {"name": method, "weights_by": "entropy:3"}
+    assert manifest["identity"]["method"] == settings
+    counts = manifest["counts"]
+    assert counts["decode_rows"] <= number * (counts["decoded_tokens"] + len(rows))
 
 
 def test_per_prompt_against_stock_forwards(small, alone, tmp_path):

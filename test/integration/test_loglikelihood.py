@@ -11,6 +11,7 @@ from self_ensemble.data import load_dataset
 from self_ensemble.data.choices import NORMS, choose, is_tied, normalized
 from self_ensemble.generation.likelihood import Likelihood
 from self_ensemble.methods.base import AskedChoices
+from self_ensemble.methods.config import DEFAULT_TAU
 from self_ensemble.methods.logit_fusion import choice_confidence
 from self_ensemble.methods.names import make_method, method_names
 from self_ensemble.methods.registries import VOTES
@@ -124,7 +125,8 @@ def test_settings_reach_the_method(demo, asked):
 
     plain = sums()
     for settings in (
-        {"tau": 1.0},
+        {"tau": DEFAULT_TAU["mean"] + 1},
+        {"tau": 0.5, "weights_by": "entropy:1"},
         {"weights": (1, 0, 0)},
         {"fusion": "joint"},
         {"positions": "left"},

@@ -22,6 +22,7 @@ from small import (
     QUESTIONS,
     TAU,
     StockAnswer,
+    entropy_weights,
     make_tokenizer,
     run_script,
     stock_answer,
@@ -481,6 +482,43 @@ def test_attention_fusion_against_a_plain_oracle(small, run, name):
             small.model, prefix, q.segments, [*q.tail, *tokens], *settings
         )[-1]
         check_rows([row], [stock_answer(small, [], None, limit=LIMIT, logits_after=logits_after)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "oracle", "settings"),
+    [
+        (["--fusion_tau", "0"], mean_oracle, ("exact", 0.0)),
+        (["--fusion_tau", "1"], mean_oracle, ("exact", 1.0)),
+        (["--fusion_tau", "0.5", "--positions", "left"], mean_oracle, ("left", 0.5)),
+        (["--fusion", "joint"], joint_oracle, ("left",)),
+        (["--fusion_tau", "1", "--fewer", "use"], mean_oracle, ("exact", 1.0)),
+    ],
+    ids=["mean", "mass", "left", "joint", "fewer"],
+)
+def test_weights_by_entropy_against_a_plain_oracle(small, tmp_path, run, argv, oracle, settings):
+    """Every question's own weights, from what its prompts say alone; they are counted."""
+    questions = [
+        {**q, "paraphrases": q["paraphrases"][: 4 - i % 4]} for i, q in enumerate(QUESTIONS)
+    ]
+    if "--fewer" not in argv:
+        questions = QUESTIONS
+    write_jsonl(tmp_path / "asked.jsonl", questions)
+    asked = ("--dataset", tmp_path / "asked.jsonl")
+    ran = run(flex_attention_generate, *asked, *argv, "--weights_by", "entropy:3")
+    prefix, split = split_prompts(small.tokenizer, TEMPLATE, [q["paraphrases"] for q in questions])
+    for row, question, of in zip(ran.rows, split, questions, strict=True):
+        weights = entropy_weights(
+            small, [TEMPLATE.render(p) for p in of["paraphrases"]], 3
+        ).tolist()
+        logits_after = lambda tokens, q=question, w=weights: oracle(  # noqa: E731
+            small.model, prefix, q.segments, [*q.tail, *tokens], *settings, w
+        )[-1]
+        check_rows([row], [stock_answer(small, [], None, limit=LIMIT, logits_after=logits_after)])
+    assert ran.manifest["identity"]["method"]["weights_by"] == "entropy:3"
+    without = run(flex_attention_generate, *asked, *argv)
+    tails = sum(len(q.segments) * len(q.tail) for q in split)
+    counts, plain = ran.manifest["counts"], without.manifest["counts"]
+    assert counts["encoded_tokens"] == plain["encoded_tokens"] + tails
 
 
 def test_as_first_described(small, run):

@@ -163,6 +163,17 @@ def stock_answer(
     return StockAnswer(tuple(tokens), tuple(logprobs), not stopped, text)
 
 
+def entropy_weights(small, prompts, strength: float) -> torch.Tensor:
+    """[N], summing to one: exp(-strength * H), H the entropy of each prompt's own next token."""
+    entropies = []
+    for prompt in prompts:
+        ids = small.tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            logprobs = small.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        entropies.append(-(logprobs.exp() * logprobs).sum())
+    return (-strength * torch.stack(entropies)).softmax(-1)
+
+
 def run_script(script, *argv) -> int:
     """A script's command line, as its __main__ runs it, in this process. Its exit status."""
     try:
