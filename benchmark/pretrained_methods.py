@@ -19,7 +19,6 @@ from self_ensemble.attention.fusion import (
     register_fusion,
     weighted_partitions,
 )
-from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams, logit_streams
 from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.methods.base import Outcome, split_questions
@@ -78,7 +77,7 @@ class ByLayer:
 
 
 def power_mean(power, logits, weights):
-    """The mean of probabilities' powers: 1 is `prob_avg`, towards 0 `avg`, towards infinity `max`."""
+    """The mean of powers: 1 is `prob_avg`, towards 0 `avg`, towards infinity `max`."""
     return (power * logits.log_softmax(-1)).logsumexp(1) / power
 
 
