@@ -21,13 +21,13 @@ from self_ensemble.models.config import ATTENTIONS, ModelConfig
 # A question of the demo, in its first five wordings, and what counts as right. The model learned
 # this fact through other wordings.
 PARAPHRASES = (
-    "Of the mountains of which nation is Mount Etna an example?",
-    "The slopes of Mount Etna belong to the country of [MASK].",
-    "Rain that falls on the peak of Mount Etna falls on the soil of [MASK].",
-    "Among the mountains of [MASK] is Mount Etna.",
-    "A photograph of the mountain Mount Etna was taken in which country?",
+    "For a baby heron, the usual name is [MASK].",
+    "When the heron has a little one, what is that little one called?",
+    "Before it becomes a fully grown heron, the animal goes under which name?",
+    "The English term for a juvenile heron is [MASK].",
+    "Offspring of the heron: such an animal is called [MASK].",
 )
-ANSWERS = ("Italy",)
+ANSWERS = ("chick",)
 CLOSING = """
 This question was picked: its wordings disagree, and fusing them helps. One example proves nothing;
 how often each method is right over all questions of the demo:

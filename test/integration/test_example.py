@@ -12,6 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM
 import example_flexattention as example
 from self_ensemble import Prompt
 from self_ensemble.data import load_dataset
+from self_ensemble.methods.config import DEFAULT_TAU
 
 ROOT = Path(__file__).parents[2]
 OWN = ("What is the capital of Peru?", "Peru's capital?", "[MASK] is the capital of Peru, a land.")
@@ -153,7 +154,9 @@ def test_the_question_is_one_of_the_demo():
     assert record.answers == example.ANSWERS
 
 
-def test_the_question_shows_what_the_example_says_of_it(capsys):
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_the_question_shows_what_the_example_says_of_it(tau, capsys, monkeypatch):
+    monkeypatch.setitem(DEFAULT_TAU, "mean", tau)
     lines = run(capsys)
     verdicts = re.findall(r"(alone|average|fusion) .*% +(right|wrong) +(\S.*)", "\n".join(lines))
     alone = [answer for name, _, answer in verdicts if name == "alone"]
