@@ -24,6 +24,7 @@ from self_ensemble.models.gguf_header import GgufHeader, read_header
 from self_ensemble.models.gguf_tokenizer import read_tokenizer
 from self_ensemble.models.gguf_weights import check_stored, dequantising_bytes, read_weights
 from self_ensemble.models.memory import check_fits
+from self_ensemble.models.quantised import check_quantised, check_scales, method_of
 from self_ensemble.system.console import say_if_slow
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.hub_errors import explain
@@ -77,6 +78,7 @@ def find_model(model: ModelConfig) -> ModelSource:
     with say_if_slow(f"reading {name}"):
         config = _read_config(name, path, revision, header)
         check_config(config)
+        check_quantised(config, name)
         device = choose_device(model.device)
         fingerprint = hub_commit(path, revision) if not place.exists() else content_of(place)
     return ModelSource(
@@ -180,13 +182,14 @@ def load_weights(source: ModelSource) -> Any:
             "loaded, since loading them can run any code"
         )
     try:
-        check_fits(
-            source.name,
-            source.config,
-            source.dtype,
-            source.device,
-            while_reading=0 if source.header is None else dequantising_bytes(source.header),
-        )
+        if method_of(source.config) is None:  # what quantised weights take, its quantiser knows
+            check_fits(
+                source.name,
+                source.config,
+                source.dtype,
+                source.device,
+                while_reading=0 if source.header is None else dequantising_bytes(source.header),
+            )
         if source.header is not None:
             model, report = read_weights(source.header, source.config, source.dtype, source.name)
         else:
@@ -208,6 +211,7 @@ def load_weights(source: ModelSource) -> Any:
             f"configuration asks for, such as {lacking[0]}"
         )
     unused = sorted(report["unexpected_keys"])
+    check_scales(unused, source.name)
     if unused:
         logger.warning(
             "the weights of %s hold %d tensors that its architecture does not use, such as %s",

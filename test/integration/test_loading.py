@@ -128,7 +128,7 @@ DAMAGES = {
     ),
     "quantised by a package that is not there": (
         lambda f: edit_config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
-        ["GPTQ"],
+        ["gptq", "pip install"],
     ),
 }
 
