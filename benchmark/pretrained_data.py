@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 MOST = 20  # paraphrases of a question
 MANUAL = 5
 # Questions of each relation, or as many as there are.
-MYRIADLAMA_TEST_OF_RELATION = 120
-PARAREL_DEV_OF_RELATION, PARAREL_TEST_OF_RELATION = 200, 300
+MYRIADLAMA_TEST_OF_RELATION = 100
+PARAREL_DEV_OF_RELATION, PARAREL_TEST_OF_RELATION = 200, 220
 # ParaRel's relations with at least so many templates are asked; those with MANY of them serve
 # N = 10 too, and are split apart from the others, so that development and test have both.
 FEWEST_TEMPLATES, MANY = 5, 10
@@ -227,13 +227,13 @@ SETS = {
         myriadlama_dev, "51231907c8b6226be911d95e151ebe549c52dd431d9e15f3e2df4a46f995570e"
     ),
     "myriadlama-test": QuestionSet(
-        myriadlama_test, "dd3669d04b27802523a207915f50c482cf604f79320d5f2509bb3322e21bce2b"
+        myriadlama_test, "df350e8cf45b5d068f24c6e5aaaeb84e25b428ddaf269a9739160933242cb4b3"
     ),
     "pararel-dev": QuestionSet(
         pararel_dev, "af4ee4768a446410b64402d2c8fde6352c2f8383af792f1ca22896dd0ff6a47f"
     ),
     "pararel-test": QuestionSet(
-        pararel_test, "7d3a37188d0d7cf11de77a099c6ff55c339f5583e3b314936f3a10fe49b16586"
+        pararel_test, "5853bdecab67e532f1c49724205d6123c97faa2c4ee9a8ebed5aa21e7cce61a1"
     ),
 }
 

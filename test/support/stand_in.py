@@ -45,14 +45,12 @@ def addresses(plan):
 
 
 def weights_of(log_weights, lengths, kind):
-    """The number of each row's partitions, and the weights of those that have as many as any.
+    """The number of each row's partitions, and their weights, [R, K].
 
     As a kernel finds them, whatever those of the state that was captured under.
     """
     counts = (lengths > 0).sum(1)
-    K = int(counts.max())
-    row = log_weights[int(counts.argmax()), :K]
-    weights = None if (row == row[0]).all() else row.exp2() / (K if kind == "joint" else 1)
+    weights = log_weights.exp2() / (counts[:, None] if kind == "joint" else 1)
     return counts.tolist(), weights
 
 
@@ -82,8 +80,9 @@ def plain_fuse(
         rope_offsets=rope_offsets,
         rotary=RotaryTables(tables, interleaved),
         slots=own_mask.shape[1],
-        fusion=replace(fusion, weights=weights),
+        fusion=replace(fusion, weights=None),
         counts=counts,
+        weights=weights,
     )
     plan.own, plan.own_mask, plan.own_positions = {0: own}, own_mask, own_positions
     plan.at, plan.filled, plan.queries = at, int(at[0]), len(at)
