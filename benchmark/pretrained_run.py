@@ -4,6 +4,7 @@ A result is what generate.py and flex_attention_generate.py write, under the sam
 score.py reads it. A finished one is not made again; one that was made otherwise is an error.
 """
 
+import inspect
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,15 +86,16 @@ def described(named: NamedMethod, config: Any) -> tuple[str, dict[str, Any]]:
     """What its results are called, and its part of their identity, on a model's configuration."""
     from pretrained_methods import METHODS
 
+    from self_ensemble.data.records import sha256
     from self_ensemble.experiment.identity import attention_settings, logit_settings
     from self_ensemble.experiment.names import attention_method_name, logit_method_name
     from self_ensemble.methods.attention_fusion import AttentionFusion, default_positions_on
     from self_ensemble.methods.config import LogitFusionConfig
-    from self_ensemble.methods.own_code import source_of
 
     if named.name in METHODS:
-        parts = [f"{key}{value}".replace(":", "") for key, value in named.settings.items()]
-        identity = {"name": named.name, **named.settings, **source_of(METHODS[named.name])}
+        parts = [f"{key}{_in_a_name(value)}" for key, value in named.settings.items()]
+        source = sha256(inspect.getsource(METHODS[named.name]))
+        identity = {"name": named.name, **named.settings, "source": source}
         return "-".join([named.name, *parts]), identity
     method = make(named)
     if isinstance(method, AttentionFusion):
@@ -102,6 +104,13 @@ def described(named: NamedMethod, config: Any) -> tuple[str, dict[str, Any]]:
         return attention_method_name(method, default_positions=usual), attention_settings(method)
     config = LogitFusionConfig(method=named.name, **named.settings)
     return logit_method_name(config), logit_settings(config, None)
+
+
+def _in_a_name(value: Any) -> str:
+    """`(1.0, 0.5)` -> `1_0.5`, `entropy:1` -> `entropy1`."""
+    if isinstance(value, tuple):
+        return "_".join(map(_in_a_name, value))
+    return f"{value:g}" if isinstance(value, float) else value.replace(":", "")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
 from self_ensemble import Ensemble, Prompt, register_logit_method
 from self_ensemble.data.prompts import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
+from self_ensemble.generation.engine import Engine
 from self_ensemble.methods.registries import LOGIT_METHODS
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
@@ -72,7 +73,7 @@ def make_tables(*, dev_subject="Peru") -> data.Tables:
     own = [
         {"relation": f"P{n}", "pattern": f"own {i} of [X]: [Y] ."}
         for n in range(100, 110)
-        for i in range(12 if n % 2 else 6)
+        for i in range(10 if n % 2 else 9)
     ]
     own += [{"relation": "P36", "pattern": f"few {i} [X] [Y]"} for i in range(4)]
     return data.Tables(*map(pd.DataFrame, ([sample], templates, facts, own)))
@@ -121,7 +122,7 @@ def test_relations_of_development_and_test_are_others(monkeypatch):
     for relations in (of_dev, of_test):  # each has relations that N = 10 can be asked of
         assert 0 < sum(int(r[1:]) % 2 for r in relations) < len(relations)
     for question in (*dev, *test):
-        assert len(question.paraphrases) == (12 if int(question.relation[1:]) % 2 else 6)
+        assert len(question.paraphrases) == (10 if int(question.relation[1:]) % 2 else 9)
     monkeypatch.setattr(data, "PARAREL_TEST_OF_RELATION", 2)
     assert len(data.pararel_test(tables)) == 2 * 6
 
@@ -273,18 +274,16 @@ def test_answers_are_those_of_the_library(small, ask, tmp_path, capsys):
 
 
 def test_what_a_paraphrase_says_alone_is_generated_once(ask, monkeypatch):
-    generated = []
-    generate = running.SingleAnswers._each
+    prompts, generate = [], Engine.generate
 
-    def counting(self, request, batch_size):
-        before = len(self._known)
-        yield from generate(self, request, batch_size)
-        generated.append(len(self._known) - before)
+    def counting(self, request, **options):
+        prompts.append(len(request.questions))
+        return generate(self, request, **options)
 
-    monkeypatch.setattr(running.SingleAnswers, "_each", counting)
+    monkeypatch.setattr(Engine, "generate", counting)
     assert ask("--num_paraphrases", "2,3", "--methods", "one", "vote", "weighted_avg") == 0
     count = len(QUESTIONS)
-    assert generated == [2 * count, 0, 0, count, 0, 0]
+    assert prompts == [2 * count, count, count, count]  # the logits of weighted_avg, the third ones
 
 
 def test_questions_with_fewer_paraphrases_are_left_out(ask, tmp_path, capsys):
@@ -337,6 +336,10 @@ def test_methods_of_the_benchmarks_own(ask, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert ask(*argv) == 2
         assert "lowest-2.json belongs to another run" in capsys.readouterr().err
+        assert ask("--num_paraphrases", 2, "--methods", "twice:name=avg") == 0
+        monkeypatch.setitem(pretrained_methods.METHODS, "twice", lambda name: LogitFusion("max"))
+        assert ask("--num_paraphrases", 2, "--methods", "twice:name=avg") == 2
+        assert "twice-nameavg-2.json belongs to another run" in capsys.readouterr().err
     finally:
         LOGIT_METHODS._entries.pop("lowest", None)
 
@@ -392,6 +395,7 @@ def results(tmp_path):
 def test_figures_of_the_table(results):
     rows = {row["method"]: row for row in table.make_rows(results, "avg")}
     assert [rows[name]["exact"] for name in ("one", "avg", "ours", "other")] == [25, 50, 90, 50]
+    assert rows["one"]["contains"] == 25
     assert rows["ours"]["contains"] == 95 and rows["ours"]["first_token"] == 90
     assert (rows["avg"]["rows_per_token"], rows["ours"]["rows_per_token"]) == (2, 1)
     assert "difference" not in rows["avg"]
