@@ -34,6 +34,7 @@ import measure
 from measure import Table, without_ours
 
 from self_ensemble.cli.parser import Parser, run
+from self_ensemble.methods.config import DEFAULT_TAU
 from self_ensemble.system.errors import UserError
 
 # Hidden size, layers, query heads, intermediate size; 8 key/value heads and this vocabulary always.
@@ -52,7 +53,7 @@ LEAST, MOST = 4, 400  # tokens of an answer in the row long
 FILLINGS = 4  # of the places, in the rows ragged and long
 # In this order; the first of them make up points of the table that fit into nine minutes.
 ROWS = (
-    *("attention", "avg", "encode", "latency", "paraphrases", "profile"),
+    *("attention", "avg", "fusions", "encode", "latency", "paraphrases", "profile"),
     *("uneven", "ragged", "long", "prefix", "shapes", "stock", "first", "continuous"),
 )
 MORE_ROWS = ("run", "own", "agreement")
@@ -151,9 +152,19 @@ class Bench(Table):
         ]
 
     def generate(
-        self, streams, *, batch_size, reduce=None, new_tokens=NEW_TOKENS, prefix=None, stop=None
+        self,
+        streams,
+        *,
+        batch_size,
+        reduce=None,
+        new_tokens=NEW_TOKENS,
+        prefix=None,
+        stop=None,
+        tau=DEFAULT_TAU["mean"],
+        weigh=None,
     ):
         """Answer questions to the end; what was computed comes back."""
+        from self_ensemble.attention.fusion import Fusion
         from self_ensemble.generation.request import Request
         from self_ensemble.generation.stopping import NeverStop
         from self_ensemble.generation.streams import only_stream
@@ -161,7 +172,9 @@ class Bench(Table):
         request = Request(
             self.prefix_ids if prefix is None else prefix,
             streams,
+            Fusion(tau=tau),
             reduce=reduce or only_stream,
+            weigh=weigh,
             max_new_tokens=new_tokens,
             stop=stop or NeverStop(),
         )
@@ -214,6 +227,23 @@ class Bench(Table):
         streams = [logit_streams(q, PREFIX) for q in questions]
         sizes = self.settings.batch_sizes
         self.throughput("avg", streams, NEW_TOKENS * PARAPHRASES, sizes, average_logits)
+
+    def fusions(self):
+        """Attention fusion by the dial and by weights, the first once more at the end."""
+        from self_ensemble.methods.weighting import parse_weighting
+
+        size, first = max(self.settings.batch_sizes), None
+        streams = self.attention_streams(3 * size)
+        cases = [(0.0, None), (1.0, None), (0.0, "entropy:1"), (1.0, "entropy:1"), (0.0, None)]
+        for tau, weights_by in cases:
+            weigh = weights_by and parse_weighting(weights_by).weigh
+            work = partial(self.generate, streams, batch_size=size, tau=tau, weigh=weigh)
+            rate = len(streams) / self.seconds(work)
+            first = first or rate
+            name = f"attention fusion, tau {tau:g}" + (f", {weights_by}" if weights_by else "")
+            share = rate / self.limit(NEW_TOKENS)
+            note = f"batches of {size}, {rate / first:.1%} of the first of these rows"
+            self.add(name, rate, "questions/s", share, note)
 
     def uneven(self):
         """Paraphrases of 10 to 18 tokens, 14 on average: queries are turned towards each."""

@@ -15,7 +15,7 @@ LAYOUTS = ("shared", "concat")
 POSITIONS = ("exact", "left", "right", "sequential")
 FUSION_NAMES = ("mean", "joint")
 # The tau of a fusion where none is given; of one that is not here it is 0.
-DEFAULT_TAU = {"mean": 0.0}
+DEFAULT_TAU = {"mean": 1.0}
 # From what self_consistency draws where nothing is said: the temperature of Wang et al. 2022 for
 # the larger models.
 SELF_CONSISTENCY_SAMPLING = SamplingConfig(temperature=0.7)
