@@ -141,6 +141,7 @@ def show_table(args, jobs, settings, sources) -> None:
 
     results = [
         table.Result(
+            "chat template" if args.chat_template else "few-shot",
             job.set, job.model, job.count, job.text,
             stem_of(job, settings, sources[job.model].config),
         )
@@ -149,7 +150,8 @@ def show_table(args, jobs, settings, sources) -> None:
     rows = table.make_rows(results, args.baseline, lemmas=args.lemmas)
     print(table.render(rows))
     if args.csv is not None:
-        args.csv.write_text(table.as_csv(rows), encoding="utf-8")
+        there = table.read_csv(args.csv) if args.csv.exists() else []
+        args.csv.write_text(table.as_csv(table.merged(rows, there)), encoding="utf-8")
     if args.figure is not None:
         args.figure.write_bytes(table.draw(rows, args.figure.suffix.removeprefix(".")))
     if args.quick:
@@ -212,7 +214,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--methods", f"(default: {' '.join(METHODS)})", nargs="+", metavar="METHOD")
     add("--baseline", "what others are compared with (default: avg)", default="avg")
     add("--lemmas", "match lemmas too; needs spaCy", action="store_true")
-    add("--csv", "write the table", type=Path, metavar="FILE")
+    add("--csv", "write the table; of other sets what is there stays", type=Path, metavar="FILE")
     add("--figure", "draw curves over N: .png, .svg or .pdf", type=picture, metavar="FILE")
     add("--chat_template", "ask in the model's own chat format", action="store_true")
     tokens = "of an answer (default: 10, as MyriadLAMA's published predictions have)"

@@ -1,8 +1,10 @@
 """The table of pretrained.py: what every method gets right, and its paired difference to one.
 
-A row is a set, a model, N and a method. Percentages are of questions; of `per_prompt` they are the
-mean over its paraphrases. Accuracy and difference are by exact match, intervals are of 95%; the p
-values of McNemar's test are adjusted (Holm) over all the differences of a set.
+A row is a prompt, a set, a model, N and a method. Percentages are of questions; of `per_prompt`
+they are the mean over its paraphrases. Accuracy and difference are by exact match, intervals are of
+95%; the p values of McNemar's test are adjusted (Holm) over all the differences of a set. The same
+difference by looser matchers says how much of it is format: by the first word, by an answer that
+stands anywhere in the prediction, by lemmas.
 
 `result` is the name of the result files, which says the method whatever the defaults are.
 `right_of_first` says of each of a set's first questions whether it was answered right, as a
@@ -12,7 +14,7 @@ hexadecimal number: what a run of those questions alone can be held against.
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,39 +31,26 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIRST = 200  # questions of `right_of_first`, and of --quick
+# Matchers beside exact match, by the names of their columns.
+LOOSER = {"first_token": "first_token", "contains": "contains", "lemmas": "one_way"}
 COLUMNS = (
-    "set",
-    "model",
-    "N",
-    "method",
-    "result",
-    "questions",
-    "exact",
-    "exact_low",
-    "exact_high",
-    "first_token",
-    "contains",
-    "lemmas",
-    "rows_per_token",
-    "rows_per_question",
-    "baseline",
-    "difference",
-    "low",
-    "high",
-    "relations_low",
-    "relations_high",
-    "won",
-    "lost",
-    "mcnemar_p",
-    "holm_p",
+    *("prompt", "set", "model", "N", "method", "result", "questions"),
+    *("exact", "exact_low", "exact_high", *LOOSER),
+    *("rows_per_token", "rows_per_question"),
+    *("baseline", "difference", "low", "high", "relations_low", "relations_high"),
+    *("won", "lost", "mcnemar_p", "holm_p"),
+    *(f"{name}_{what}" for name in LOOSER for what in ("difference", "low", "high")),
     "right_of_first",
 )
+# What tells a table's rows apart.
+KEY = ("prompt", "set", "model", "result")
 
 
 @dataclass(frozen=True)
 class Result:
     """A finished job, by what the table calls it. stem: of its files."""
 
+    prompt: str
     set: str
     model: str
     count: int
@@ -76,13 +65,13 @@ def make_rows(results: Iterable[Result], baseline: str, *, lemmas: bool = False)
     """The table.
 
     Args:
-        results: those of a set together, and in it those of a model and N.
+        results: those of a prompt and set together, and in it those of a model and N.
         baseline: the method that others are compared with; where it is not among a model's and N's
             results, nothing is compared there.
         lemmas: whether lemmas are made of what was generated, which needs spaCy.
     """
     rows: list[Row] = []
-    for _, of_set in groupby(results, lambda result: result.set):
+    for _, of_set in groupby(results, lambda result: (result.prompt, result.set)):
         found, comparisons = [], []
         for _, group in groupby(of_set, lambda result: (result.model, result.count)):
             for row, comparison in _compared(list(group), baseline, lemmas):
@@ -98,12 +87,30 @@ def _compared(
     results: Sequence[Result], baseline: str, lemmas: bool
 ) -> Iterable[tuple[Row, dict[str, Any] | None]]:
     source = "recompute" if lemmas else None
-    scored = {r: score_predictions(f"{r.stem}.feather", lemmas=source) for r in results}
+    scored = {
+        r: with_contains(score_predictions(f"{r.stem}.feather", lemmas=source)) for r in results
+    }
     reference = next((scored[r] for r in results if r.method == baseline), None)
     for result in results:
         is_compared = reference is not None and result.method != baseline
-        comparison = compare(scored[result], reference) if is_compared else None
-        yield _row(result, scored[result]), comparison
+        row, comparison = _row(result, scored[result]), None
+        if is_compared:
+            comparison = compare(scored[result], reference)
+            row |= _looser_differences(scored[result], reference)
+        yield row, comparison
+
+
+def _looser_differences(scored: ScoredPredictions, reference: ScoredPredictions) -> Row:
+    found: Row = {}
+    for name, match in LOOSER.items():
+        if match in scored.matches:
+            by_match = (replace(each, match=match) for each in (scored, reference))
+            comparison = compare(*by_match)
+            low, high = comparison["interval"]
+            figures = comparison["difference"], low, high
+            names = (f"{name}_{what}" for what in ("difference", "low", "high"))
+            found |= dict(zip(names, map(_percent, figures), strict=True))
+    return found
 
 
 def _row(result: Result, scored: ScoredPredictions) -> Row:
@@ -114,8 +121,8 @@ def _row(result: Result, scored: ScoredPredictions) -> Row:
     low, high = bootstrap_interval(fractions)
     if right.shape[1] == 1:
         low, high = wilson_interval(int(right.sum()), count)
-    lemmas = scored.fractions("one_way").mean() if "one_way" in scored.matches else None
     return {
+        "prompt": result.prompt,
         "set": result.set,
         "model": result.model,
         "N": result.count,
@@ -125,9 +132,11 @@ def _row(result: Result, scored: ScoredPredictions) -> Row:
         "exact": _percent(fractions.mean()),
         "exact_low": _percent(low),
         "exact_high": _percent(high),
-        "first_token": _percent(scored.fractions("first_token").mean()),
-        "contains": _percent(_contains(scored)),
-        "lemmas": None if lemmas is None else _percent(lemmas),
+        **{
+            name: _percent(scored.fractions(match).mean())
+            for name, match in LOOSER.items()
+            if match in scored.matches
+        },
         "rows_per_token": round(manifest["decode_rows"] / manifest["decoded_tokens"], 2),
         "rows_per_question": round(manifest["decode_rows"] / count, 2),
         "right_of_first": _as_bits(right[:FIRST].ravel()),
@@ -153,16 +162,20 @@ def _difference(comparison: Mapping[str, Any] | None, baseline: str) -> Row:
     }
 
 
-def _contains(scored: ScoredPredictions) -> float:
-    """The fraction of predictions that hold an answer's words without a gap, both normalised."""
+def with_contains(scored: ScoredPredictions) -> ScoredPredictions:
+    """With the matcher `contains`: an answer's words stand in the prediction without a gap.
 
-    def right(prediction: str, answers: Sequence[str]) -> bool:
-        words = normalize_answer(prediction).split()
-        return any(contains_run(words, normalize_answer(answer).split()) for answer in answers)
+    Both are normalised.
+    """
+    import numpy as np
 
-    pairs = zip(scored.predictions, scored.answers, strict=True)
-    found = [[right(prediction, answers) for prediction in group] for group, answers in pairs]
-    return sum(sum(group) / len(group) for group in found) / len(found)
+    found = np.zeros_like(scored.present)
+    for q, (group, answers) in enumerate(zip(scored.predictions, scored.answers, strict=True)):
+        expected = [normalize_answer(answer).split() for answer in answers]
+        for k, prediction in enumerate(group):
+            words = normalize_answer(prediction).split()
+            found[q, k] = any(contains_run(words, answer) for answer in expected)
+    return replace(scored, matches={**scored.matches, "contains": found})
 
 
 def _as_bits(right: Sequence[bool]) -> str:
@@ -185,7 +198,8 @@ def _digits(p: float | None) -> str | None:
 def render(rows: Sequence[Row]) -> str:
     """A table each set, model and N."""
     blocks = []
-    for key, group in groupby(rows, lambda row: (row["set"], row["model"], row["N"])):
+    parts = ("prompt", "set", "model", "N")
+    for key, group in groupby(rows, lambda row: tuple(row[name] for name in parts)):
         group = list(group)
         header = ["", "exact", "95%", "first", "contains", "lemmas", "rows", "difference", "95%"]
         cells = [[*header, "won:lost", "p", "Holm"], *map(_cells, group)]
@@ -194,7 +208,8 @@ def render(rows: Sequence[Row]) -> str:
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
             for line in cells
         ]
-        title = f"{key[0]}, {key[1]}, N = {key[2]}: {group[0]['questions']} questions"
+        prompt, of_set, model, count = key
+        title = f"{of_set}, {model}, {prompt}, N = {count}: {group[0]['questions']} questions"
         blocks.append("\n".join([title, *lines]))
     return "\n\n".join(blocks)
 
@@ -222,7 +237,15 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def as_csv(rows: Iterable[Row]) -> str:
+def merged(rows: Sequence[Row], table: Iterable[Mapping[str, str]]) -> list[Mapping[str, Any]]:
+    """A table with its rows of the same prompts and sets replaced: p values are over a set."""
+    made = {(row["prompt"], row["set"]) for row in rows}
+    return [*(row for row in table if (row["prompt"], row["set"]) not in made), *rows]
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """As text, in the order of prompts and sets."""
+    rows = sorted(rows, key=lambda row: (row["prompt"], row["set"]))
     file = io.StringIO()
     writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -251,7 +274,7 @@ def held_against(rows: Iterable[Row], table: Iterable[Mapping[str, str]]) -> lis
     """A line for each row of a table's first questions: how many have another outcome there."""
 
     def key(row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(row[name] for name in ("set", "model", "result"))
+        return tuple(row[name] for name in KEY)
 
     known = {key(row): row["right_of_first"] for row in table}
     lines = []
@@ -273,6 +296,8 @@ def held_against(rows: Iterable[Row], table: Iterable[Mapping[str, str]]) -> lis
 
 def draw(rows: Sequence[Row], form: str) -> bytes:
     """Exact match over N: a row of panels a set, a panel a model, a curve a method.
+
+    rows: of one prompt.
 
     form: png, svg or pdf.
     """

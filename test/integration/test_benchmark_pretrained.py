@@ -120,7 +120,7 @@ def test_relations_of_development_and_test_are_others(monkeypatch):
     assert not of_dev & of_test and "P36" not in of_dev | of_test  # which has four templates
     assert (len(of_dev), len(of_test)) == (4, 6)
     for relations in (of_dev, of_test):  # each has relations that N = 10 can be asked of
-        assert 0 < sum(int(r[1:]) % 2 for r in relations) < len(relations)
+        assert sum(int(r[1:]) % 2 for r in relations) == len(relations) / 2
     for question in (*dev, *test):
         assert len(question.paraphrases) == (10 if int(question.relation[1:]) % 2 else 9)
     monkeypatch.setattr(data, "PARAREL_TEST_OF_RELATION", 2)
@@ -289,7 +289,7 @@ def test_what_a_paraphrase_says_alone_is_generated_once(ask, monkeypatch):
 def test_questions_with_fewer_paraphrases_are_left_out(ask, tmp_path, capsys):
     assert ask("--num_paraphrases", "3,4,5", "--methods", "avg") == 0
     out = capsys.readouterr().out
-    assert "lab, lab, N = 3: 7 questions" in out and "lab, lab, N = 4: 4 questions" in out
+    assert "lab, lab, few-shot, N = 3: 7 questions" in out and "few-shot, N = 4: 4 questions" in out
     assert "N = 5" not in out
 
 
@@ -350,8 +350,10 @@ def test_quick_is_held_against_the_table(ask, tmp_path, monkeypatch, capsys):
     assert ask(*argv, "--csv", tmp_path / "table.csv") == 0
     assert ask(*argv, "--quick", "--max_samples", 7, "--methods", "avg", "vote") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "lab, lab, avg-2: 0 of 7 answers differ from the table's in being right" in lines
-    assert "lab, lab, vote-2: not in the table" in lines
+    assert (
+        "few-shot, lab, lab, avg-2: 0 of 7 answers differ from the table's in being right" in lines
+    )
+    assert "few-shot, lab, lab, vote-2: not in the table" in lines
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ def results(tmp_path):
     each = [["yes", "no"]] * 10 + [["no", "no"]] * 10
     write_result(tmp_path / "one-2", each, per_prompt=True)
     return [
-        table.Result("set", "model", 2, name, tmp_path / f"{name}-2")
+        table.Result("few-shot", "set", "model", 2, name, tmp_path / f"{name}-2")
         for name in ("one", "avg", "ours", "other")
     ]
 
@@ -416,6 +418,24 @@ def test_holm_is_over_all_models_and_numbers_of_a_set(results):
     assert [row.get("holm_p") for row in table.make_rows(apart, "avg")] == [None, "0.016", "1"] * 2
 
 
+def test_difference_by_looser_matchers(results):
+    ours = table.make_rows(results, "avg")[2]
+    assert (ours["first_token_difference"], ours["contains_difference"]) == (40, 45)
+    assert ours["contains_low"] < 45 < ours["contains_high"] and "lemmas" not in ours
+
+
+def test_a_table_keeps_what_it_has_of_other_sets(results, tmp_path):
+    path = tmp_path / "table.csv"
+    rows = table.make_rows(results[1:], "avg")
+    other = table.make_rows([replace(result, set="other") for result in results], "avg")
+    path.write_text(table.as_csv(rows + other), encoding="utf-8")
+    better = [row | {"exact": 99} for row in rows[:1]]
+    path.write_text(table.as_csv(table.merged(better, table.read_csv(path))), encoding="utf-8")
+    found = [(row["set"], row["method"], row["exact"]) for row in table.read_csv(path)]
+    kept = [("other", row["method"], str(row["exact"])) for row in other]
+    assert found == [*kept, ("set", "avg", "99")]
+
+
 def test_nothing_is_compared_without_the_baseline(results):
     for row in table.make_rows(results[2:], "avg"):
         assert "difference" not in row
@@ -424,7 +444,7 @@ def test_nothing_is_compared_without_the_baseline(results):
 def test_the_table_as_text_and_csv(results, tmp_path):
     rows = table.make_rows(results, "avg")
     text = table.render(rows)
-    assert text.startswith("set, model, N = 2: 20 questions\n")
+    assert text.startswith("set, model, few-shot, N = 2: 20 questions\n")
     ours = next(line for line in text.splitlines() if line.startswith("ours"))
     assert ours.split()[:2] == ["ours", "90.00"] and "+40.00" in ours and "8:0" in ours
     path = tmp_path / "table.csv"
@@ -444,7 +464,7 @@ def test_first_questions_are_held_against_the_table(results):
     assert all(": 0 of " in line for line in table.held_against(rows, there))
     there[2]["right_of_first"] = f"20:{0b11111111111111111001:x}"
     assert table.held_against(rows, there)[2] == (
-        "set, model, ours-2: 2 of 20 answers differ from the table's in being right"
+        "few-shot, set, model, ours-2: 2 of 20 answers differ from the table's in being right"
     )
     there[2]["right_of_first"] = "19:0"
     assert table.held_against(rows, there)[2].endswith("20 answers, and 19 in the table")
