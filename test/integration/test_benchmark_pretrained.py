@@ -27,11 +27,14 @@ from self_ensemble.system.errors import UserError
 FOLDER = Path(__file__).parents[2] / "benchmark"
 sys.path.insert(0, str(FOLDER))
 
-pretrained, data, files, models, running, table = map(
+pretrained, data, documents, files, models, running, table = map(
     import_module,
     (
         "pretrained",
-        *(f"pretrained_{name}" for name in ("data", "files", "models", "run", "table")),
+        *(
+            f"pretrained_{name}"
+            for name in ("data", "documents", "files", "models", "run", "table")
+        ),
     ),
 )
 
@@ -468,6 +471,27 @@ def test_first_questions_are_held_against_the_table(results):
     )
     there[2]["right_of_first"] = "19:0"
     assert table.held_against(rows, there)[2].endswith("20 answers, and 19 in the table")
+
+
+def test_tables_of_the_documents(results):
+    """The one of README: made of the rows of its set, N and methods alone."""
+    found = [
+        replace(result, set="myriadlama-test", model=model, count=count, method=method)
+        for model in documents.MODELS
+        for count in (2, 5, 10)
+        for method, result in zip(documents.README_METHODS, results, strict=True)
+    ]
+    rows = table.make_rows(found, "avg")
+    as_texts = [{name: str(row.get(name, "")) for name in table.COLUMNS} for row in rows]
+    header, line, *cells = documents.readme_table(as_texts).splitlines()
+    assert header.count("|") == line.count("|") == 7 and "Gemma-3-270m, N = 10" in header
+    labels = list(documents.README_METHODS.values())
+    assert [cell.split("|")[1].strip() for cell in cells] == labels
+    assert cells[1] == f"| {labels[1]} | 2.0 and 2.0 | 50.00 | 50.00 | 50.00 | 50.00 |"
+    assert cells[2].startswith(f"| {labels[2]} | 1.0 and 1.0 | 90.00 (+40.00, +")
+    all_of_it = documents.evidence_tables(as_texts, "few-shot", "myriadlama-test")
+    assert all_of_it.count("| `avg` | 50.00 | 50.00 | 50.00 |") == 2
+    assert "| N = 2 (20 questions) | N = 5 (20 questions) | N = 10 (20 questions) |" in all_of_it
 
 
 # ---- models -------------------------------------------------------------------------------------
