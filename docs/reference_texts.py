@@ -166,10 +166,13 @@ SETTINGS = {
     "layout": "attention fusion: `--layout`",
     "positions": "attention fusion: `--positions`, or the model's default",
     "fusion": "attention fusion: `--fusion`",
-    "tau": "attention fusion: `--fusion_tau`",
+    "tau": "attention fusion: `--fusion_tau`, or the fusion's default",
     "weights": "attention fusion: `--weights`",
+    "weights_by": "only with `--weights_by`: by what each question's weights are found; of a "
+    "weighting of your own `name` and the sha256 of its `source`",
     "samples": "self_consistency: `--samples`",
-    "confidence": "weighted methods: `own answer`, or `column` and its `fingerprint`",
+    "confidence": "weighted methods without `--weights_by`: `own answer`, or `column` and its "
+    "`fingerprint`",
 }
 
 PARAPHRASE_MANIFEST = {

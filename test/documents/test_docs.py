@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from small import INSTRUCTION, run_script, write_jsonl
+from small import INSTRUCTION, NAMED_TAU, run_script, write_jsonl
 
 import flex_attention_generate
 import generate
@@ -99,7 +99,9 @@ def runs(small, tmp_path_factory):
             flags += ("--max_new_tokens", 2)
         where = ("--dataset", small.questions, "--model", small.folder, "--output_dir", folder)
         assert run_script(script, *where, *flags, *argv) == 0
-        name = "flex_attention" if script is flex_attention_generate else argv[1]
+        name = f"flex_attention{NAMED_TAU}" if script is flex_attention_generate else argv[1]
+        if "--weights_by" in argv:
+            name += "-entropy1"
         part = "-choices" if "--task" in argv else "-t1" if "--temperature" in argv else ""
         return read_manifest(folder / "capitals" / "tiny-llama" / f"{name}{part}-2.json")
 
@@ -116,6 +118,7 @@ def runs(small, tmp_path_factory):
                 flex_attention_generate, "--max_samples", 2, "--lemmaize", "--spacy_model", "lookup"
             ),
             run(generate, "--method", "weighted_avg", "--max_samples", 2),
+            run(generate, "--method", "weighted_avg", "--weights_by", "entropy:1"),
             run(generate, "--method", "avg", "--max_samples", 2, *drawn),
             run(generate, "--method", "avg", "--max_samples", 2, *scored),
             run(generate, "--method", "self_consistency", "--samples", 2, "--temperature", 1),
