@@ -7,12 +7,21 @@ import gguf
 import numpy as np
 import torch
 from tiny import COMMON
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 SPECIAL = ["<unk>", "<bos>", "<eos>", "<turn>"]
-CONTROL, NORMAL = 3, 1
+GEMMA_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+NORMAL, CONTROL, BYTE = 1, 3, 6
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
@@ -47,6 +56,43 @@ def make_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
         chat_template=CHAT,
         additional_special_tokens=["<turn>"],
     )
+
+
+def make_gemma_tokenizer() -> Tokenizer:
+    """As Gemma's is: BPE on text whose spaces are ▁, bytes for what it does not know."""
+    bytes_ = [f"<0x{i:02X}>" for i in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(
+        vocab_size=440, special_tokens=[*GEMMA_SPECIAL, *bytes_], show_progress=False
+    )
+    # Word by word, or whole sentences would become tokens.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 2)]
+    )
+    return tokenizer
+
+
+def gemma_tokenizer_values(tokenizer: Tokenizer) -> dict:
+    """As Gemma's files have them: without merges, and with scores that do not follow them."""
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    kinds = [CONTROL] * len(GEMMA_SPECIAL) + [BYTE] * 256
+    kinds += [NORMAL] * (len(tokens) - len(kinds))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [float(-(i * 7919 % 1000)) for i in range(len(tokens))],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
 
 
 def tiny_model(model_type: str, vocabulary: int, **settings):
