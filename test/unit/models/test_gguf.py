@@ -37,6 +37,7 @@ from self_ensemble.models.aliases import ALIASES, register_alias, resolve_model
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.gguf_config import rope_of
 from self_ensemble.models.gguf_tokenizer import READS_TOKENIZERS
+from self_ensemble.models.gguf_weights import read_weights
 from self_ensemble.models.loading import find_model, load_model, load_tokenizer, load_weights
 
 # What is not about a wrong reader needs a right one.
@@ -195,6 +196,9 @@ def test_device_and_number_format(tiny):
         source = source_of(tiny.file, dtype=name)
         model = load_weights(source)
         assert (source.dtype, model.dtype, model.device.type) == (dtype, dtype, "cpu")
+        source = source_of(tiny.file)
+        model, _ = read_weights(source.header, source.config, dtype, "it")
+        assert model.dtype == dtype
 
 
 @needs_reader
@@ -293,8 +297,9 @@ def test_what_lies_beside_a_file_is_not_taken(tiny, small, tmp_path, monkeypatch
     here = tmp_path / "here"
     here.mkdir()
     (here / "model.gguf").write_bytes(b"another")
-    monkeypatch.chdir(here)
-    for name in (file, os.path.relpath(file)):
+    for current in (here, place):
+        monkeypatch.chdir(current)
+        name = os.path.relpath(file)
         model, tokenizer = load_model(source_of(name))
         assert tokenizer(TEXT)["input_ids"] == tiny.tokenizer(TEXT)["input_ids"]
         assert model.generation_config.eos_token_id == [2]
@@ -531,6 +536,14 @@ def test_defaults_of_another_size_of_the_model(tokenizer, file, architecture, ke
     }
     write_gguf(file, values, model_tensors(model, architecture))
     assert f"{architecture}.{key} = " in refusal_of(file)
+
+
+def test_a_window_that_hides_nothing(tokenizer, file):
+    """As long as the longest text."""
+    model = tiny_model("phi3", len(tokenizer), sliding_window=None)
+    values = all_values(model, tokenizer, "phi3") | {"phi3.attention.sliding_window": 262144}
+    write_gguf(file, values, model_tensors(model, "phi3"))
+    assert_close(load_weights(source_of(file)), model)
 
 
 def test_query_scales_that_no_file_says(tokenizer, file):
