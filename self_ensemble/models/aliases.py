@@ -145,6 +145,8 @@ def resolve_model(name: str) -> str:
         raise UserError(
             f"--model: {name} is a file, and no .gguf; give the folder that holds config.json"
         )
+    if name.lower().endswith(GGUF):  # with one slash it could be a hub id, and is a mistyped path
+        raise UserError(f"--model: there is no file {name}")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return name
     return ALIASES.get(name)

@@ -237,6 +237,12 @@ def test_names_of_a_file(tiny, tmp_path):
     assert safe_name("org/Tiny-GGUF") == "org--Tiny-GGUF"
 
 
+@pytest.mark.parametrize("name", ["no.gguf", "models/no.gguf", "./no.GGUF", "a/b/no.gguf"])
+def test_no_file_of_that_name(name):
+    """It is not looked for on the hub."""
+    assert error_of(resolve_model, name) == f"--model: there is no file {name}"
+
+
 def test_a_folder_of_several_files(tmp_path):
     for name in ("b.gguf", "a.gguf", "mmproj.gguf", "README.md"):
         (tmp_path / name).touch()
