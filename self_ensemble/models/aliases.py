@@ -6,6 +6,7 @@ register_alias("mine", "my-organisation/my-model-3b")      # then: --model mine
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.errors import UserError
@@ -156,7 +157,8 @@ def _gguf_in(folder: str) -> str | None:
     """The .gguf file of a folder that has no config.json; None where there is none."""
     if os.path.isfile(os.path.join(folder, "config.json")):
         return None
-    files = sorted(file for file in os.listdir(folder) if file.lower().endswith(GGUF))
+    # A folder that cannot be listed is seen as empty.
+    files = sorted(path.name for path in Path(folder).glob("*") if path.suffix.lower() == GGUF)
     if not files:
         return None
     if len(files) == 1 or all(PART.search(file) for file in files):
