@@ -87,6 +87,6 @@ def register_weighting(name: str) -> Callable[[LogWeights], LogWeights]:
 def entropy(logits: torch.Tensor, strength: float) -> torch.Tensor:
     """exp(-strength * H), H the entropy in nats: a paraphrase that wavers counts less."""
     logprobs = logits.log_softmax(-1)
-    # A token that cannot be (minus infinity) adds nothing, where 0 * -inf is no number.
-    each = (logprobs.exp() * logprobs).nan_to_num(nan=0.0)
+    # A token that cannot be adds nothing, where 0 * -inf is no number. What is no number stays so.
+    each = (logprobs.exp() * logprobs).masked_fill(logprobs.isneginf(), 0.0)
     return strength * each.sum(-1)

@@ -161,6 +161,14 @@ def test_entropy_is_that_of_the_written_formula():
     assert found.tolist() == [[pytest.approx(-2 * torch.tensor(2.0).log().item()), 0.0]]
 
 
+def test_logits_that_are_no_numbers_are_told_of():
+    """One paraphrase of one question; the others do not hide it."""
+    logits = torch.randn(4, 7)
+    logits[2, 3] = torch.nan
+    with pytest.raises(UserError, match="--dtype float32"):
+        weigh_paraphrases(WEIGH, logits, [2, 2])
+
+
 def test_weights_sum_to_one_and_padding_has_none():
     logits = torch.randn(5, 7)
     weights = weigh_paraphrases(WEIGH, logits, [2, 3])
