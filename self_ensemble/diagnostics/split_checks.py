@@ -178,6 +178,20 @@ def explain_bos(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[
     return puts, f"{tokenizer.bos_token}: {why}"
 
 
+def opens_turns(tokenizer: Any) -> bool:
+    """Whether the chat template writes the token that is called BOS before every message.
+
+    Then it marks turns, as in SmolLM2's template, and a prompt has as many as turns.
+    """
+
+    def count(roles: Sequence[str]) -> int:
+        messages = [{"role": role, "content": "a"} for role in roles]
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+        return text.count(tokenizer.bos_token)
+
+    return count(("user", "assistant", "user")) - count(("user",)) == 2
+
+
 def count_bos(tokenizer: Any, prompts: Sequence[Sequence[TokenizedPrompt]]) -> int:
     """How many BOS a prompt has, at most."""
     bos = tokenizer.bos_token_id
@@ -199,7 +213,11 @@ def check_bos(
     texts = [template.render(prompt.paraphrase) for prompt in flat]
     puts, why = explain_bos(tokenizer, texts, chat=chat)
     wrong = ""
-    if bos is not None:
+    if bos is not None and chat and opens_turns(tokenizer):
+        why = f"{tokenizer.bos_token} is what the chat template opens every turn with"
+        if counts != {puts}:
+            wrong = f"{puts} should be there"
+    elif bos is not None:
         if counts != {count}:
             wrong = "a segment or a tail holds one"
         elif count != puts:

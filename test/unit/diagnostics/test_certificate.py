@@ -776,6 +776,24 @@ def test_a_chat_template_that_writes_bos_where_it_should_not(before, behind, sai
     assert reason(found, "bos").endswith(f": {said}")
 
 
+def test_a_chat_template_whose_turns_begin_with_bos():
+    """As SmolLM2's, whose BOS is <|im_start|>: the assistant's header in the tail has one too."""
+    tokenizer = tokenizer_of("byte-level, BOS")
+    turn = "{{ bos_token }}<|{{ message['role'] }}|>\n{{ message['content'] }}\n"
+    tokenizer.chat_template = (
+        f"{{% for message in messages %}}{turn}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ bos_token }}<|assistant|>\n{% endif %}"
+    )
+    template = chat_prompt_template(tokenizer, PLAIN)
+    found = certificate_of(template=template, chat=True)
+    assert failed(found) == set()
+    assert "opens every turn with" in reason(found, "bos")
+    # One more, which the tokenizer puts there, is still told of.
+    found = certificate_of(template=replace(template, add_special_tokens=True), chat=True)
+    assert failed(found) == {"bos"}
+    assert reason(found, "bos").endswith(": 2 should be there")
+
+
 def test_positions_that_the_model_cannot_have():
     with engine_of(tokenizer_of("byte-level, BOS"), "gpt2") as engine:
         found = certify(engine, PLAIN, QUESTIONS, positions="exact")
