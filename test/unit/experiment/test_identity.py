@@ -25,11 +25,13 @@ from self_ensemble.experiment.identity import (
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
+from self_ensemble.methods.weighting import WEIGHTINGS
 
 SOURCE = SimpleNamespace(fingerprint="f", dtype="torch.float32")
 RECORDS = [Record("u", ("p", "q"), ("a",), choices=("a", "b"))]
 ATTENTION = ExperimentConfig(method=AttentionFusionConfig())
 LOGITS = ExperimentConfig(method=LogitFusionConfig())
+WEIGHTED = ExperimentConfig(method=LogitFusionConfig(method="weighted_avg"))
 CHOICES = replace(LOGITS, task=TaskConfig(name="choices"))
 
 # What answers depend on: a value that is not the default.
@@ -146,6 +148,26 @@ def test_the_identity_of_a_run_with_default_settings_is_that_of_the_last_release
     assert list(identity_of(LOGITS)) == [
         *("data", "model", "prompt", "paraphrases", "method", "dtype", "max_new_tokens")
     ]
+
+
+@pytest.mark.parametrize("usual", [ATTENTION, WEIGHTED])
+def test_a_users_weighting_is_told_by_its_source(usual):
+    """And by its strength in one spelling."""
+    entries = []
+    for function in (
+        lambda logits, strength: logits[..., 0],
+        lambda logits, strength: logits.amax(-1),
+    ):
+        WEIGHTINGS.register("own")(function)
+        try:
+            config = set_at(usual, "method.weights_by", "own:1.0")
+            entries.append(identity_of(config)["method"]["weights_by"])
+        finally:
+            WEIGHTINGS.remove("own")
+    assert [each["name"] for each in entries] == ["own:1", "own:1"]
+    assert entries[0] != entries[1]
+    given = [set_at(usual, "method.weights_by", text) for text in ("entropy:2", "entropy:2.0")]
+    assert [identity_of(each)["method"]["weights_by"] for each in given] == ["entropy:2"] * 2
 
 
 def test_the_order_of_stops_is_none():
