@@ -17,10 +17,12 @@ import transformers
 from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
 
 from self_ensemble import Ensemble, Prompt, register_logit_method
+from self_ensemble.attention.fusion import FUSIONS
 from self_ensemble.data.prompts import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation.engine import Engine
 from self_ensemble.methods.registries import LOGIT_METHODS
+from self_ensemble.methods.weighting import WEIGHTINGS
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.gguf_tokenizer import READS_TOKENIZERS, is_older
 from self_ensemble.models.loading import find_model, load_model
@@ -39,6 +41,19 @@ pretrained, data, documents, files, models, running, table = map(
         ),
     ),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leaves_no_names():
+    """What pretrained_methods registers is taken out again: other tests list all names."""
+    registries = (FUSIONS, LOGIT_METHODS, WEIGHTINGS)
+    before = [registry.names() for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry) - set(names):
+            registry.remove(name)
+    sys.modules.pop("pretrained_methods", None)
+
 
 # ---- question sets ------------------------------------------------------------------------------
 
