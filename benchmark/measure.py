@@ -1,11 +1,22 @@
-"""What benchmarks share: timing, the two ceilings, answers that end, a table that is printed."""
+"""What benchmarks share: runs of the scripts, timing, two ceilings, answers that end, a table."""
 
 import random
 import statistics
 import time
 
+from self_ensemble.system.console import say
+
 DEVICE = "cuda"  # what is measured; the tests run every row on a CPU
 SIDE, NUMBERS = 8192, 2**31  # of the matrices and of the copy that show the ceilings
+
+
+def run_scripts(commands):
+    """Runs each (script, its arguments), a finished file not again; the stems of their results."""
+    stems = []
+    for script, arguments in commands:
+        say(f"{script.__name__}.py {' '.join(arguments)}")
+        stems.append(script.main(script.parse_args(arguments)))
+    return stems
 
 
 def without_ours(engine):

@@ -241,10 +241,14 @@ def run_jobs(
     Raises:
         UserError: a result that is there was made otherwise.
     """
+    from self_ensemble.models.loading import load_tokenizer
+
+    is_chat = any(asked.prompt.chat_template for asked in sets.values())
     for model, source in sources.items():
+        tokenizer = load_tokenizer(source) if is_chat else None
         pending: dict[Path, Planned] = {}  # one method may be named twice
         for job in (job for job in jobs if job.model == model):
-            planned = plan(job, sets[job.set], source, settings)
+            planned = plan(job, sets[job.set], source, tokenizer, settings)
             if planned is not None:
                 pending[planned.stem] = planned
         if pending:
@@ -270,8 +274,12 @@ def stem_of(job: Job, settings: Settings, config: Any) -> "Path":
     return settings.output / job.set / job.model / run_name(name, count=job.count)
 
 
-def plan(job: Job, asked: Asked, source: "ModelSource", settings: Settings) -> Planned | None:
+def plan(
+    job: Job, asked: Asked, source: "ModelSource", tokenizer: Any, settings: Settings
+) -> Planned | None:
     """What is to be done for a job; None where its result is finished.
+
+    tokenizer: the model's own, for a chat template; else None.
 
     Raises:
         UserError: the result there was made otherwise, or there is not a weight a paraphrase.
@@ -279,11 +287,9 @@ def plan(job: Job, asked: Asked, source: "ModelSource", settings: Settings) -> P
     from self_ensemble.data.identities import as_written
     from self_ensemble.data.records import Dataset
     from self_ensemble.data.result_files import count_finished
-    from self_ensemble.models.loading import load_tokenizer
 
     records = asked.with_paraphrases(job.count)
     assert records, job
-    tokenizer = load_tokenizer(source) if asked.prompt.chat_template else None
     template = asked.prompt.template(tokenizer)
     _, method = described(job.method, source.config)
     identity = as_written(

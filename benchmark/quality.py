@@ -11,14 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
+
+from measure import run_scripts
 
 import flex_attention_generate
 import generate
 from self_ensemble.cli.parser import Parser, run
 from self_ensemble.cli.types import index_list
 from self_ensemble.evaluation import make_report, render_report
-from self_ensemble.system.console import say
 
 LOGIT_METHODS = (
     "per_prompt",
@@ -52,10 +54,7 @@ def commands(count: int, shared: Sequence[str]):
 
 def main(args) -> None:
     for count in args.num_paraphrases:
-        stems = []
-        for script, arguments in commands(count, args.shared):
-            say(f"{script.__name__}.py {' '.join(arguments)}")
-            stems.append(script.main(script.parse_args(arguments)))
+        stems = run_scripts(commands(count, args.shared))
         files = [f"{stem}.feather" for stem in stems]
         baseline = next(file for file in files if Path(file).name.startswith("avg-"))
         print(render_report(make_report(files, baseline)))

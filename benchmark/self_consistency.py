@@ -14,7 +14,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
+
+from measure import run_scripts
 
 import flex_attention_generate
 import generate
@@ -22,7 +25,6 @@ from self_ensemble.cli.parser import Parser, run
 from self_ensemble.cli.types import float_list, index_list
 from self_ensemble.data.result_files import read_manifest
 from self_ensemble.evaluation import make_report, render_report
-from self_ensemble.system.console import say
 
 
 def commands(
@@ -52,10 +54,7 @@ def computed(stem: Path) -> str:
 
 def main(args) -> None:
     for count in args.num_paraphrases:
-        stems = []
-        for script, arguments in commands(count, args.seeds, args.temperatures, args.shared):
-            say(f"{script.__name__}.py {' '.join(arguments)}")
-            stems.append(script.main(script.parse_args(arguments)))
+        stems = run_scripts(commands(count, args.seeds, args.temperatures, args.shared))
         files = [f"{stem}.feather" for stem in stems]
         print(render_report(make_report(files, files[0])))
         print(f"\n{'a question':<30} {'rows':>8} {'encoded':>8}")

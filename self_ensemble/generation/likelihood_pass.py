@@ -49,9 +49,11 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
         request = self._request
         groups = [request.questions[index] for index in part]
         streams = [stream for group in groups for stream in group]
-        weighs = request.weigh is not None
         encoded, first = encode_streams(
-            self._context.forward, streams, self._context.prefix, each_tail=weighs
+            self._context.forward,
+            streams,
+            self._context.prefix,
+            each_tail=request.weigh is not None,
         )
         self.stats.encoded_tokens += sum(stream.encoded_tokens for stream in streams)
         weights = None if request.weights is None else request.weights[list(part)]
@@ -61,14 +63,14 @@ class LikelihoodPass(Pass[tuple[Likelihood, ...]]):
             tails = sum(len(stream.segments) * len(stream.tail) for stream in streams)
             self.stats.encoded_tokens += tails
             counts = [sum(len(stream.segments) for stream in group) for group in groups]
-            found_weights = weigh_paraphrases(request.weigh, first, counts)
-            first = None
             if all(len(group) == 1 for group in groups):
-                missing = self._context.partitions - found_weights.shape[1]
-                of_segments = torch.nn.functional.pad(found_weights, (0, missing))
+                of_segments = weigh_paraphrases(
+                    request.weigh, first, counts, self._context.partitions
+                )
                 weights = torch.ones(len(groups), 1)  # of each question's only stream
             else:
-                weights = found_weights
+                weights = weigh_paraphrases(request.weigh, first, counts)
+            first = None
 
         rows, begin = [], 0
         for question, (index, group) in enumerate(zip(part, groups, strict=True)):

@@ -281,9 +281,8 @@ class Generation(Pass[Answer]):
         if self._weighs_segments:
             assert last is not None and request.weigh is not None
             counts = [len(stream.segments) for stream in streams]
-            weights, last = weigh_paraphrases(request.weigh, last, counts), None
-            missing = context.partitions - weights.shape[1]
-            weights = torch.nn.functional.pad(weights, (0, missing))
+            weights = weigh_paraphrases(request.weigh, last, counts, context.partitions)
+            last = None
         state = make_rows(
             context,
             streams,
@@ -312,8 +311,7 @@ class Generation(Pass[Answer]):
         assert request.weigh is not None
         counts = [len(request.questions[index]) for index in questions]
         own = [place * n + k for place, count in enumerate(counts) for k in range(count)]
-        weights = weigh_paraphrases(request.weigh, logits[own], counts)
-        weights = torch.nn.functional.pad(weights, (0, n - weights.shape[1]))
+        weights = weigh_paraphrases(request.weigh, logits[own], counts, n)
         self._found_weights.update(zip(questions, weights, strict=True))
 
     def _rows(self, groups: Sequence[Sequence[Stream]]) -> list[int]:

@@ -112,20 +112,23 @@ def _checked_scores(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-def weigh_paraphrases(weigh: Weigh, logits: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+def weigh_paraphrases(
+    weigh: Weigh, logits: torch.Tensor, counts: Sequence[int], most: int | None = None
+) -> torch.Tensor:
     """Each question's weights, [B, N] float32, summing to one; behind a question's own zeros.
 
     Args:
         weigh: how.
         logits: of the paraphrases of all questions, one behind the other, [sum of counts, V].
         counts: how many paraphrases each question has. `weigh` never sees padding.
+        most: N, the most that any question has; None: any of these.
 
     Raises:
         UserError: it returns another shape, or leaves a question no paraphrase.
     """
     counted = torch.tensor(counts)
     first = counted.cumsum(0) - counted
-    weights = torch.zeros(len(counts), max(counts), device=logits.device)
+    weights = torch.zeros(len(counts), most or max(counts), device=logits.device)
     for count in sorted(set(counts)):
         alike = (counted == count).nonzero()[:, 0]
         for part in alike.split(max(1, WEIGHED_LOGITS // (count * logits.shape[-1]))):

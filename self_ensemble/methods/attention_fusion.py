@@ -17,7 +17,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import Weigh, attention_streams
+from self_ensemble.generation.streams import attention_streams
 from self_ensemble.methods.base import (
     Asked,
     AskedChoices,
@@ -29,7 +29,7 @@ from self_ensemble.methods.base import (
     split_questions,
 )
 from self_ensemble.methods.config import LAYOUTS, AttentionFusionConfig
-from self_ensemble.methods.weighting import parse_weighting
+from self_ensemble.methods.weighting import parse_weighting, weigh_by
 from self_ensemble.system.errors import UserError
 
 PASS_NAME = "attention fusion"
@@ -80,10 +80,6 @@ class AttentionFusion(AttentionFusionConfig):
                 "known"
             )
 
-    @property
-    def _weigh(self) -> Weigh | None:
-        return None if self.weights_by is None else parse_weighting(self.weights_by).weigh
-
     def positions_on(self, config: Any) -> str:
         """The positions on a model of this configuration."""
         return self.positions or default_positions_on(config, self.fusion)
@@ -121,7 +117,7 @@ class AttentionFusion(AttentionFusionConfig):
             [attention_streams(question, len(prefix), positions) for question in split],
             self.fusion_on(engine.device),
             max_new_tokens=config.max_new_tokens,
-            weigh=self._weigh,
+            weigh=weigh_by(self.weights_by),
             stop=engine.stop_rule(config.stop),
         )
 
@@ -150,7 +146,7 @@ class AttentionFusion(AttentionFusionConfig):
             prefix,
             [attention_streams(each.question, len(prefix), positions) for each in split],
             self.fusion_on(engine.device),
-            weigh=self._weigh,
+            weigh=weigh_by(self.weights_by),
             continuations=[each.continuations for each in split],
         )
         for batch in asked.ask(PASS_NAME, request, batch_size=asked.batch_size):

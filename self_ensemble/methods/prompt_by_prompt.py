@@ -15,7 +15,7 @@ from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.generation.decode import Answer, answer_text
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import Stream, Weigh, logit_streams
+from self_ensemble.generation.streams import Stream, logit_streams
 from self_ensemble.methods.base import (
     Asked,
     AskedChoices,
@@ -27,7 +27,7 @@ from self_ensemble.methods.base import (
 )
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, choice_confidence, confidence
 from self_ensemble.methods.votes import VOTES, VoteRule, majority, majority_of_lines
-from self_ensemble.methods.weighting import parse_weighting
+from self_ensemble.methods.weighting import parse_weighting, weigh_by
 from self_ensemble.system.errors import UserError
 
 EACH_PASS = "each paraphrase"
@@ -59,10 +59,6 @@ class LogitFusion:
         if self.weights is not None:
             raise UserError("weights are given, or found by weights_by: leave one of them out")
 
-    @property
-    def _weigh(self) -> Weigh | None:
-        return None if self.weights_by is None else parse_weighting(self.weights_by).weigh
-
     def answer(self, asked: Asked) -> Iterator[Outcome]:
         """See `methods.base.Method`."""
         method, request = LOGIT_METHODS.get(self.name), logit_request(asked)
@@ -73,7 +69,7 @@ class LogitFusion:
             request,
             reduce=method.reduce,
             weights=weights,
-            weigh=self._weigh,
+            weigh=weigh_by(self.weights_by),
             sampling=sampling_of(asked, [(uuid, 0) for uuid in asked.uuids]),
         )
         for batch in asked.ask(self.name, request, batch_size=asked.config.batch_size):
@@ -92,7 +88,9 @@ class LogitFusion:
             each = dict(_score_each(request, asked))
             rows = [[choice_confidence(own) for own in each[index]] for index in range(len(each))]
             weights = _weight_tensor(rows)
-        request = replace(request, reduce=method.reduce, weights=weights, weigh=self._weigh)
+        request = replace(
+            request, reduce=method.reduce, weights=weights, weigh=weigh_by(self.weights_by)
+        )
         for batch in asked.ask(self.name, request, batch_size=asked.batch_size):
             for index, likelihoods in batch:
                 yield ScoredChoices(index, (likelihoods,))

@@ -67,6 +67,11 @@ def parse_weighting(text: str) -> Weighting:
     return Weighting(name, strength)
 
 
+def weigh_by(text: str | None) -> Weigh | None:
+    """What a request is given for a method's ``weights_by``."""
+    return None if text is None else parse_weighting(text).weigh
+
+
 def register_weighting(name: str) -> Callable[[LogWeights], LogWeights]:
     """Register a function of (logits, strength) as the weighting ``name:STRENGTH``.
 
