@@ -114,7 +114,9 @@ def output_of(args) -> Path:
 
 
 def main(args: argparse.Namespace) -> None:
-    from pretrained_run import Settings, make_jobs, run_jobs
+    from pretrained_run import Settings, finished, make_jobs, run_jobs
+
+    from self_ensemble.system.errors import UserError
 
     set_up_logging(verbose=False)
     sets = {name: open_set(args, name) for name in args.sets}
@@ -128,6 +130,12 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         overwrite=args.overwrite,
     )
+    if args.finished:
+        jobs = finished(jobs, replace(settings, overwrite=False), sets=sets, sources=sources)
+        if not jobs:
+            raise UserError(f"{settings.output} has no finished result of what is asked for")
+        show_table(args, jobs, settings, sources)
+        return
     share, shares = args.share
     run_jobs(jobs[share - 1 :: shares], settings, sets=sets, sources=sources)
     if shares == 1:
@@ -222,6 +230,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--max_samples", "the first so many questions of each set", type=positive_int, metavar="N")
     output = "of the results (default: results/pretrained)"
     add("--output_dir", output, **folder | {"default": Path("results/pretrained")})
+    add("--finished", "make none, and show the results that are there", action="store_true")
     add("--overwrite", "make finished results anew", action="store_true")
     add("--device", "auto, cpu, cuda or cuda:N (default: auto)", type=device_name, default="auto")
     add("--attention", "(default: auto)", choices=ATTENTIONS, default="auto")

@@ -241,18 +241,46 @@ def run_jobs(
     Raises:
         UserError: a result that is there was made otherwise.
     """
+    for model, source in sources.items():
+        of_model = [job for job in jobs if job.model == model]
+        # One method may be named twice.
+        pending = {
+            planned.stem: planned
+            for _, planned in plans(of_model, settings, sets=sets, source=source)
+            if planned is not None
+        }
+        if pending:
+            _run_on(source, list(pending.values()), settings)
+
+
+def finished(
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    sets: Mapping[str, Asked],
+    sources: Mapping[str, "ModelSource"],
+) -> list[Job]:
+    """Those whose results are there."""
+    return [
+        job
+        for model, source in sources.items()
+        for job, planned in plans(
+            [job for job in jobs if job.model == model], settings, sets=sets, source=source
+        )
+        if planned is None
+    ]
+
+
+def plans(
+    jobs: Sequence[Job], settings: Settings, *, sets: Mapping[str, Asked], source: "ModelSource"
+) -> Iterator[tuple[Job, "Planned | None"]]:
+    """Each job of a model with what is to be done for it; None where its result is finished."""
     from self_ensemble.models.loading import load_tokenizer
 
     is_chat = any(asked.prompt.chat_template for asked in sets.values())
-    for model, source in sources.items():
-        tokenizer = load_tokenizer(source) if is_chat else None
-        pending: dict[Path, Planned] = {}  # one method may be named twice
-        for job in (job for job in jobs if job.model == model):
-            planned = plan(job, sets[job.set], source, tokenizer, settings)
-            if planned is not None:
-                pending[planned.stem] = planned
-        if pending:
-            _run_on(source, list(pending.values()), settings)
+    tokenizer = load_tokenizer(source) if is_chat else None
+    for job in jobs:
+        yield job, plan(job, sets[job.set], source, tokenizer, settings)
 
 
 @dataclass(frozen=True)

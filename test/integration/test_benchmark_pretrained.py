@@ -329,6 +329,17 @@ def test_a_finished_result_is_not_made_again(ask, tmp_path, monkeypatch, capsys)
     assert len(read_results(tmp_path / "first-3" / "lab" / "lab" / "avg-2.feather")) == 3
 
 
+def test_only_what_is_finished_is_shown_when_asked(ask, monkeypatch, capsys):
+    argv = ["--num_paraphrases", 2, "--methods", "avg"]
+    assert ask(*argv, "--finished") == 2
+    assert "no finished result" in capsys.readouterr().err
+    assert ask(*argv) == 0
+    shown = capsys.readouterr().out
+    monkeypatch.setattr(running, "_run_on", lambda *given: pytest.fail("made one"))
+    assert ask(*argv, "max", "--finished") == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_methods_of_the_benchmarks_own(ask, tmp_path, monkeypatch, capsys):
     """A registered one, and a class; an edited function is another run's."""
     import pretrained_methods
