@@ -23,9 +23,12 @@ README_SET, README_COUNTS = "myriadlama-test", ("5", "10")
 README_METHODS = {
     "one": "one paraphrase (mean of N)",
     "avg": "`avg`",
-    "weighted_prob_avg:weights_by=entropy:1": "the best logit method: `weighted_prob_avg`, "
-    "`--weights_by entropy:1`",
-    "attention": "**attention fusion**",
+    "prob_avg": "`prob_avg`",
+    "max": "`max`",
+    "attention:tau=1": "**attention fusion**",
+    "weighted_avg:weights_by=entropy:2": "`weighted_avg --weights_by entropy:2`",
+    "weighted_max:weights_by=entropy:1": "`weighted_max --weights_by entropy:1`",
+    "attention:tau=1,weights_by=entropy:1": "**attention fusion** `--weights_by entropy:1`",
 }
 
 Row = Mapping[str, str]
@@ -57,18 +60,18 @@ def readme_table(rows: Iterable[Row]) -> str:
 
 
 def decode_rows(rows: Iterable[Row]) -> str:
-    """`5.0 and 10.0`: at README's N, the mean over the models."""
+    """`5.0, 10.0`: at README's N, the mean over the models."""
     each = [[float(row["rows_per_token"]) for row in of(rows, N=count)] for count in README_COUNTS]
-    return " and ".join(f"{sum(rates) / len(rates):.1f}" for rates in each)
+    return ", ".join(f"{sum(rates) / len(rates):.1f}" for rates in each)
 
 
 def accuracy(row: Row) -> str:
-    """`16.85 (+1.85, +0.98 to +2.74)`."""
+    """`16.85 (+1.85 [+0.98, +2.74])`; a minus sign is a real one."""
     exact = f"{float(row['exact']):.2f}"
     if not row["difference"]:
         return exact
     difference, low, high = (f"{float(row[name]):+.2f}" for name in ("difference", "low", "high"))
-    return f"{exact} ({difference}, {low} to {high})"
+    return f"{exact} ({difference} [{low}, {high}])".replace("-", "−")
 
 
 def evidence_tables(rows: Iterable[Row], prompt: str, of_set: str) -> str:
