@@ -23,6 +23,7 @@ ROOMS = (
     "paraphrasing",
     "experiment",
     "diagnostics",
+    "integrations",
     "cli",
 )
 
