@@ -76,7 +76,7 @@ def flex_attention_generation(
     """The whole method: split, encode once in isolation, fuse from the tail on, decode greedily.
 
     Args:
-        engine: around a model, see `generation.loading.make_engine`.
+        engine: around a model, see `generation.attaching.make_engine`.
         template: what a paraphrase becomes a prompt by.
         questions: the N paraphrases of each question.
         layout: ``shared`` (prefix once, N segments, tail) or ``concat`` (whole prompts joined).

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING
 import pretrained_files as files
 
 from self_ensemble.data.datasets.myriadlama import INSTRUCTION, fill
-from self_ensemble.data.prompts import Prompt, prompt_template
+from self_ensemble.data.prompts import Prompt
 from self_ensemble.data.records import FewShot, compact_json, sha256
+from self_ensemble.data.templates import prompt_template
 
 if TYPE_CHECKING:
     import pandas

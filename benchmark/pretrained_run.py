@@ -169,7 +169,7 @@ class Settings:
     """What all jobs share.
 
     output: where results go: `OUTPUT/SET/MODEL/`.
-    attention, capture: see `generation.loading.make_engine`.
+    attention, capture: see `generation.attaching.make_engine`.
     max_new_tokens: of an answer.
     batch_size: questions at a time; None: what fits.
     overwrite: make every result anew.

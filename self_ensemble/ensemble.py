@@ -20,8 +20,10 @@ from typing import Any
 
 from self_ensemble.data.choices import NORMS, choose, normalized
 from self_ensemble.data.extraction import parse_extraction
-from self_ensemble.data.prompts import Prompt, WholePrompts
+from self_ensemble.data.prompts import Prompt
 from self_ensemble.data.records import compact_json, question_uuid
+from self_ensemble.data.templates import WholePrompts
+from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import (
     DEFAULT_MAX_NEW_TOKENS,
     GenerationConfig,
@@ -30,7 +32,6 @@ from self_ensemble.generation.config import (
 from self_ensemble.generation.decode import answer_text
 from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
-from self_ensemble.generation.loading import make_engine
 from self_ensemble.generation.request import Request
 from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
 from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING

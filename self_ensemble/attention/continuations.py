@@ -25,7 +25,7 @@ from self_ensemble.attention.segments import (
     tokenizers_prefix,
 )
 from self_ensemble.data.names import SEPARATOR
-from self_ensemble.data.prompts import PromptTemplate, WholePrompts, choice_separator
+from self_ensemble.data.templates import PromptTemplate, WholePrompts, choice_separator
 from self_ensemble.system.errors import UserError
 
 # Questions whose texts are tokenised at a time: offsets take much more room than ids.

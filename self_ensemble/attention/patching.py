@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 from torch import nn
@@ -28,6 +29,10 @@ from self_ensemble.system.errors import UserError
 
 # What the layers of the supported architectures hand to an attention function beside the tensors.
 _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
+
+# This code may be in a process twice: as the package, and as a folder of `custom_generate`. Names
+# that both register with transformers must differ.
+_COPY = crc32(__name__.encode())
 
 
 class AttentionState(Protocol):
@@ -120,7 +125,7 @@ class FlexAttentionWrapper:
         self.state: AttentionState | None = None
         self.layers: dict[int, tuple[nn.Module, Scoring]] = {}
         # Compiled layers hold for one name and one function: another would be compiled for again.
-        self._name = f"self_ensemble_{next(self._serial)}"
+        self._name = f"self_ensemble_{_COPY:08x}_{next(self._serial)}"
         self._function = self._attention
         self._untraced: Callable[..., Any] | None = None  # the same, where dynamo may not look
         self._before: list[tuple[PretrainedConfig, str | None]] | None = None  # None: not patched

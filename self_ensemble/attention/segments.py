@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Any
 
 from self_ensemble.data.names import SEPARATOR
-from self_ensemble.data.prompts import PromptTemplate, WholePrompts
+from self_ensemble.data.templates import PromptTemplate, WholePrompts
 from self_ensemble.system.errors import UserError
 
 # Openings a paraphrase may have. What a tokenizer does before all of them, it does before any:

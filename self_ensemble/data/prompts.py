@@ -1,8 +1,8 @@
-"""Prompts: an instruction, few-shot demonstrations, and a gap for the paraphrase."""
+"""Prompts: an instruction and few-shot demonstrations, plain or in a chat format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from self_ensemble.data.names import DEFAULT_INSTRUCTION, DEFAULT_NUM_FEW_SHOT
 from self_ensemble.data.question_files import load_few_shot
 from self_ensemble.data.records import Dataset, FewShot
 from self_ensemble.data.registry import load_dataset
+from self_ensemble.data.templates import PromptTemplate, prompt_template
 from self_ensemble.system.errors import UserError
 
 # Stands for the paraphrase while a chat template is rendered. Private-use characters: a template
@@ -19,39 +20,6 @@ from self_ensemble.system.errors import UserError
 SENTINEL = "\ue000\uf0f0\uf8ff"
 # What a template that escapes its input would change. Rendered to see that it does not.
 ESCAPE_PROBE = "“Who” said \"no\" & 'yes' to <b> \\ {{x}}?"
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """A prompt with a gap for the paraphrase.
-
-    `add_special_tokens` is what the tokenizer is to be called with: a chat template's rendering
-    carries its own BOS.
-    """
-
-    head: str
-    tail: str
-    add_special_tokens: bool = True
-
-    def render(self, paraphrase: str) -> str:
-        return self.head + paraphrase + self.tail
-
-
-def construct_prompts(paraphrases: Iterable[str], template: PromptTemplate) -> list[str]:
-    """One prompt a paraphrase, in the order given."""
-    return [template.render(paraphrase) for paraphrase in paraphrases]
-
-
-def prompt_template(instruction: str, few_shot: Sequence[FewShot]) -> PromptTemplate:
-    """The plain few-shot prompt.
-
-    `prompt_template("Name it.", [FewShot("Capital of Peru?", "Lima")])` renders "Capital of Mali?"
-    as `Name it.\\n\\nQ: Capital of Peru?\\nA: Lima\\n\\nQ: Capital of Mali?\\nA:`. An empty
-    instruction leaves no blank line behind.
-    """
-    opening = f"{instruction}\n\n" if instruction else ""
-    examples = "".join(f"Q: {shot.question}\nA: {shot.answer}\n\n" for shot in few_shot)
-    return PromptTemplate(head=f"{opening}{examples}Q: ", tail="\nA:")
 
 
 def chat_prompt_template(
@@ -181,31 +149,3 @@ class Prompt:
         """The prompt that the bundled model was trained on."""
         demo = load_dataset("demo", max_samples=1)
         return cls(demo.instruction, demo.few_shot)
-
-
-@dataclass(frozen=True)
-class WholePrompts:
-    """What is asked are prompts as they are. All prompts of a question must end alike.
-
-    add_special_tokens: what the tokenizer is called with; False where the texts bring their own.
-    """
-
-    add_special_tokens: bool = True
-
-    def template(self, tokenizer: Any, extract: Extraction = FIRST_LINE) -> WholePrompts:
-        """Itself: prompts are asked as they are."""
-        return self
-
-    def render(self, prompt: str) -> str:
-        return prompt
-
-
-def choice_separator(template: PromptTemplate | WholePrompts, prompt: str, choice: str) -> str:
-    """What stands between a prompt and a choice whose likelihood is asked for.
-
-    One space behind a plain prompt, as an answer has it in a few-shot demonstration; nothing behind
-    a chat template's rendering (which brings its own special tokens), behind a prompt that ends in
-    whitespace, or before a choice that begins with some.
-    """
-    plain = template.add_special_tokens
-    return " " if plain and not prompt[-1:].isspace() and not choice[:1].isspace() else ""

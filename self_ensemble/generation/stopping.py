@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -72,9 +73,7 @@ class LineStop(StopRule):
         vocabulary: int,
         device: torch.device | str,
     ):
-        texts = tokenizer.batch_decode(
-            [[token] for token in range(vocabulary)], skip_special_tokens=True
-        )
+        texts = _token_texts(tokenizer, vocabulary)
 
         def table(values: list[bool]) -> torch.Tensor:
             return torch.tensor(values, device=device)
@@ -223,6 +222,23 @@ class StopStrings(EndStop):
         for character in self._plain(token_ids)[:end]:
             kept += cleaned[kept : kept + 1] == character
         return kept
+
+
+# What tokens say, by tokenizer: decoding a vocabulary of 262,144 takes seconds, and every engine
+# around a model asks for it.
+_TOKEN_TEXTS: WeakKeyDictionary[Any, dict[tuple[object, ...], list[str]]] = WeakKeyDictionary()
+
+
+def _token_texts(tokenizer: Any, vocabulary: int) -> list[str]:
+    """The text of every token alone; of special ones none."""
+    known = _TOKEN_TEXTS.setdefault(tokenizer, {})
+    key = vocabulary, len(tokenizer), *tokenizer.all_special_ids
+    if key not in known:
+        known.clear()
+        known[key] = tokenizer.batch_decode(
+            [[token] for token in range(vocabulary)], skip_special_tokens=True
+        )
+    return known[key]
 
 
 class NeverStop(StopRule):

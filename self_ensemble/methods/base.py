@@ -18,7 +18,7 @@ from self_ensemble.attention.segments import (
     split_whole_prompts,
 )
 from self_ensemble.data.answers import first_line
-from self_ensemble.data.prompts import PromptTemplate, WholePrompts
+from self_ensemble.data.templates import PromptTemplate, WholePrompts
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.engine import Batch, Engine

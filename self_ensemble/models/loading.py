@@ -1,4 +1,4 @@
-"""Find a model, say which one it is, and load it; choose what computes its attention."""
+"""Find a model, say which one it is, and load it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from self_ensemble.attention.checks import check_config, flex_problem
-from self_ensemble.attention.patching import FlexAttentionWrapper
+from self_ensemble.attention.checks import check_config
 from self_ensemble.models.aliases import resolve_model
-from self_ensemble.models.config import ModelConfig, check_attention
+from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.gguf_config import check_packages, read_config
 from self_ensemble.models.gguf_header import GgufHeader, read_header
 from self_ensemble.models.gguf_tokenizer import read_tokenizer
@@ -264,45 +263,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def prefers_flex(device: torch.device) -> bool:
-    """What auto tries first. On a CPU sdpa is as fast at these lengths and starts at once."""
-    return device.type != "cpu"
-
-
-def choose_backend(asked: str, wrapper: FlexAttentionWrapper) -> tuple[str, str | None]:
-    """What encodes: as asked, or under auto the best that this device and model can do.
-
-    Returns:
-        The backend, and why auto did not take FlexAttention where it tried to.
-
-    Raises:
-        UserError: what was asked for is not to be had, or unknown.
-    """
-    check_attention(asked)
-    capped = any(scoring.softcap is not None for _, scoring in wrapper.layers.values())
-    without_flex = "eager" if capped else "sdpa"
-    if asked == "sdpa" and capped:
-        raise UserError(
-            "--attention sdpa: this model caps its attention scores, which sdpa cannot do; "
-            "use --attention eager or flex"
-        )
-    if asked in ("sdpa", "eager"):
-        return asked, None
-    if asked == "auto" and not prefers_flex(wrapper.model.device):
-        return without_flex, None
-    problem = flex_problem(wrapper)
-    if problem is None:
-        return "flex", None
-    if asked == "flex":
-        raise UserError(f"--attention flex: FlexAttention does not run here: {problem}")
-    logger.warning(
-        "FlexAttention does not run here (%s): the same mask runs through %s",
-        problem,
-        without_flex,
-    )
-    return without_flex, problem
 
 
 def hub_commit(repository: str, revision: str | None) -> str:

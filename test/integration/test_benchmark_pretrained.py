@@ -18,8 +18,8 @@ from small import INSTRUCTION, QUESTIONS, run_script, write_jsonl
 
 from self_ensemble import Ensemble, Prompt, register_logit_method
 from self_ensemble.attention.fusion import FUSIONS
-from self_ensemble.data.prompts import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
+from self_ensemble.data.templates import prompt_template
 from self_ensemble.generation.engine import Engine
 from self_ensemble.methods.registries import LOGIT_METHODS
 from self_ensemble.methods.weighting import WEIGHTINGS

@@ -10,9 +10,9 @@ from small import INSTRUCTION, MARK, QUESTIONS, entropy_weights, stock_answer, w
 import generate
 from self_ensemble.data import prompt_template
 from self_ensemble.data.result_files import read_manifest, read_results
+from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
-from self_ensemble.generation.loading import make_engine
 from self_ensemble.methods import logit_fusion as reductions
 from self_ensemble.methods.base import Asked
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, register_logit_method

@@ -21,7 +21,7 @@ from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation import batching
 from self_ensemble.generation.loading import loaded_engine
 from self_ensemble.methods.attention_fusion import default_positions_on
-from self_ensemble.models import loading, memory
+from self_ensemble.models import backend, loading, memory
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -427,7 +427,7 @@ def test_auto_falls_back_says_so_once_and_writes_it_down(
     expected = read_results(feather)
 
     break_flex(monkeypatch)
-    monkeypatch.setattr(loading, "prefers_flex", lambda device: True)
+    monkeypatch.setattr(backend, "prefers_flex", lambda device: True)
     assert run(script, *argv)[0] == 0
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(said) == 1 and said[0].getMessage() == (
@@ -441,8 +441,8 @@ def test_auto_falls_back_says_so_once_and_writes_it_down(
 
 
 def test_a_gpu_prefers_flex():
-    assert loading.prefers_flex(torch.device("cuda:1"))
-    assert not loading.prefers_flex(torch.device("cpu"))
+    assert backend.prefers_flex(torch.device("cuda:1"))
+    assert not backend.prefers_flex(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("asked", ["eager", "sdpa", "auto"])

@@ -46,9 +46,9 @@ from self_ensemble.data.result_files import (
 )
 from self_ensemble.evaluation import lemmatizer
 from self_ensemble.experiment.rows import answer_row
+from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
-from self_ensemble.generation.loading import make_engine
 from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.models import loading
 from self_ensemble.system import console as progress

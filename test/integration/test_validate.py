@@ -581,7 +581,7 @@ def test_figures_of_json_are_numbers(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(EncodeState, "_padded_mask", empty)
     monkeypatch.setattr(
-        "self_ensemble.generation.loading.choose_backend", lambda *_: ("eager", None)
+        "self_ensemble.generation.attaching.choose_backend", lambda *_: ("eager", None)
     )
     code, out, _ = run(capsys, "--model", folder, "--json")
     report = json.loads(out, parse_constant=lambda name: pytest.fail(name))

@@ -17,7 +17,7 @@ from self_ensemble.attention.continuations import (
 from self_ensemble.attention.segments import concatenate_prompts, split_prompts, split_whole_prompts
 from self_ensemble.data import PromptTemplate, WholePrompts, chat_prompt_template
 from self_ensemble.data.names import SEPARATOR
-from self_ensemble.data.prompts import choice_separator
+from self_ensemble.data.templates import choice_separator
 from self_ensemble.system.errors import UserError
 
 QUESTIONS = [["Who wrote Emma?", "The author of Emma?", "Emma?"], ["7 is what?", "What is 7?", "7"]]
