@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         register_dataset,
     )
     from self_ensemble.ensemble import ChoiceLikelihoods, Ensemble, FusedAnswer
+    from self_ensemble.integrations.generate import FusedOutput, generate_fused
     from self_ensemble.methods.attention_fusion import AttentionFusion
     from self_ensemble.methods.logit_fusion import register_logit_method
     from self_ensemble.methods.prompt_by_prompt import LogitFusion
@@ -42,6 +43,7 @@ _WHERE = {
     "Ensemble": "self_ensemble.ensemble",
     "FewShot": "self_ensemble.data",
     "FusedAnswer": "self_ensemble.ensemble",
+    "FusedOutput": "self_ensemble.integrations.generate",
     "Fusion": "self_ensemble.attention.fusion",
     "LogitFusion": "self_ensemble.methods.prompt_by_prompt",
     "Prompt": "self_ensemble.data",
@@ -49,6 +51,7 @@ _WHERE = {
     "Record": "self_ensemble.data",
     "UserError": "self_ensemble.system.errors",
     "WholePrompts": "self_ensemble.data",
+    "generate_fused": "self_ensemble.integrations.generate",
     "load_dataset": "self_ensemble.data",
     "register_alias": "self_ensemble.models.aliases",
     "register_dataset": "self_ensemble.data",
@@ -65,6 +68,7 @@ __all__ = [
     "Ensemble",
     "FewShot",
     "FusedAnswer",
+    "FusedOutput",
     "Fusion",
     "LogitFusion",
     "Prompt",
@@ -72,6 +76,7 @@ __all__ = [
     "Record",
     "UserError",
     "WholePrompts",
+    "generate_fused",
     "load_dataset",
     "register_alias",
     "register_dataset",

@@ -13,7 +13,6 @@ scored.choices[scored.best()], scored.sum, scored.greedy
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,6 @@ from typing import Any
 from self_ensemble.data.choices import NORMS, choose, normalized
 from self_ensemble.data.extraction import parse_extraction
 from self_ensemble.data.prompts import Prompt
-from self_ensemble.data.records import compact_json, question_uuid
 from self_ensemble.data.templates import WholePrompts
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import (
@@ -36,6 +34,7 @@ from self_ensemble.generation.request import Request
 from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
 from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING
 from self_ensemble.methods.names import make_method
+from self_ensemble.methods.questions import checked_questions, is_text, own_uuids
 from self_ensemble.methods.self_consistency import SelfConsistency
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
@@ -275,7 +274,7 @@ class Ensemble:
         Nothing is computed before the first answer is asked for. Several streams may be open at
         once, and be consumed in any order. ``FusedAnswer.question`` says whose an answer is.
         """
-        asked = _checked(questions)
+        asked = checked_questions(questions)
         method = _method_of(method, settings)
         taken = parse_extraction(extract)
         taken.check_shown(self.tokenizer)
@@ -289,7 +288,7 @@ class Ensemble:
             engine=self.engine,
             template=template,
             questions=asked,
-            uuids=_own_uuids(asked),
+            uuids=own_uuids(asked),
             ask=self._ask,
             config=GenerationConfig(max_new_tokens, batch_size, stops, sampling),
             extract=taken,
@@ -335,7 +334,7 @@ class Ensemble:
                 empty, a method cannot score choices, there is no such norm, or the tokenizer merges
                 a choice with its prompt so that the paraphrases' tokens depend on it.
         """
-        asked = _checked(questions)
+        asked = checked_questions(questions)
         given = _checked_choices(choices, len(asked))
         if choice_norm not in NORMS:
             raise UserError(f"unknown norm {choice_norm!r}: there is {', '.join(NORMS)}")
@@ -402,38 +401,6 @@ def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:
     return method
 
 
-def _checked(questions: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The questions, copied.
-
-    Raises:
-        UserError: they are not texts in lists.
-    """
-    asked: list[tuple[str, ...]] = []
-    if not isinstance(questions, Iterable):
-        raise UserError(f"the questions are {questions!r}; give a list of paraphrases for each")
-    for index, paraphrases in enumerate(questions):
-        if isinstance(paraphrases, Mapping | Set):
-            raise UserError(
-                f"question {index} is a {type(paraphrases).__name__}; give the list of its "
-                "paraphrases"
-            )
-        if isinstance(paraphrases, str):
-            raise UserError(
-                f"question {index} is a text; give the list of its paraphrases, if only of one"
-            )
-        if not isinstance(paraphrases, Iterable):
-            raise UserError(
-                f"question {index} is {paraphrases!r}; give the list of its paraphrases"
-            )
-        asked.append(tuple(paraphrases))
-        if not asked[-1] or not all(map(_is_text, asked[-1])):
-            raise UserError(
-                f"question {index} has no paraphrase, or one that is empty, no text, or holds half "
-                "a character"
-            )
-    return asked
-
-
 def _checked_choices(choices: Iterable[Sequence[str]], count: int) -> list[tuple[str, ...]]:
     """The choices of so many questions, copied.
 
@@ -450,7 +417,7 @@ def _checked_choices(choices: Iterable[Sequence[str]], count: int) -> list[tuple
                 "texts"
             )
         given.append(tuple(texts))
-        if not given[-1] or not all(map(_is_text, given[-1])):
+        if not given[-1] or not all(map(is_text, given[-1])):
             raise UserError(
                 f"question {index} has no choice, or one that is empty, no text, or holds half a "
                 "character"
@@ -458,25 +425,3 @@ def _checked_choices(choices: Iterable[Sequence[str]], count: int) -> list[tuple
     if len(given) != count:
         raise UserError(f"there are choices for {len(given)} questions and {count} questions")
     return given
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is one that a tokenizer can take, and not empty: half a surrogate pair is not."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and not any("\ud800" <= character <= "\udfff" for character in value)
-    )
-
-
-def _own_uuids(questions: Sequence[Sequence[str]]) -> list[str]:
-    """What tells questions apart that come without a uuid; of equal ones which of them it is.
-
-    So a question's draws do not depend on what is asked beside it.
-    """
-    seen: Counter[tuple[str, ...]] = Counter()
-    uuids = []
-    for paraphrases in map(tuple, questions):
-        uuids.append(question_uuid(compact_json([*paraphrases, seen[paraphrases]])))
-        seen[paraphrases] += 1
-    return uuids
