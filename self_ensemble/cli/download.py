@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.cli.parser import Parser, run
+from self_ensemble.data.hub_tables import commit_of, is_hub_id
 from self_ensemble.data.registry import cloned_datasets, dataset_names, hub_datasets
 from self_ensemble.evaluation.lemmatizer import PREFERRED_MODEL
 from self_ensemble.models.aliases import MODEL_PATHs, resolve_model
@@ -121,9 +122,14 @@ def asked_for(args: argparse.Namespace) -> list[Resource]:
             print(f"{name}: not on the hub: {how_to}")
         elif name in dataset_names():
             print(f"{name}: its questions come with the project, nothing to fetch")
+        elif is_hub_id(name):
+            resources.append(Resource("--dataset", name, name, args.dataset_revision))
         else:
             known = ", ".join(dataset_names())
-            raise UserError(f"--dataset: {name!r} is none that is fetched; there are {known}")
+            raise UserError(
+                f"--dataset: {name!r} is none that is fetched; there are {known}, and hub ids "
+                "(organisation/name)"
+            )
     for name in dict.fromkeys(args.model):
         path = resolve_model(name)
         kind = "file" if os.path.isfile(path) else "folder"
@@ -264,6 +270,8 @@ def fetch(plan: Plan) -> None:
 
             # As the dataset is loaded later: what is kept for reading offline is its result.
             datasets.load_dataset(resource.repository, revision=resource.revision)
+            # And what tells its commit then, which a repository without a card lacks.
+            commit_of(resource.repository, resource.revision)
         else:
             snapshot(resource, plan.files, dry_run=False)
     print(f"{resource}: {'already here' if was_here else 'fetched'}")
@@ -393,7 +401,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"fetch a dataset: {', '.join(hub_datasets())}; can be given several times",
+        help=f"fetch a dataset: {', '.join(hub_datasets())}, or a hub id; can be given several "
+        "times",
     )
     parser.add_argument(
         "--model",
@@ -424,9 +433,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{flag}: --list only shows, and fetches nothing: leave one out")
     if parsed.revision is not None and len(parsed.model) != 1:
         parser.error("--revision: it is one model's; give one --model")
-    from_hub = set(parsed.dataset) & hub_datasets().keys()
+    from_hub = {name for name in parsed.dataset if name in hub_datasets() or is_hub_id(name)}
     if parsed.dataset_revision is not None and len(from_hub) != 1:
-        parser.error(f"--dataset_revision: give one --dataset of {', '.join(hub_datasets())}")
+        parser.error(
+            f"--dataset_revision: give one --dataset of {', '.join(hub_datasets())}, or a hub id"
+        )
     if not (parsed.dataset or parsed.model or parsed.dataset_only or parsed.spacy or parsed.list):
         parser.error("nothing to do: give --dataset, --model, --spacy or --list")
     return parsed

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from self_ensemble.cli.parser import Parser
 from self_ensemble.cli.types import (
     auto_or_positive_int,
+    column_value,
     device_name,
     extraction,
     finite_float,
@@ -25,7 +26,9 @@ from self_ensemble.cli.types import (
     weight_list,
     weighting,
 )
+from self_ensemble.data.choice_columns import ANSWER_COLUMNS
 from self_ensemble.data.choices import NORMS
+from self_ensemble.data.long_format import WORDING_COLUMNS, Columns
 from self_ensemble.data.names import (
     DEFAULT_NUM_AUTO,
     DEFAULT_NUM_FEW_SHOT,
@@ -84,10 +87,10 @@ def add_question_arguments(
     data.add_argument(
         "--dataset",
         default=QuestionConfig.dataset,
-        metavar="NAME|FILE",
+        metavar="NAME|FILE|ID",
         help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file with "
-        "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ... "
-        "(default: %(default)s)",
+        "answers and paraphrases, or question and/or paraphrase0, paraphrase1, ..., or the hub id "
+        "of a dataset with such columns (default: %(default)s)",
     )
     add_source_arguments(data)
     data.add_argument(
@@ -166,7 +169,40 @@ def add_source_arguments(data: Flags) -> None:
     data.add_argument(
         "--dataset_revision",
         metavar="REVISION",
-        help=f"{_users('dataset_revision')}: branch, tag or commit of the dataset on the hub",
+        help=f"{_users('dataset_revision')}, hub ids: branch, tag or commit of the dataset on the "
+        "hub",
+    )
+    data.add_argument("--split", help="hub ids: which split (default: the only one)")
+    add_column_arguments(data)
+
+
+def add_column_arguments(data: Flags) -> None:
+    """How the columns of a table are read."""
+    data.add_argument(
+        "--group_by",
+        metavar="COLUMN",
+        help="files and hub ids with a row a wording: the column whose value all rows of one "
+        "question share; it becomes the uuid",
+    )
+    data.add_argument(
+        "--paraphrase_column",
+        metavar="COLUMN",
+        help="files and hub ids: where the wordings are (default with --group_by: "
+        f"{', else '.join(WORDING_COLUMNS)})",
+    )
+    data.add_argument(
+        "--answer_column",
+        metavar="COLUMN",
+        help="files and hub ids: what counts as right, a list or one text "
+        f"(default: {', else '.join(ANSWER_COLUMNS)})",
+    )
+    data.add_argument(
+        "--where",
+        action="append",
+        type=column_value,
+        metavar="COLUMN=VALUE",
+        help="files and hub ids: take only the rows with this value; may be given again, for "
+        "another value of the column or another column",
     )
 
 
@@ -459,11 +495,18 @@ def check_origin_arguments(parser: argparse.ArgumentParser, args: argparse.Names
 
 
 def check_dataset_arguments(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Iterable[str] = SOURCE_OPTIONS
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    flags: Iterable[str] = SOURCE_OPTIONS,
+    *,
+    name: str | None = None,
 ) -> None:
-    """Ends the program where one of these flags is given with a dataset that does not use it."""
+    """Ends the program where one of these flags is given with a dataset that does not use it.
+
+    name: of the dataset; None: --dataset.
+    """
     try:
-        check_options(args.dataset, {flag: getattr(args, flag) for flag in flags})
+        check_options(name or args.dataset, {flag: getattr(args, flag) for flag in flags})
     except UserError as error:
         parser.error(str(error))
 
@@ -487,6 +530,16 @@ def question_config(args: argparse.Namespace) -> QuestionConfig:
     names = ("max_samples", "num_paraphrases", "indexs", "fewer", *DATASET_OPTIONS)
     options = DatasetOptions(**{name: getattr(args, name) for name in names})
     return QuestionConfig(dataset=args.dataset, options=options)
+
+
+def columns_config(args: argparse.Namespace) -> Columns:
+    """Of `add_column_arguments`."""
+    return Columns(
+        group_by=args.group_by,
+        paraphrase_column=args.paraphrase_column,
+        answer_column=args.answer_column,
+        where=tuple(args.where or ()),
+    )
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:

@@ -9,6 +9,7 @@ from self_ensemble.cli.flags import (
     add_model_arguments,
     add_source_arguments,
     check_dataset_arguments,
+    columns_config,
     model_config,
 )
 from self_ensemble.cli.parser import Parser
@@ -20,13 +21,14 @@ from self_ensemble.cli.types import (
     positive_int,
 )
 from self_ensemble.data import dataset_names
+from self_ensemble.data.registry import HUB_OPTIONS
 from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
 
 # What --check has no use for.
 SAMPLING_FLAGS = (
-    *("dataset", "data_dir", "dataset_revision"),
+    *("dataset", "data_dir", *HUB_OPTIONS),
     *("model", "revision", "device", "dtype", "attention", "chat_template"),
     *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
     "verbose",
@@ -38,9 +40,10 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--dataset",
         default=ParaphraseRunConfig.dataset,
-        metavar="NAME|FILE",
-        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file: of each "
-        "row the column question, else paraphrase 0, is put in other words (default: %(default)s)",
+        metavar="NAME|FILE|ID",
+        help=f"{', '.join(dataset_names())}, or a .parquet, .feather, .jsonl or .csv file, or a "
+        "hub id: of each question the column question, else paraphrase 0, is put in other words "
+        "(default: %(default)s)",
     )
     add_source_arguments(data)
     data.add_argument(
@@ -153,7 +156,7 @@ def parse_paraphrase_args(
     for name in told:
         if getattr(args, name) is None:
             setattr(args, name, parser.get_default(name))
-    check_dataset_arguments(parser, args)
+    check_dataset_arguments(parser, args, name=args.check or args.dataset)
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
         parser.error(f"--output: {args.output} is the file that the questions are read from")
     return _run_config(args) if args.check is None else _check_config(args)
@@ -182,6 +185,8 @@ def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
         dataset=args.dataset,
         data_dir=args.data_dir,
         dataset_revision=args.dataset_revision,
+        split=args.split,
+        columns=columns_config(args),
         max_samples=args.max_samples,
         paraphrases=ParaphraseConfig(
             num_paraphrases=args.num_paraphrases,
@@ -204,6 +209,7 @@ def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
 def _check_config(args: argparse.Namespace) -> ParaphraseCheckConfig:
     return ParaphraseCheckConfig(
         file=args.check,
+        columns=columns_config(args),
         max_samples=args.max_samples,
         drop=args.drop,
         num_paraphrases=args.num_paraphrases,

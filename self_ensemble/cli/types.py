@@ -52,6 +52,14 @@ def index_list(text: str) -> tuple[int, ...]:
     return indexs
 
 
+def column_value(text: str) -> tuple[str, str]:
+    """`a=b` -> ("a", "b"); the value may hold a further `=`."""
+    column, equals, value = text.partition("=")
+    if not column or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE")
+    return column, value
+
+
 def finite_float(text: str) -> float:
     try:
         number = float(text)

@@ -3,11 +3,19 @@
 `where` is a cell's place in words, such as `line 3 of questions.jsonl`; sentences begin with it.
 """
 
+import ast
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from self_ensemble.system.errors import UserError
+
+# A text as Python prints it, and a list of such: what pandas writes into a CSV. Two texts without a
+# comma between them, as NumPy prints an array, are no list.
+ESCAPE = r"\\(?:[\\'\"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
+PYTHON_TEXT = rf"""(?:'(?:[^'\\\n]|{ESCAPE})*'|"(?:[^"\\\n]|{ESCAPE})*")"""
+PYTHON_LIST = re.compile(rf"\[\s*(?:{PYTHON_TEXT}\s*(?:,\s*{PYTHON_TEXT}\s*)*)?\]")
 
 
 def checked_text(value: Any, what: str, where: str) -> str:
@@ -28,15 +36,15 @@ def checked_text(value: Any, what: str, where: str) -> str:
 
 
 def checked_texts(value: Any, column: str, where: str) -> tuple[str, ...]:
-    """A list of texts, as it is or written as JSON.
+    """A list of texts, as it is, written as JSON, or as Python prints it.
 
     Raises:
         UserError: it is none, it is empty, or one of its texts is.
     """
     if isinstance(value, str) and looks_like_list(value):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parsed_list(value)
+        except ValueError:
             raise UserError(
                 f"{where}: {column} looks like a list but is not JSON: {show(value)}"
             ) from None
@@ -45,6 +53,25 @@ def checked_texts(value: Any, column: str, where: str) -> tuple[str, ...]:
     if not value:
         raise UserError(f"{where}: {column} is an empty list")
     return tuple(checked_text(text, f"{column}[{i}]", where) for i, text in enumerate(value))
+
+
+def parsed_list(text: str) -> Any:
+    """What JSON stands for, or a list of texts as Python prints it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    except ValueError:
+        if not PYTHON_LIST.fullmatch(text.strip()):
+            raise
+    try:
+        return ast.literal_eval(text.strip())
+    except SyntaxError as error:  # an escape that stands for no character
+        raise ValueError(str(error)) from None
 
 
 def checked_label(value: Any, what: str, where: str) -> str | None:

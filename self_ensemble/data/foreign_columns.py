@@ -15,7 +15,10 @@ from self_ensemble.system.errors import UserError
 
 # What the same is called here. A column that lacks is first told of by its own error.
 QUESTIONS = ("question_stem", "query", "ctx", "sentence", "goal", "problem", "prompt", "inputs")
-TEXT_ANSWERS = ("correct_answers", "correct_answer", "best_answer", "targets", "target")
+TEXT_ANSWERS = (
+    *("correct_answers", "correct_answer", "best_answer", "possible_answers", "expected_answer"),
+    *("targets", "target"),
+)
 COUNTED_ANSWERS = ("label", "labels", "answerKey", "answer_key", "answer_idx", "gold", "cop")
 LISTS_OF_CHOICES = ("endings", "options", "mc1_targets", "multiple_choice_targets")
 APART = (  # a column a choice
@@ -49,6 +52,10 @@ def renaming(columns: Sequence[str]) -> str:
     return f"; rename {', '.join(told)}" if told else ""
 
 
+def _named_by_flag(column: str) -> str:
+    return f" (--answer_column {column} reads it as it is)" if column in TEXT_ANSWERS else ""
+
+
 def choices_apart(columns: Sequence[str]) -> list[str]:
     """The columns that hold a choice each, where there are two or more."""
     for names in APART:
@@ -74,7 +81,7 @@ def check_right_columns(source: Path | str, columns: Sequence[str]) -> None:
     if seeming:
         raise UserError(
             f"{source} has no column answers{renaming(columns)}, or leave {seeming[0]} out to ask "
-            "without answers"
+            f"without answers{_named_by_flag(seeming[0])}"
         )
 
 

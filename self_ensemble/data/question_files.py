@@ -13,11 +13,15 @@ Its columns:
 * if there: `question` (what the method `origin` asks), `uuid`, `relation` or `rel`. Without `uuid`
   it is the first 32 hex digits of the question's sha256 (where there is no question, of the first
   paraphrase with the answers), and where rows share it, of it and the choices.
+
+A list may also be written as Python prints it. Columns of other names, and files with a row a
+wording, are read by `Columns`: see long_format.py.
 """
 
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,7 @@ from self_ensemble.data.foreign_columns import (
     check_right_columns,
     renaming,
 )
+from self_ensemble.data.long_format import PLAIN, Columns
 from self_ensemble.data.names import DEFAULT_INSTRUCTION
 from self_ensemble.data.records import (
     Dataset,
@@ -62,25 +67,30 @@ OTHER_COLUMNS = ("question", "uuid", "relation", "rel", CHOICES, ANSWER_INDEX)
 NUMBERED_COLUMN = re.compile(r"paraphrase(0|[1-9][0-9]*)")
 
 
-def load_question_file(path: Path) -> Dataset:
+def load_question_file(path: Path, how: Columns = PLAIN) -> Dataset:
     """A user's own file (its columns: top of this module), named by the file.
+
+    how: what its columns are called, and whether a row is a wording.
 
     Raises:
         UserError: one sentence that names file, row and uuid, for anything that is not as it
             should be.
     """
-    records = records_of(path, *read_question_rows(path))
-    return Dataset(name=path.stem, records=records, instruction=DEFAULT_INSTRUCTION)
+    is_used = partial(is_question_column, how=how)
+    records = records_of(path, *how.read(path, *read_rows(path, is_used=is_used)))
+    return Dataset(path.stem + how.suffix, records, instruction=DEFAULT_INSTRUCTION)
 
 
 def read_question_rows(path: Path) -> tuple[list[str], list[Row]]:
     """The columns of a file, and its rows with those that questions are made of."""
-    return read_rows(path, is_used=_is_used)
+    return read_rows(path, is_used=is_question_column)
 
 
-def _is_used(column: str) -> bool:
+def is_question_column(column: str, how: Columns = PLAIN) -> bool:
+    """Whether questions are made of it."""
     return (
         column in (*ANSWER_COLUMNS, *LIST_COLUMNS, *OTHER_COLUMNS)
+        or how.is_used(column)
         or NUMBERED_COLUMN.fullmatch(column) is not None
     )
 

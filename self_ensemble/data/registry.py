@@ -10,12 +10,14 @@ Elsewhere, in a notebook or a script, a dataset is known as soon as its function
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from self_ensemble.data.cells import show
+from self_ensemble.data.hub_tables import is_hub_id, load_hub_dataset
+from self_ensemble.data.long_format import Columns
 from self_ensemble.data.names import DEFAULT_NUM_PARAPHRASES, FEWER
 from self_ensemble.data.question_files import load_question_file
 from self_ensemble.data.records import Dataset, check_all_or_none_answered, check_choices
@@ -41,6 +43,9 @@ class DatasetOptions:
     The rest are options that a dataset says it uses, see `register_dataset`; None: not given.
         data_dir: a folder with the tables as files, instead of the hub.
         dataset_revision: branch, tag or commit of the dataset on the hub.
+        split: of any dataset of the hub; None: the only one.
+        group_by, paraphrase_column, answer_column, where: of a file, or of any dataset of the hub:
+            how its columns are read, see `long_format.Columns`.
         paraphrase_model: the model whose paraphrases are taken.
         num_manual, num_auto, seed: how many paraphrases of each kind are drawn, and from what seed.
     """
@@ -54,14 +59,31 @@ class DatasetOptions:
     model: str | None = None
     data_dir: Path | None = None
     dataset_revision: str | None = None
+    split: str | None = None
+    group_by: str | None = None
+    paraphrase_column: str | None = None
+    answer_column: str | None = None
+    where: Sequence[tuple[str, str]] | None = None
     paraphrase_model: str | None = None
     num_manual: int | None = None
     num_auto: int | None = None
     seed: int | None = None
 
+    @property
+    def columns(self) -> Columns:
+        return Columns(
+            group_by=self.group_by,
+            paraphrase_column=self.paraphrase_column,
+            answer_column=self.answer_column,
+            where=tuple(self.where or ()),
+        )
 
-# Options that belong to some datasets only; the first say where a dataset is from.
-SOURCE_OPTIONS = ("data_dir", "dataset_revision")
+
+# Options that belong to some datasets only; the first say where a dataset is from, and how it is
+# read.
+COLUMN_OPTIONS = ("group_by", "paraphrase_column", "answer_column", "where")
+HUB_OPTIONS = ("dataset_revision", "split")
+SOURCE_OPTIONS = ("data_dir", *HUB_OPTIONS, *COLUMN_OPTIONS)
 DATASET_OPTIONS = (*SOURCE_OPTIONS, "paraphrase_model", "num_manual", "num_auto", "seed")
 
 OpenDataset = Callable[[DatasetOptions], Dataset]
@@ -139,7 +161,9 @@ def users_of(option: str) -> tuple[str, ...]:
 
 
 def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
-    """A registered dataset, or a user's own file, with its first `max_samples` records.
+    """A registered dataset, a file, or one of the hub, with its first `max_samples` records.
+
+    name_or_path: a file's path, or a hub id, where it is no registered name.
 
     Raises:
         UserError: the name is unknown, an option is given that the dataset does not use, or what
@@ -150,12 +174,50 @@ def open_dataset(name_or_path: str, options: DatasetOptions) -> Dataset:
         dataset = DATASETS.get(name_or_path).open(options).first(options.max_samples)
         _check_records(dataset)
         return dataset
-    return _open_file(name_or_path).first(options.max_samples)
+    return _open_table(name_or_path, options).first(options.max_samples)
 
 
-def load_dataset(name_or_path: str, *, max_samples: int | None = None) -> Dataset:
-    """`open_dataset` where nothing but the number of records is to be said."""
-    return open_dataset(name_or_path, DatasetOptions(max_samples=max_samples))
+def load_dataset(
+    name_or_path: str,
+    *,
+    max_samples: int | None = None,
+    group_by: str | None = None,
+    paraphrase_column: str | None = None,
+    answer_column: str | None = None,
+    where: Mapping[str, str | Sequence[str]] | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+) -> Dataset:
+    """A registered dataset, a file, or one of the hub: its questions in all their wordings.
+
+        load_dataset("variants.csv", group_by="id", answer_column="possible_answers")
+
+    Args:
+        name_or_path: a registered name, a file's path, or a hub id.
+        max_samples: the first so many questions; None: all.
+        group_by: the column whose value all rows of one question share, where a row is a wording.
+        paraphrase_column, answer_column: where they have other names, see `long_format.Columns`.
+        where: a column → the value, or values, with which rows are taken.
+        split, revision: of a dataset of the hub.
+
+    Raises:
+        UserError: as `open_dataset`.
+    """
+    pairs = [
+        (column, value)
+        for column, values in (where or {}).items()
+        for value in ([values] if isinstance(values, str) else values)
+    ]
+    options = DatasetOptions(
+        max_samples=max_samples,
+        group_by=group_by,
+        paraphrase_column=paraphrase_column,
+        answer_column=answer_column,
+        where=pairs or None,
+        split=split,
+        dataset_revision=revision,
+    )
+    return open_dataset(name_or_path, options)
 
 
 def check_options(name_or_path: str, given: dict[str, Any]) -> None:
@@ -165,11 +227,18 @@ def check_options(name_or_path: str, given: dict[str, Any]) -> None:
         given: some of DATASET_OPTIONS; None is not given.
     """
     for option, value in given.items():
-        users = users_of(option)
-        if value is not None and name_or_path not in users:
-            raise UserError(
-                f"--{option} belongs to --dataset {_listed(users)}; {name_or_path} does not use it"
-            )
+        if value is None or value == () or name_or_path in users_of(option):
+            continue
+        is_table = name_or_path not in DATASETS
+        is_from_hub = is_table and not os.path.exists(name_or_path) and is_hub_id(name_or_path)
+        if (is_table and option in COLUMN_OPTIONS) or (is_from_hub and option in HUB_OPTIONS):
+            continue
+        users = [*users_of(option)]
+        users += ["FILE"] if option in COLUMN_OPTIONS else []
+        users += ["ORGANISATION/NAME"] if option in (*COLUMN_OPTIONS, *HUB_OPTIONS) else []
+        raise UserError(
+            f"--{option} belongs to --dataset {_listed(users)}; {name_or_path} does not use it"
+        )
     if given.get("data_dir") is not None and given.get("dataset_revision") is not None:
         raise UserError("--dataset_revision: a folder (--data_dir) has one state only")
 
@@ -179,15 +248,25 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _open_file(name_or_path: str) -> Dataset:
+def _open_table(name_or_path: str, options: DatasetOptions) -> Dataset:
+    """A file, or a dataset of the hub."""
     path = Path(name_or_path)
     # os.path, since exists() of Path raises on too long a name.
-    if not path.suffix and not os.path.exists(path):
-        raise UserError(
-            f"unknown dataset {show(name_or_path)}: there is {', '.join(dataset_names())}, "
-            f"or give the path of a file ({', '.join(TABLE_SUFFIXES)})"
-        )
-    return load_question_file(path)
+    if not os.path.exists(path):
+        if is_hub_id(name_or_path):
+            return load_hub_dataset(
+                name_or_path,
+                revision=options.dataset_revision,
+                split=options.split,
+                how=options.columns,
+            )
+        if not path.suffix:
+            raise UserError(
+                f"unknown dataset {show(name_or_path)}: there is {', '.join(dataset_names())}, "
+                f"or give the path of a file ({', '.join(TABLE_SUFFIXES)}) or a hub id "
+                "(organisation/name)"
+            )
+    return load_question_file(path, options.columns)
 
 
 def _check_records(dataset: Dataset) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from self_ensemble.data.cells import parsed_list
 from self_ensemble.data.identities import (
     SHOWN_CHARACTERS,
     canonical_json,
@@ -310,7 +311,7 @@ def _parse_list(name: str, row: int, cell: str) -> Any:
     if not cell.lstrip().startswith("["):
         return cell
     try:
-        return json.loads(cell)
+        return parsed_list(cell)
     except ValueError:
         shown = cell[:SHOWN_CHARACTERS]
         raise ValueError(f"{name} of row {row} is not a JSON list: {shown!r}") from None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from self_ensemble.data import Dataset, load_dataset
+from self_ensemble.data import Dataset, DatasetOptions, open_dataset
 from self_ensemble.data.result_files import replace_files, result_file, safe_name
 from self_ensemble.experiment.config import ParaphraseCheckConfig
 from self_ensemble.experiment.paraphrase_files import (
@@ -71,7 +71,8 @@ class CheckedParaphrases:
 
 def check_paraphrases(config: ParaphraseCheckConfig) -> CheckedParaphrases:
     """Puts a file's paraphrases through the filter. Raises UserError where it cannot be read."""
-    dataset = load_dataset(config.file, max_samples=config.max_samples)
+    options = DatasetOptions(max_samples=config.max_samples, **asdict(config.columns))
+    dataset = open_dataset(config.file, options)
     casing = load_casing()
     filtered: list[Filtered] = []
     rows: list[Row] = []

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from self_ensemble.data import dataset_names
@@ -26,6 +27,12 @@ def read_confidences(
     if config.dataset in dataset_names():
         raise UserError(
             f"--confidence: {config.dataset} has no such column; give a file with --dataset"
+        )
+    options = config.options
+    if options.group_by is not None or options.where or not Path(config.dataset).exists():
+        raise UserError(
+            "--confidence: its column is read of a file with a row a question, without --group_by "
+            "and --where"
         )
     table = read_results(config.dataset)
     if column not in table:

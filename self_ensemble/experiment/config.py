@@ -5,6 +5,7 @@ from pathlib import Path
 
 from self_ensemble.data import DatasetOptions
 from self_ensemble.data.extraction import FIRST_LINE, Extraction
+from self_ensemble.data.long_format import PLAIN, Columns
 from self_ensemble.data.names import DATA_ROOT
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
@@ -106,7 +107,8 @@ class ParaphraseRunConfig:
     """A run that makes paraphrases of a dataset's questions.
 
     dataset: a registered name, or the path of a file.
-    data_dir, dataset_revision: see `DatasetOptions`.
+    data_dir, dataset_revision, split: see `DatasetOptions`.
+    columns: of a file, or a dataset of the hub.
     max_samples: the first so many questions; None: all.
     output_dir: in which `<dataset>/<model>/paraphrases.jsonl` is made.
     output: this file instead.
@@ -117,6 +119,8 @@ class ParaphraseRunConfig:
     dataset: str = "demo"
     data_dir: Path | None = None
     dataset_revision: str | None = None
+    split: str | None = None
+    columns: Columns = PLAIN
     max_samples: int | None = None
     paraphrases: ParaphraseConfig = field(default_factory=ParaphraseConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -131,6 +135,7 @@ class ParaphraseCheckConfig:
     """A look through the paraphrases of a file; no model is loaded.
 
     file: whose paraphrases.
+    columns: how they are read.
     max_samples: of the first so many questions; None: all.
     drop: write a file of those that pass.
     num_paraphrases: with ``drop``, how many of each question must be left.
@@ -140,6 +145,7 @@ class ParaphraseCheckConfig:
     """
 
     file: str
+    columns: Columns = PLAIN
     max_samples: int | None = None
     drop: bool = False
     num_paraphrases: int = 1

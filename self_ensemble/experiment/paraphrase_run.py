@@ -54,6 +54,8 @@ def questions_to_paraphrase(config: ParaphraseRunConfig) -> Dataset:
         needs_few_shot=False,
         data_dir=config.data_dir,
         dataset_revision=config.dataset_revision,
+        split=config.split,
+        **asdict(config.columns),
     )
     return open_dataset(config.dataset, options)
 

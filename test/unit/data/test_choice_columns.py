@@ -140,7 +140,7 @@ BAD = {
     ),
     "numbers for choices": ({"choices": [1, 2]}, ["choices[0] must be a text, found 1"]),
     "one text for choices": ({"choices": "Lima, Cusco"}, ["choices must be a list", "'Lima, Cu"]),
-    "a Python list": ({"choices": "['a', 'b']"}, ["choices looks like a list but is not JSON"]),
+    "a Python list with a gap": ({"choices": "['a', None]"}, ["choices looks like a list but is"]),
     "an array as NumPy prints it": ({"choices": "['a' 'b']"}, ["choices", "is not JSON"]),
     "a number that is not there": ({"answer_index": 3}, ["answer_index 3 is none of 0 to 2"]),
     "a negative number": ({"answer_index": -1}, ["answer_index -1", "leave it empty"]),

@@ -138,7 +138,7 @@ def test_mmlu(tmp_path, suffix):
     """`answer` counts from 0: the 1 of the first row is the text 2, and 1 is another choice."""
     sentence = error_of(load, save(tmp_path / f"mmlu{suffix}", MMLU))
     is_csv = suffix == ".csv"
-    told = "choices looks like a list but is not JSON" if is_csv else "goes into answer_index"
+    told = "answer_index" if is_csv else "goes into answer_index"  # in CSV the numbers are texts
     assert told in sentence, sentence
     # With lists as JSON, as a .csv is to have them, the numbers are texts.
     path = write(tmp_path / f"json{suffix}", MMLU)

@@ -243,7 +243,7 @@ BAD_ROWS = {
     "null answer": (GOOD | {"answers": ["a", None]}, ["line 2", "answers[1]", "empty"]),
     "number for answers": (GOOD | {"answers": 1969}, ["line 2", "answers", "1969"]),
     "number in answers": (GOOD | {"answers": [1969]}, ["line 2", "answers[0]", "1969"]),
-    "python list": (GOOD | {"answers": "['a']"}, ["line 2", "not JSON", "['a']"]),
+    "numpy array": (GOOD | {"answers": "['a' 'b']"}, ["line 2", "not JSON", "['a' 'b']"]),
     "object for answers": (GOOD | {"answers": {"a": 1}}, ["line 2", "answers", "{'a': 1}"]),
     "number for paraphrases": (GOOD | {"paraphrases": 3}, ["line 2", "paraphrases", "3"]),
     "text for paraphrases": (GOOD | {"paraphrases": "one"}, ["line 2", "paraphrases", "'one'"]),

@@ -248,7 +248,7 @@ def test_what_cannot_be_read_is_one_sentence_with_the_path(tmp_path):
         "cut.csv": b'a,b\n"1","tw',
         "latin.csv": b"a,b\n\xe9,1\n",
         "ragged.csv": b"a,b\n1,2,3,4\n",
-        "repr.csv": b"prediction,answers\nx,\"['a']\"\n",
+        "repr.csv": b"prediction,answers\nx,\"['a' 'b']\"\n",
         "broken.jsonl": b'{"a": 1}\n{"a": \n',
         "list.jsonl": b"[1]\n",
         "deep.jsonl": b"[" * 100_000,
