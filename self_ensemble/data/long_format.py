@@ -283,7 +283,7 @@ def _check_agrees(
             raise UserError(f"{where}: the answer {show(answer)} is none in {first}: {remedy}")
     for answer in there.answers:
         if answer not in here.answers:
-            raise UserError(f"{where}: lacks the answer {show(answer)} of {first}: {remedy}")
+            raise UserError(f"{where} lacks the answer {show(answer)} of {first}: {remedy}")
     for name in ("choices", "relation", "question"):
         ours, theirs = getattr(here, name), getattr(there, name)
         if ours != theirs:

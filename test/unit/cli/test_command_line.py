@@ -384,7 +384,9 @@ def test_every_flag_reaches_the_configuration():
     import flex_attention_generate
 
     given = {name: text for name, (text, _) in GIVEN.items()}
-    for name in ("overwrite", "indexs", "dataset_revision", "num_manual", "num_auto", "seed"):
+    columns = ("group_by", "paraphrase_column", "answer_column", "where")
+    of_hub = {name: given.pop(name) for name in ("dataset_revision", "split", *columns)}
+    for name in ("overwrite", "indexs", "num_manual", "num_auto", "seed"):
         del given[name]  # they go with other flags
     given |= {"dataset": "webqa", "layout": "concat", "positions": "left", "weights": "1,2,3"}
     given["fusion_tau"] = "0.5"
@@ -406,6 +408,10 @@ def test_every_flag_reaches_the_configuration():
     argv = [part for name, text in of_choices.items() for part in (f"--{name}", text)]
     config = flex_attention_generate.parse_args(argv)
     assert differing(config, usual) == {"task.name", "task.choice_norm"}
+    argv = [part for name, text in of_hub.items() for part in (f"--{name}", text)]
+    config = flex_attention_generate.parse_args(["--dataset", "org/name", *argv])
+    changed = {f"questions.options.{name}" for name in of_hub}
+    assert differing(config, usual) == {"questions.dataset"} | changed
 
 
 def differing(config, usual) -> set[str]:

@@ -333,15 +333,15 @@ def test_rows_that_say_the_same_in_another_way(tmp_path, change):
 
 
 DISAGREEING = {
-    "another answer": ({"answers": ["Lima", "Cusco"]}, "the answer 'Cusco' is none in line 1 of"),
-    "one answer less": ({"answers": ["Lima"]}, "lacks the answer 'x' of line 1 of"),
-    "no answers": ({"answers": None}, "lacks the answer 'Lima' of line 1 of"),
-    "counted": ({"answers": None, "answer_index": 2}, "the answer 'Cusco' is none in line 1 of"),
-    "choices": ({"choices": ["x", "Lima", "Cusco"]}, "choices is ['x', 'Lima', 'Cusco'], and ["),
-    "no choices": ({"choices": None}, "choices is none, and ['Lima', 'x', 'Cusco'] in line 1 of"),
-    "relation": ({"relation": "P17"}, "relation is 'P17', and 'P36' in line 1 of"),
-    "question": ({"question": "Peru?!"}, "question is 'Peru?!', and 'Peru?' in line 1 of"),
-    "no question": ({"question": " "}, "question is none, and 'Peru?' in line 1 of"),
+    "another answer": ({"answers": ["Lima", "Cusco"]}, ": the answer 'Cusco' is none in line 1 of"),
+    "one answer less": ({"answers": ["Lima"]}, " lacks the answer 'x' of line 1 of"),
+    "no answers": ({"answers": None}, " lacks the answer 'Lima' of line 1 of"),
+    "counted": ({"answers": None, "answer_index": 2}, ": the answer 'Cusco' is none in line 1 of"),
+    "choices": ({"choices": ["x", "Lima", "Cusco"]}, ": choices is ['x', 'Lima', 'Cusco'], and ["),
+    "no choices": ({"choices": None}, ": choices is none, and ['Lima', 'x', 'Cusco'] in line 1 of"),
+    "relation": ({"relation": "P17"}, ": relation is 'P17', and 'P36' in line 1 of"),
+    "question": ({"question": "Peru?!"}, ": question is 'Peru?!', and 'Peru?' in line 1 of"),
+    "no question": ({"question": " "}, ": question is none, and 'Peru?' in line 1 of"),
 }
 
 
@@ -349,7 +349,7 @@ DISAGREEING = {
 def test_rows_of_a_question_that_disagree_are_both_named(tmp_path, name):
     change, named = DISAGREEING[name]
     sentence = error_of(load_rows, tmp_path, {}, {"id": "other"}, change)
-    assert sentence.startswith(f"line 3 of {tmp_path / 't.jsonl'}: {named}"), sentence
+    assert sentence.startswith(f"line 3 of {tmp_path / 't.jsonl'}{named}"), sentence
     assert "rows of one question must agree" in sentence
 
 
