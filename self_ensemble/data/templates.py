@@ -17,12 +17,14 @@ class PromptTemplate:
     """A prompt with a gap for the paraphrase.
 
     `add_special_tokens` is what the tokenizer is to be called with: a chat template's rendering
-    carries its own BOS.
+    carries its own BOS. Without `spaced_choices` a choice whose likelihood is asked for follows as
+    it is, see `choice_separator`.
     """
 
     head: str
     tail: str
     add_special_tokens: bool = True
+    spaced_choices: bool = True
 
     def render(self, paraphrase: str) -> str:
         return self.head + paraphrase + self.tail
@@ -67,7 +69,7 @@ def choice_separator(template: PromptTemplate | WholePrompts, prompt: str, choic
 
     One space behind a plain prompt, as an answer has it in a few-shot demonstration; nothing behind
     a chat template's rendering (which brings its own special tokens), behind a prompt that ends in
-    whitespace, or before a choice that begins with some.
+    whitespace, before a choice that begins with some, or where a template says so.
     """
-    plain = template.add_special_tokens
+    plain = template.add_special_tokens and getattr(template, "spaced_choices", True)
     return " " if plain and not prompt[-1:].isspace() and not choice[:1].isspace() else ""
