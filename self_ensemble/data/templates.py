@@ -52,9 +52,11 @@ class WholePrompts:
     """What is asked are prompts as they are. All prompts of a question must end alike.
 
     add_special_tokens: what the tokenizer is called with; False where the texts bring their own.
+    spaced_choices: see `PromptTemplate`.
     """
 
     add_special_tokens: bool = True
+    spaced_choices: bool = True
 
     def template(self, tokenizer: Any, extract: Extraction = FIRST_LINE) -> WholePrompts:
         """Itself: prompts are asked as they are."""
@@ -71,5 +73,5 @@ def choice_separator(template: PromptTemplate | WholePrompts, prompt: str, choic
     a chat template's rendering (which brings its own special tokens), behind a prompt that ends in
     whitespace, before a choice that begins with some, or where a template says so.
     """
-    plain = template.add_special_tokens and getattr(template, "spaced_choices", True)
+    plain = template.add_special_tokens and template.spaced_choices
     return " " if plain and not prompt[-1:].isspace() and not choice[:1].isspace() else ""

@@ -8,8 +8,12 @@ Nothing here imports torch or a toolkit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from self_ensemble.data.templates import PromptTemplate
 from self_ensemble.system.errors import UserError
 
 # SYMBOL FOR RECORD SEPARATOR: it can be seen, and texts do not hold it.
@@ -19,14 +23,30 @@ SEPARATOR = "\u241e"
 CUE, ANSWER_CUE = "Q: ", "A:"
 SHOWN_CHARACTERS = 60
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class MarkedContext:
-    """A context taken apart: ``head + paraphrase + tail`` is a prompt, for each paraphrase."""
+    """A context taken apart: ``head + paraphrase + tail`` is a prompt, for each paraphrase.
+
+    add_special_tokens: what the tokenizer is called with.
+    """
 
     head: str
     paraphrases: tuple[str, ...]
     tail: str
+    add_special_tokens: bool = True
+
+    @property
+    def ending(self) -> tuple[str, bool]:
+        """What contexts that are asked together have in common."""
+        return self.tail, self.add_special_tokens
+
+    def without_last_space(self) -> tuple[MarkedContext, str]:
+        """Without the whitespace that the prompts end with, and that whitespace."""
+        tail = self.tail.rstrip()
+        return replace(self, tail=tail), self.tail[len(tail) :]
 
 
 def read_context(context: str, separator: str) -> MarkedContext | None:
@@ -80,3 +100,35 @@ def _shown(context: str) -> str:
     """The end of a context, where its question is."""
     text = context[-SHOWN_CHARACTERS:]
     return repr(text if text == context else f"…{text}")
+
+
+def batches(
+    members: Sequence[T], context_of: Callable[[T], MarkedContext]
+) -> Iterator[tuple[PromptTemplate, list[T], list[tuple[str, ...]]]]:
+    """(template, members, the texts that go into its gap) of what can be asked at once.
+
+    A head that several have, such as an instruction with demonstrations, is the template's, and is
+    encoded once. Where every context has demonstrations of its own, heads are part of the texts.
+    """
+
+    def template(head: str, context: MarkedContext) -> PromptTemplate:
+        return PromptTemplate(head, *context.ending, spaced_choices=False)
+
+    by_prompt = grouped(members, lambda each: (context_of(each).head, context_of(each).ending))
+    for group in by_prompt:
+        first = context_of(group[0])
+        if len(group) > 1:
+            yield template(first.head, first), group, [context_of(m).paraphrases for m in group]
+    alone = [group[0] for group in by_prompt if len(group) == 1]
+    for group in grouped(alone, lambda each: context_of(each).ending):
+        contexts = [context_of(each) for each in group]
+        texts = [tuple(c.head + paraphrase for paraphrase in c.paraphrases) for c in contexts]
+        yield template("", contexts[0]), group, texts
+
+
+def grouped(members: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Members with equal keys together, in the order of the first of each."""
+    groups: dict[Hashable, list[T]] = defaultdict(list)
+    for member in members:
+        groups[key(member)].append(member)
+    return list(groups.values())

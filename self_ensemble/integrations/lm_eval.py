@@ -12,82 +12,58 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import (
-    has_bos_prefix,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from tqdm import tqdm
 
-from self_ensemble.data.choices import NORMS
 from self_ensemble.data.extraction import parse_extraction
-from self_ensemble.data.templates import PromptTemplate
 from self_ensemble.data.records import compact_json, question_uuid
-from self_ensemble.generation.config import GenerationConfig, SamplingConfig
+from self_ensemble.generation.attaching import make_engine
+from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.generation.decode import answer_text
 from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
-from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.request import Request
 from self_ensemble.integrations import LM_EVAL_NAME
-from self_ensemble.integrations.contexts import SEPARATOR, MarkedContext, read_context
-from self_ensemble.methods.base import Asked, AskedChoices, ScoringMethod
-from self_ensemble.methods.names import is_weighted, make_method
-from self_ensemble.methods.registries import VOTES
+from self_ensemble.integrations.contexts import (
+    SEPARATOR,
+    MarkedContext,
+    batches,
+    grouped,
+    read_context,
+)
+from self_ensemble.integrations.lm_eval_arguments import (
+    check_arguments,
+    check_batch_size,
+    check_hf_arguments,
+    device_there,
+    generation_config,
+    model_args_named,
+)
+from self_ensemble.methods.attention_fusion import AttentionFusion
+from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
+from self_ensemble.methods.names import make_method
+from self_ensemble.methods.prompt_by_prompt import LogitFusion, Vote
+from self_ensemble.methods.registries import LOGIT_METHODS
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
 from self_ensemble.system.errors import UserError
 
-# Arguments of the model type hf that mean here what they mean there.
-HF_ARGUMENTS = (
-    "add_bos_token",
-    "chat_template_args",
-    "enable_thinking",
-    "logits_cache",
-    "max_batch_size",
-    "max_length",
-    "prefix_token_id",
-    "softmax_dtype",
-    "think_end_token",
-    "truncation",
-)
-# What a task may say of generation beside what is read, where it changes nothing.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "repetition_penalty": (1.0,),
-    "top_k": (0, -1, None),
-    "use_cache": (True,),
-}
 # The entry of a response cache that says whose answers it holds.
 IDENTITY_KEY = "self-ensemble"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A marked context, and what the tokenizer is called with."""
-
-    context: MarkedContext
-    add_special_tokens: bool
-
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """The prompts up to the tail."""
-        return tuple(self.context.head + each for each in self.context.paraphrases)
+# (index among the requests, request, its context)
+Marked = tuple[int, Instance, MarkedContext]
 
 
 class SelfEnsembleLM(HFLM):
@@ -109,7 +85,7 @@ class SelfEnsembleLM(HFLM):
         revision, device, dtype, attention: see `models.config.ModelConfig`.
         batch_size: questions at a time, of contexts without separator requests; ``auto``: what
             fits.
-        others: those of `HF_ARGUMENTS`.
+        others: those of `lm_eval_arguments.HF_ARGUMENTS`.
 
     Raises:
         UserError: an argument is unknown or cannot be had, or several processes were started.
@@ -140,78 +116,84 @@ class SelfEnsembleLM(HFLM):
         **others: Any,
     ):
         with model_args_named():
-            _check_arguments(method, choice_norm, num_paraphrases, separator, others)
-            settings = {
-                "layout": layout,
-                "positions": positions,
-                "fusion": fusion,
-                "tau": fusion_tau,
-                "weights": weights,
-                "weights_by": weights_by,
-                "samples": samples,
-            }
-            self._method = make_method(method, **settings)
-            self._extract = parse_extraction(extract)
+            check_hf_arguments(others, inspect.signature(type(self)).parameters.keys())
+            check_arguments(
+                method=method,
+                choice_norm=choice_norm,
+                num_paraphrases=num_paraphrases,
+                separator=separator,
+                weights=weights,
+            )
+            check_batch_size(batch_size)
             SamplingConfig(seed=sample_seed)
+            self._method = make_method(
+                method,
+                layout=layout,
+                positions=positions,
+                fusion=fusion,
+                tau=fusion_tau,
+                weights=weights,
+                weights_by=weights_by,
+                samples=samples,
+            )
+            self._extract = parse_extraction(extract)
             source = find_model(
                 ModelConfig(
                     name=pretrained,
                     revision=None if revision is None else str(revision),
-                    device=_device_there(device),
+                    device=device_there(device),
                     dtype=dtype,
                     attention=attention,
                 )
             )
             model, tokenizer = load_model(source)
-            self._engine = make_engine(model, tokenizer, attention=attention)
             self._extract.check_shown(tokenizer)
+            self._engine = make_engine(model, tokenizer, attention=attention)
         with _without_warnings():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **others)
-        self._method_name = method
         self._choice_norm = choice_norm
         self._sample_seed = sample_seed
         self._num_paraphrases = num_paraphrases
         self._separator = separator
-        given = {name: value for name, value in settings.items() if value is not None}
-        self._identity: dict[str, Any] = json.loads(
-            json.dumps(
-                {
-                    "model": source.fingerprint,
-                    "dtype": str(source.dtype).removeprefix("torch."),
-                    "method": {"name": method, **given},
-                    "extract": str(self._extract),
-                    "choice_norm": choice_norm,
-                    "sample_seed": sample_seed,
-                    "num_paraphrases": num_paraphrases,
-                    "separator": separator,
-                    "hf": {name: others[name] for name in sorted(others)},
-                },
-                default=str,
-            )
-        )
+        identity = {
+            "model": source.fingerprint,
+            "dtype": str(source.dtype).removeprefix("torch."),
+            "method": {"name": method, **self._settings()},
+            "extract": str(self._extract),
+            "choice_norm": choice_norm,
+            "sample_seed": sample_seed,
+            "num_paraphrases": num_paraphrases,
+            "separator": separator,
+            **{name: others[name] for name in sorted(others.keys() - {"max_batch_size"})},
+        }
+        self._identity: dict[str, Any] = json.loads(json.dumps(identity, default=str))
 
     # ---- what the harness asks ------------------------------------------------------------------
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether it is greedy) of each continuation behind its context."""
+        """(log-likelihood, whether it is greedy) of each continuation behind its context.
+
+        Raises:
+            UserError: a context or continuation is marked wrongly, or what the method raises.
+        """
         for request in requests:
             if self._separator in request.args[1]:
                 raise UserError(
                     f"the continuation {request.args[1]!r} holds the separator "
                     f"{self._separator!r}: paraphrases stand in the context alone"
                 )
-
-        def fused(marked: list[tuple[int, Instance, Question]]) -> Iterator[tuple[int, Any]]:
-            return self._score(marked, disable_tqdm)
-
-        return self._answers(requests, super().loglikelihood, fused, disable_tqdm)
+        return self._answers(requests, super().loglikelihood, self._score, disable_tqdm)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihood of each text: there is one wording of it, and nothing to fuse."""
+        """The log-likelihood of each text: there is one wording of it, and nothing to fuse.
+
+        Raises:
+            UserError: a text holds the separator.
+        """
         for request in requests:
             if self._separator in request.args[0]:
                 raise UserError(
@@ -222,12 +204,13 @@ class SelfEnsembleLM(HFLM):
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What is generated behind each context, up to a stop."""
+        """What is generated behind each context, up to a stop.
 
-        def fused(marked: list[tuple[int, Instance, Question]]) -> Iterator[tuple[int, Any]]:
-            return self._generate(marked, disable_tqdm)
-
-        return self._answers(requests, super().generate_until, fused, disable_tqdm)
+        Raises:
+            UserError: a context is marked wrongly, generation arguments are not known here, or what
+                the method raises.
+        """
+        return self._answers(requests, super().generate_until, self._generate, disable_tqdm)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take part in ``--use_cache``, whose entries are keyed by the request alone.
@@ -240,17 +223,16 @@ class SelfEnsembleLM(HFLM):
             known = entries.get(IDENTITY_KEY)
             if known is None and len(entries):
                 raise UserError(
-                    "--use_cache: this file holds answers of another model type, which would be "
+                    "--use_cache: the file holds answers of another model type, which would be "
                     "taken for this one's; name another file"
                 )
-            differing = sorted(
-                name
-                for name in {**(known or {}), **self._identity}
-                if known is not None and known.get(name) != self._identity.get(name)
-            )
+            names = {*(known or self._identity), *self._identity}
+            differing = [
+                n for n in sorted(names) if known and known.get(n) != self._identity.get(n)
+            ]
             if differing:
                 raise UserError(
-                    "--use_cache: this file holds answers that were made with another "
+                    "--use_cache: the file holds answers that were made with another "
                     f"{', '.join(differing)}; name another file"
                 )
             entries[IDENTITY_KEY] = self._identity
@@ -261,151 +243,133 @@ class SelfEnsembleLM(HFLM):
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": self.model.dtype,
-            "model_revision": self._identity["model"],
+            "model_sha": self._identity["model"],
             "self_ensemble": self._identity,
         }
 
     # ---- how it is answered ---------------------------------------------------------------------
 
+    def _settings(self) -> dict[str, Any]:
+        """The method's, as they are on this model."""
+        settings: dict[str, Any] = asdict(self._method)  # type: ignore[call-overload]
+        if isinstance(self._method, AttentionFusion):
+            settings["tau"] = self._method.tau_used
+            settings["positions"] = self._method.positions_on(self.model.config)
+        return settings
+
     def _answers(
         self,
         requests: list[Instance],
         plain: Callable[..., list[T]],
-        fused: Callable[[list[tuple[int, Instance, Question]]], Iterator[tuple[int, T]]],
+        fused: Callable[[list[Marked], tqdm[Any]], Iterator[tuple[int, T]]],
         disable_tqdm: bool,
     ) -> list[T]:
         """The answer to each request: by the model type hf, or fused."""
-        marked, unmarked = [], []
+        marked: list[Marked] = []
+        unmarked: list[int] = []
+        found: dict[int, T] = {}
         with model_args_named():
             for index, request in enumerate(requests):
-                question = self._question(request.args[0])
-                if question is None:
+                context = self._read(request.args[0])
+                if context is None:
                     unmarked.append(index)
                 else:
-                    marked.append((index, request, question))
-            found: dict[int, T] = {}
+                    marked.append((index, request, context))
             if unmarked:
                 answers = plain([requests[i] for i in unmarked], disable_tqdm=disable_tqdm)
                 found.update(zip(unmarked, answers, strict=True))
             if marked:
-                found.update(fused(marked))
+                with tqdm(
+                    total=len(marked), disable=disable_tqdm, desc="Fusing paraphrases"
+                ) as bar:
+                    found.update(fused(marked, bar))
         return [found[index] for index in range(len(requests))]
 
-    def _question(self, context: str) -> Question | None:
+    def _read(self, context: str) -> MarkedContext | None:
         marked = read_context(context, self._separator)
         if marked is None:
             return None
-        count = self._num_paraphrases
-        if count is not None:
-            if len(marked.paraphrases) < count:
-                raise UserError(
-                    f"num_paraphrases: {count} are asked for, and the context of "
-                    f"{marked.paraphrases[0]!r} has {len(marked.paraphrases)}"
-                )
-            marked = MarkedContext(marked.head, marked.paraphrases[:count], marked.tail)
+        count, there = self._num_paraphrases, len(marked.paraphrases)
+        if count is not None and there < count:
+            raise UserError(
+                f"num_paraphrases: {count} are asked for, and the context of "
+                f"{marked.paraphrases[0]!r} has {there}"
+            )
         if self.add_bos_token is not None:
             special = bool(self.add_bos_token)
         else:  # as hf has it: a chat template's rendering brings its own
             special = not has_bos_prefix(context, self.tokenizer.decode(self.prefix_token_id))
-        return Question(marked, special)
+        paraphrases = marked.paraphrases[:count]
+        return replace(marked, paraphrases=paraphrases, add_special_tokens=special)
 
-    def _generate(
-        self, marked: list[tuple[int, Instance, Question]], disable_tqdm: bool
-    ) -> Iterator[tuple[int, str]]:
-        groups = _grouped(marked, lambda each: _key(each[1].args[1]))
-        with tqdm(total=len(marked), disable=disable_tqdm, desc="Fusing paraphrases") as bar:
-            uuids = _uuids(request.args[0] for _, request, _ in marked)
-            uuid_of = {index: uuid for (index, _, _), uuid in zip(marked, uuids, strict=True)}
-            for group in groups:
-                config = self._generation_config(group[0][1].args[1])
-                for template, members, texts in _batches(group, lambda each: each[2]):
-                    asked = Asked(
-                        engine=self._engine,
-                        template=template,
-                        questions=texts,
-                        uuids=[uuid_of[index] for index, _, _ in members],
-                        ask=self._ask,
-                        config=config,
-                        extract=self._extract,
-                    )
-                    for outcome in self._method.answer(asked):
-                        index, request, _ = members[outcome.question]
-                        text = answer_text(self.tokenizer, outcome.answers[0])
-                        text = postprocess_generated_text(text, None, self.think_end_token)
-                        self.cache_hook.add_partial("generate_until", request.args, text)
-                        bar.update()
-                        yield index, text
-
-    def _generation_config(self, given: Mapping[str, Any]) -> GenerationConfig:
-        """What a task says of generation, in our words.
-
-        Raises:
-            UserError: it says something that is not done here.
-        """
-        told: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), self.max_gen_toks))
-        until = told.pop("until")
-        limit, drawn = told.pop("max_gen_toks"), told.pop("do_sample", False)
-        temperature, top_p = told.pop("temperature", 0.0), told.pop("top_p", None)
-        for name, value in told.items():
-            if value not in NEUTRAL.get(name, ()):
-                raise UserError(
-                    f"generation argument {name}={value!r}: contexts with paraphrases take until, "
-                    "max_gen_toks, do_sample, temperature and top_p"
-                )
-        sampling = None
-        if drawn:
-            sampling = SamplingConfig(
-                temperature=temperature,
-                top_p=SamplingConfig.top_p if top_p is None else top_p,
+    def _generate(self, marked: list[Marked], bar: tqdm[Any]) -> Iterator[tuple[int, str]]:
+        """(index, text) of each request, as they are answered."""
+        uuid_of = dict(zip((i for i, _, _ in marked), _uuids(marked), strict=True))
+        for group in grouped(marked, lambda each: _key(each[1].args[1])):
+            config = generation_config(
+                group[0][1].args[1],
+                max_gen_toks=self.max_gen_toks,
+                batch_size=self._questions_at_once,
                 seed=self._sample_seed,
             )
-        return GenerationConfig(
-            max_new_tokens=limit,
-            batch_size=self._questions_at_once,
-            stop=tuple(text for text in until if text is not None),
-            sampling=sampling,
-        )
-
-    def _score(
-        self, marked: list[tuple[int, Instance, Question]], disable_tqdm: bool
-    ) -> Iterator[tuple[int, tuple[float, bool]]]:
-        if self.enable_thinking:
-            raise UserError("enable_thinking: a continuation is not what follows a thought")
-        if not isinstance(self._method, ScoringMethod):
-            raise UserError(f"method: {self._method_name} generates, and scores no continuations")
-        # The choices of one question, which a vote is among, whatever else is asked.
-        groups = _grouped(marked, lambda each: (each[1].task_name, each[1].doc_id, each[1].args[0]))
-        questions = [_moved_space(group[0][2]) for group in groups]
-        if _looks_at_all_choices(self._method_name, self._method):
-            for group in groups:
-                _check_all_there([request for _, request, _ in group], self._method_name)
-        with tqdm(total=len(marked), disable=disable_tqdm, desc="Fusing paraphrases") as bar:
-            paired = list(zip(groups, questions, strict=True))
-            for template, members, texts in _batches(paired, lambda each: each[1][0]):
-                asked = AskedChoices(
+            for template, members, texts in batches(group, lambda each: each[2]):
+                asked = Asked(
                     engine=self._engine,
                     template=template,
                     questions=texts,
-                    choices=[
-                        [space + request.args[1] for _, request, _ in group]
-                        for group, (_, space) in members
-                    ],
-                    ask=self._ask_likelihood,
-                    batch_size=self._questions_at_once,
-                    norm=self._choice_norm,
+                    uuids=[uuid_of[index] for index, _, _ in members],
+                    ask=self._ask,
+                    config=config,
+                    extract=self._extract,
                 )
-                for choices in asked.choices:
-                    if not all(choices):
-                        raise UserError("a continuation is empty: there is nothing to score")
-                for outcome in self._method.score(asked):
-                    group, _ = members[outcome.question]
-                    for (index, request, _), each in zip(
-                        group, outcome.likelihoods[0], strict=True
-                    ):
-                        answer = sum(each.logprobs), all(each.greedy)
-                        self.cache_hook.add_partial("loglikelihood", request.args, answer)
-                        bar.update()
-                        yield index, answer
+                for outcome in self._method.answer(asked):
+                    index, request, _ = members[outcome.question]
+                    text = answer_text(self.tokenizer, outcome.answers[0])
+                    text = postprocess_generated_text(text, None, self.think_end_token)
+                    self.cache_hook.add_partial("generate_until", request.args, text)
+                    bar.update()
+                    yield index, text
+
+    def _score(
+        self, marked: list[Marked], bar: tqdm[Any]
+    ) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """(index, answer) of each request, as they are answered; a question's all at once."""
+        if self.enable_thinking:
+            raise UserError("enable_thinking: a continuation is not what follows a thought")
+        method = self._method
+        if not isinstance(method, ScoringMethod):
+            raise UserError(
+                f"the method {self._identity['method']['name']} scores no continuations"
+            )
+        # A question's choices go together, and with no others: a vote is among them.
+        groups = grouped(marked, lambda each: (each[1].task_name, each[1].doc_id, each[1].args[0]))
+        if _looks_at_all_choices(method):
+            for group in groups:
+                _check_all_there([request for _, request, _ in group])
+        # As hf has it, whitespace that a context ends with is the continuation's.
+        split = [(group, *group[0][2].without_last_space()) for group in groups]
+        for template, members, texts in batches(split, lambda each: each[1]):
+            choices = [
+                [space + request.args[1] for _, request, _ in group] for group, _, space in members
+            ]
+            if not all(all(each) for each in choices):
+                raise UserError("a continuation is empty: there is nothing to score")
+            asked = AskedChoices(
+                engine=self._engine,
+                template=template,
+                questions=texts,
+                choices=choices,
+                ask=self._ask_likelihood,
+                batch_size=self._questions_at_once,
+                norm=self._choice_norm,
+            )
+            for outcome in method.score(asked):
+                pairs = zip(members[outcome.question][0], outcome.likelihoods[0], strict=True)
+                for (index, request, _), likelihood in pairs:
+                    answer = sum(likelihood.logprobs), all(likelihood.greedy)
+                    self.cache_hook.add_partial("loglikelihood", request.args, answer)
+                    bar.update()
+                    yield index, answer
 
     @property
     def _questions_at_once(self) -> int | None:
@@ -427,147 +391,41 @@ if LM_EVAL_NAME not in model_registry:
     model_registry.register(LM_EVAL_NAME)(SelfEnsembleLM)
 
 
-def _batches(
-    members: Sequence[T], question_of: Callable[[T], Question]
-) -> Iterator[tuple[PromptTemplate, list[T], list[tuple[str, ...]]]]:
-    """(template, members, their texts) of what can be asked at once.
-
-    A head that several have, such as an instruction with demonstrations, is the template's, and is
-    encoded once. Where every question has demonstrations of its own, heads are part of the texts.
-    """
-    by_prompt = _grouped(
-        members, lambda each: (question_of(each).context.head, *_ending(question_of(each)))
-    )
-    shared = [group for group in by_prompt if len(group) > 1]
-    alone = [group[0] for group in by_prompt if len(group) == 1]
-    for group in shared:
-        context = question_of(group[0]).context
-        template = _template(context.head, question_of(group[0]))
-        yield template, group, [question_of(each).context.paraphrases for each in group]
-    for group in _grouped(alone, lambda each: _ending(question_of(each))):
-        template = _template("", question_of(group[0]))
-        yield template, group, [question_of(each).whole for each in group]
+def _key(arguments: dict[str, Any]) -> str:
+    return json.dumps(arguments, sort_keys=True, default=str)
 
 
-def _ending(question: Question) -> tuple[str, bool]:
-    return question.context.tail, question.add_special_tokens
-
-
-def _template(head: str, question: Question) -> PromptTemplate:
-    return PromptTemplate(head, question.context.tail, question.add_special_tokens, False)
-
-
-def _moved_space(question: Question) -> tuple[Question, str]:
-    """Whitespace that a context ends with belongs to what follows it, as hf has it."""
-    context = question.context
-    tail = context.tail.rstrip()
-    moved = MarkedContext(context.head, context.paraphrases, tail)
-    return Question(moved, question.add_special_tokens), context.tail[len(tail) :]
-
-
-def _grouped(members: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    """Members with equal keys together, in the order of the first of each."""
-    groups: dict[Hashable, list[T]] = defaultdict(list)
-    for member in members:
-        groups[key(member)].append(member)
-    return list(groups.values())
-
-
-def _key(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def _uuids(contexts: Iterable[str]) -> list[str]:
+def _uuids(marked: Sequence[Marked]) -> list[str]:
     """What draws depend on: the context, and which of several that are the same it is."""
     seen: Counter[str] = Counter()
     uuids = []
-    for context in contexts:
+    for _, request, _ in marked:
+        context = request.args[0]
         uuids.append(question_uuid(compact_json([context, seen[context]])))
         seen[context] += 1
     return uuids
 
 
-def _looks_at_all_choices(name: str, method: Any) -> bool:
+def _looks_at_all_choices(method: Method) -> bool:
     """Whether what it says of one choice depends on the others."""
-    if name in VOTES:
-        return True
-    return is_weighted(name) and method.weights_by is None
+    if isinstance(method, LogitFusion):
+        return LOGIT_METHODS.get(method.name).weighted and method.weights_by is None
+    return isinstance(method, Vote)
 
 
-def _check_all_there(requests: Sequence[Instance], method: str) -> None:
+def _check_all_there(requests: Sequence[Instance]) -> None:
     """Raises UserError where a question has one choice, or some are in a cache already."""
     if len(requests) == 1:
         raise UserError(
-            f"method: {method} looks at all choices of a question, and this task asks for one "
-            "continuation behind a context; take another method"
+            "this method looks at all choices of a question, and here one continuation follows a "
+            "context: take a method that does not"
         )
     known = requests[0].doc_id is not None
     if known and [request.idx for request in requests] != list(range(len(requests))):
         raise UserError(
-            f"--use_cache: the file holds some of a question's choices, and {method} looks at all "
-            "of them; name another file"
+            "--use_cache: the file holds some of a question's choices, and this method looks at "
+            "all of them; name another file"
         )
-
-
-def _check_arguments(
-    method: str,
-    choice_norm: str,
-    num_paraphrases: int | None,
-    separator: str,
-    others: Mapping[str, Any],
-) -> None:
-    for name in sorted(others.keys() - set(HF_ARGUMENTS)):
-        if name == "trust_remote_code":
-            raise UserError(
-                "trust_remote_code: code of a model's repository is never run; leave it out"
-            )
-        own = inspect.signature(SelfEnsembleLM).parameters.keys() - {"others"}
-        known = ", ".join(sorted({*HF_ARGUMENTS, *own}))
-        raise UserError(f"unknown argument {name!r} of {LM_EVAL_NAME}: there is {known}")
-    if method == "per_prompt":
-        raise UserError("method: per_prompt answers every paraphrase; take origin for the first")
-    if choice_norm not in NORMS:
-        raise UserError(f"choice_norm: {choice_norm!r} is none of {', '.join(NORMS)}")
-    whole = isinstance(num_paraphrases, int) and not isinstance(num_paraphrases, bool)
-    if num_paraphrases is not None and not (whole and num_paraphrases > 0):
-        raise UserError(f"num_paraphrases: {num_paraphrases!r} is not a whole number above 0")
-    if not isinstance(separator, str) or not separator.strip():
-        raise UserError(f"separator: {separator!r} is not a text that can be seen")
-    if isinstance(others.get("think_end_token"), int):
-        raise UserError("think_end_token: give its text, not its number")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"{LM_EVAL_NAME} runs in one process: start it without accelerate or torchrun, a task a process"
-        )
-
-
-def _device_there(device: str | None) -> str:
-    """The device; a GPU that the harness names by itself, where there is none, is no wish."""
-    import torch
-
-    if device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available()):
-        return ModelConfig.device
-    return device
-
-
-@contextmanager
-def model_args_named() -> Iterator[None]:
-    """Inside, a sentence that names a flag of the scripts names the harness's argument instead."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(_renamed(str(error))) from error
-
-
-def _renamed(text: str) -> str:
-    for flag, name in (
-        ("--model:", "pretrained:"),
-        ("--max_new_tokens", "max_gen_toks"),
-        ("--chat_template", "--apply_chat_template"),
-    ):
-        text = text.replace(flag, name)
-    names = "revision|device|dtype|attention|layout|positions|weights|extract"
-    return re.sub(rf"--({names})\b", r"\1", text)
 
 
 @contextmanager
