@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from published import GSM_PLUS, KEEPING, POPQA_RECORDS, PROMPTSET, SEEDS, write_popqa
 from writing import error_of, write
 
 from self_ensemble import load_dataset
@@ -23,64 +24,11 @@ from self_ensemble.data.records import Dataset, Record
 from self_ensemble.data.tables import TABLE_SUFFIXES
 from self_ensemble.system.errors import UserError
 
-# In the columns, and with the kinds of values, that the published tables have.
-POPQA = [
-    (4222362, "What is George Rankin's occupation?", 0, "original", ["politician", "pol"]),
-    (4222362, "what is george rankin's occupation", 1, "simple", ["politician", "pol"]),
-    (4222362, "What does George Rankin do for a living?", 2, "paraphrase", ["politician", "pol"]),
-    (9, "What is “Ü”, really?", 0, "original", ["O'Neil", 'a "b"', "c, d"]),
-    (9, "What would you call “Ü”?", 2, "paraphrase", ["O'Neil", 'a "b"', "c, d"]),
-]
-POPQA_COLUMNS = ("id", "question", "variant_id", "variant_type", "possible_answers")
-POPQA_RECORDS = [
-    Record("4222362", tuple(row[1] for row in POPQA[:3]), ("politician", "pol")),
-    Record("9", tuple(row[1] for row in POPQA[3:]), ("O'Neil", 'a "b"', "c, d")),
-]
-PROMPTSET = [
-    {
-        "prompt_id": name,
-        "reference_prompt_id": name.removeprefix("alt_")[: len("tc_11")],
-        "prompt": f"Wording {name}?",
-        "expected_answer": ["Lima", "City of Kings"] if "tc_11" in name else ["Paris"],
-        "model_answers": {"llama3_8B": "Lima.", "mistral-nemo": None},
-    }
-    for name in ("tc_11", "alt_tc_110", "alt_tc_111", "tc_43", "alt_tc_430")
-]
-SEEDS = (
-    "Ann has 2 dogs and 1 cat. How many pets?",
-    "Bo had 5 eggs and broke 2. How many are left?",
-)
-GSM_PLUS = [
-    {
-        "question": f"{kind}: {seed}",
-        "solution": f"So it is {answer}.\n#### {answer}",
-        "answer": answer,
-        "perturbation_type": kind,
-        "seed_question": seed,
-        "seed_solution": "2 + 1 = 3\n#### 3",
-        "seed_answer": "3",
-    }
-    for seed in SEEDS
-    for kind, answer in (
-        ("numerical substitution", "7"),
-        ("problem understanding", "3"),
-        ("distraction insertion", "3"),
-        ("critical thinking", "None"),
-    )
-]
-KEEPING = ["problem understanding", "distraction insertion"]
-
-
-def save_popqa(path, printed):
-    """printed: how a list is written into a cell."""
-    rows = [dict(zip(POPQA_COLUMNS, row, strict=True)) for row in POPQA]
-    return write(path, [r | {"possible_answers": printed(r["possible_answers"])} for r in rows])
-
 
 @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
 @pytest.mark.parametrize("printed", [json.dumps, str], ids=["json", "python"])
 def test_popqa_robustness(tmp_path, suffix, printed):
-    path = save_popqa(tmp_path / f"PopQA_robustness{suffix}", printed)
+    path = write_popqa(tmp_path / f"PopQA_robustness{suffix}", printed)
     dataset = load_dataset(str(path), group_by="id", answer_column="possible_answers")
     assert dataset.records == POPQA_RECORDS
     assert dataset.name == "PopQA_robustness"
@@ -95,8 +43,8 @@ def test_promptset(tmp_path):
         answer_column="expected_answer",
     )
     assert [r.uuid for r in dataset.records] == ["tc_11", "tc_43"]
-    assert dataset.records[0].paraphrases[1:] == ("Wording alt_tc_110?", "Wording alt_tc_111?")
-    assert dataset.records[0].answers == ("Lima", "City of Kings")
+    assert dataset.records[1].paraphrases == tuple(row["prompt"] for row in PROMPTSET[10:])
+    assert dataset.records[1].answers == ("Bamako", "BAMAKO")
 
 
 @pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
@@ -111,7 +59,7 @@ def test_gsm_plus(tmp_path, suffix):
     # In a CSV a solution's line break is a line of the file.
     places = {".jsonl": ("line 1", "line 2"), ".csv": ("line 2", "line 5")}
     first, second = places.get(suffix, ("row 1", "row 2"))
-    assert sentence.startswith(f"{second} of {path}: the answer '3' is none in {first} of {path}")
+    assert sentence.startswith(f"{second} of {path}: the answer '13' is none in {first} of {path}")
     assert "--where leaves rows out" in sentence
 
 
