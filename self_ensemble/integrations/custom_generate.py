@@ -25,7 +25,7 @@ ROOT = f"{PACKAGE}.integrations.generate"
 LEFT_OUT = f"{PACKAGE}.attention.kernels.launch"
 SUBFOLDER = "custom_generate"
 # What the modules import of others, as pyproject.toml has it.
-REQUIREMENTS = ("torch>=2.11", "transformers>=5.17", "numpy>=2.0")
+REQUIREMENTS = ("torch>=2.11", "transformers>=5.17", "numpy>=2.0", "tqdm>=4.66")
 # How a file is known that may be written anew.
 MARK = "written by python -m self_ensemble.custom_generate"
 TAG = "custom_generate"

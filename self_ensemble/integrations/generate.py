@@ -51,8 +51,8 @@ UNSUPPORTED: dict[str, Any] = {
     "encoder_no_repeat_ngram_size": 0,
     "diversity_penalty": 0.0,
     "penalty_alpha": 0.0,
-    "min_length": 0,
     "min_new_tokens": 0,
+    "min_length": 0,  # generate sets it where the former is given
     "max_time": None,
     "bad_words_ids": None,
     "force_words_ids": None,
@@ -281,25 +281,25 @@ def _check_arguments(
         value = getattr(config, name, None)
         if value and value != neutral:
             raise UserError(
-                f"{_refusal(f'{name}={value!r}')}, or where it is a default or stands in the "
-                f"model's generation_config, give {name}={neutral!r}"
+                f"fused generation has no {name}={value!r}: give {name}={neutral!r} (it may be a "
+                "default, or stand in the model's generation_config)"
             )
     if _ids(config.eos_token_id) != _ids(model.generation_config.eos_token_id):
         raise UserError(
-            f"{_refusal(f'eos_token_id={config.eos_token_id}')}, and set it in "
-            "model.generation_config"
+            f"fused generation has no eos_token_id={config.eos_token_id}: leave it out, and set it "
+            "in model.generation_config"
         )
     for processor in processors:
         name = type(processor).__name__
         if name == "PrefixConstrainedLogitsProcessor":
             raise UserError(_refusal("prefix_allowed_tokens_fn"))
         if not (config.do_sample and name in PROCESSORS):
-            raise UserError(_refusal(f"the logits processor {name}"))
+            raise UserError(_refusal(f"logits_processor ({name})"))
     for criterion in criteria:
         name = type(criterion).__name__
         limit = getattr(criterion, "max_length", config.max_length)
         if name not in CRITERIA or limit != config.max_length:
-            raise UserError(_refusal(f"the stopping criterion {name}"))
+            raise UserError(_refusal(f"stopping_criteria ({name})"))
     cache = model_kwargs.pop("past_key_values", None)
     if cache is not None and cache.get_seq_length() > 0:
         raise UserError(_refusal("past_key_values"))
@@ -309,7 +309,7 @@ def _check_arguments(
 
 
 def _refusal(what: str) -> str:
-    return f"fused generation does not know {what}: leave it out"
+    return f"fused generation has no {what}: leave it out"
 
 
 def _ids(token_ids: int | Iterable[int] | None) -> set[int]:
