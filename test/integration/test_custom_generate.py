@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = f"{INSTRUCTION}\n\nQ: {{paraphrase}}\nA:"
 ASKED = [question["paraphrases"] for question in QUESTIONS]
 
-# In a process in which self_ensemble cannot be imported. Prints what each way answers.
+# Where self_ensemble cannot be imported. The first process copies the code to its cache, and the
+# second, which knows nothing of it, finds it there. Prints what each way answers, a line a process.
 CHILD = """
-import json, sys
+import json, os, sys
 
 sys.modules |= dict.fromkeys(["self_ensemble", "pandas", "pyarrow", "triton"])  # not to be had
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,20 +43,22 @@ plain, own, ways, asked = json.loads(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(plain)
 model = AutoModelForCausalLM.from_pretrained(plain)
 asked |= {"tokenizer": tokenizer}
+if first := os.fork():
+    os.waitpid(first, 0)
 found = {}
 for way in ways:
     rows = model.generate(custom_generate=way, trust_remote_code=True, **asked)
     found[way] = rows.tolist()
-if own is not None:
-    # The repository of a model, which then generates so by itself, whatever is positional.
-    its = AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)
-    inputs = tokenizer(["x"] * len(asked["paraphrases"]), return_tensors="pt").input_ids
-    found["own"] = its.generate(inputs, **asked)[:, inputs.shape[1] :].tolist()
-    try:
-        model.generate(custom_generate=ways[0], trust_remote_code=False, **asked)
-    except ValueError as error:
-        found["untrusted"] = str(error)
-print(json.dumps(found))
+# The repository of a model, which then generates so by itself, with inputs by place.
+its = AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)
+inputs = tokenizer(["x"] * len(asked["paraphrases"]), return_tensors="pt").input_ids
+found["own"] = its.generate(inputs, **asked)[:, inputs.shape[1] :].tolist()
+try:
+    model.generate(custom_generate=ways[0], trust_remote_code=False, **asked)
+except ValueError as error:
+    found["untrusted"] = str(error)
+print(json.dumps(found), flush=True)
+os._exit(0)
 """
 
 
@@ -147,27 +150,23 @@ def test_without_the_package(small, tmp_path, folder):
     asked = {"paraphrases": ASKED, "prompt": PROMPT, "max_new_tokens": 6}
     expected = by_callable(small.model, small.tokenizer).tolist()
 
-    def answers(ways, environment, own=None):
-        argument = json.dumps([str(small.folder), own and str(own), ways, asked])
+    argument = json.dumps([str(small.folder), str(own), [str(elsewhere), "someone/fused"], asked])
+    with Hub(tmp_path / "hub") as hub:
         done = subprocess.run(
             [sys.executable, "-I", "-c", CHILD, argument],
             cwd=tmp_path,
-            env=environment,
+            env=hub.environment(tmp_path / "home"),
             capture_output=True,
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    home = tmp_path / "home"
-    with Hub(tmp_path / "hub") as hub:
-        found = answers([str(elsewhere), "someone/fused"], hub.environment(home), own)
-    assert found[str(elsewhere)] == found["someone/fused"] == expected
-    assert found["own"] == [row[1:] for row in expected]
-    assert "trust_remote_code=True" in found["untrusted"]
-    # Again, with all of it in the cache and the hub gone.
-    assert answers(["someone/fused"], hub.offline(home)) == {"someone/fused": expected}
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for found in map(json.loads, lines):
+        assert found[str(elsewhere)] == found["someone/fused"] == expected
+        assert found["own"] == [row[1:] for row in expected]
+        assert "trust_remote_code=True" in found["untrusted"]
 
 
 # ---- what is written ----------------------------------------------------------------------------
