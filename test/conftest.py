@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread, and a small model in a folder."""
 
 import os
+import sys
 from importlib.util import find_spec
 
 # Read when huggingface_hub is imported. A test that is to reach a hub is run with it set to 0.
@@ -55,3 +56,14 @@ def quiet(monkeypatch):
 def small(tmp_path_factory):
     """A random Llama with its tokenizer, and a file of questions. Nobody writes there."""
     return SmallModel.saved(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture
+def modules_cache(tmp_path, monkeypatch):
+    """Where transformers keeps its copies of code, in this process, empty."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from self_ensemble.system.errors import UserError
-from self_ensemble.system.files import make_folder, replace_synced
 
 PACKAGE = "self_ensemble"
 ROOT = f"{PACKAGE}.integrations.generate"
@@ -104,8 +103,10 @@ def folder_files() -> dict[str, str]:
     while waiting:
         module = waiting.pop(0)
         source = _path_of(module).read_text(encoding="utf-8")
-        files[f"{SUBFOLDER}/{flat_name(module)}.py"] = _copy(module, source)
-        for found in _imports(source):
+        tree = ast.parse(source)
+        imports = list(_imports(tree))
+        files[f"{SUBFOLDER}/{flat_name(module)}.py"] = _copy(module, source, tree, imports)
+        for found in imports:
             new = [name for name in found.modules if name not in seen and name != LEFT_OUT]
             seen.update(new)
             waiting += new
@@ -145,9 +146,9 @@ def write_folder(folder: Path, *, overwrite: bool = False) -> list[Path]:
                     "the tags at its top"
                 )
             del files[readme]
-        make_folder(folder / SUBFOLDER)
+        (folder / SUBFOLDER).mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
-            replace_synced(path, text.encode())
+            path.write_text(text, encoding="utf-8", newline="\n")
         for path in there:
             if path not in files:
                 path.unlink()
@@ -170,9 +171,9 @@ def _is_ours(path: Path) -> bool:
     return MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
-def _imports(source: str) -> Iterator[_Import]:
+def _imports(tree: ast.Module) -> Iterator[_Import]:
     """Those that run; what stands under TYPE_CHECKING does not."""
-    for node in _running(ast.parse(source)):
+    for node in _running(tree):
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith(PACKAGE) for alias in node.names), ast.unparse(
                 node
@@ -185,25 +186,26 @@ def _imports(source: str) -> Iterator[_Import]:
                 yield _Import(node, tuple(f"{node.module}.{alias.name}" for alias in node.names))
 
 
-def _running(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not _is_type_checking(child):
-            yield from _running(child)
+def _running(tree: ast.Module) -> Iterator[ast.AST]:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += (child for child in ast.iter_child_nodes(node) if not _is_type_checking(child))
 
 
 def _is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def _copy(module: str, source: str) -> str:
+def _copy(module: str, source: str, tree: ast.Module, imports: Iterable[_Import]) -> str:
     """A module's text with relative imports, and without what is there for type checkers alone."""
     lines = source.splitlines(keepends=True)
-    for found in _imports(source):
+    for found in imports:
         first, last = found.node.lineno - 1, found.node.end_lineno or found.node.lineno
         statement = "".join(lines[first:last])
         lines[first:last] = [_relative(found, statement), *[""] * (last - first - 1)]
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if _is_type_checking(node):
             assert isinstance(node, ast.If) and not node.orelse
             last = node.end_lineno or node.lineno
