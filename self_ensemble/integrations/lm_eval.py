@@ -414,17 +414,18 @@ def _looks_at_all_choices(method: Method) -> bool:
 
 
 def _check_all_there(requests: Sequence[Instance]) -> None:
-    """Raises UserError where a question has one choice, or some are in a cache already."""
+    """Raises UserError where these are not all choices of a question, as far as can be seen."""
     if len(requests) == 1:
         raise UserError(
-            "this method looks at all choices of a question, and here one continuation follows a "
-            "context: take a method that does not"
+            "this method looks at all choices of a question, and here a single continuation "
+            "follows a context (or the file of --use_cache holds the others): take another method "
+            "(or another file)"
         )
     known = requests[0].doc_id is not None
     if known and [request.idx for request in requests] != list(range(len(requests))):
         raise UserError(
-            "--use_cache: the file holds some of a question's choices, and this method looks at "
-            "all of them; name another file"
+            "this method looks at all choices of a question, and the file of --use_cache holds "
+            "some of them: name another file"
         )
 
 

@@ -160,7 +160,7 @@ def test_the_readme_has_no_gap_left():
 
 def test_the_readme_names_what_is_pinned():
     text = (ROOT / "README.md").read_text()
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-lm-eval.txt", "requirements-dev.txt"):
         for line in (ROOT / file).read_text().splitlines():
             if "==" in line:
                 package, pin = line.split("==")

@@ -1,7 +1,8 @@
 """What a library may not change in the process that imports and calls it.
 
     python untouched.py import        imports self_ensemble, and says what that changed
-    python untouched.py modules       imports torch and transformers first, then all of the package
+    python untouched.py modules       imports torch, transformers and where it is there lm_eval
+                                      first, then all of the package
     python untouched.py call          imports these too, and lets the demo's model answer
 
 Prints one line of JSON: {"changed": [...], "imported": [...], "seconds": ...}.
@@ -81,6 +82,8 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(self_ensemble.__path__, "self_ensemble."):
         if ".kernels." in module.name and find_spec("triton") is None:
             continue
+        if ".integrations.lm_eval" in module.name and find_spec("lm_eval") is None:
+            continue
         __import__(module.name)
 
 
@@ -106,6 +109,8 @@ if __name__ == "__main__":
     if action is not import_package:
         import torch._dynamo
         import transformers.modeling_utils  # noqa: F401
+    if action is import_all and find_spec("lm_eval") is not None:
+        import lm_eval.models.huggingface  # noqa: F401
     if action is call:  # loading a model changes something of transformers' own
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
