@@ -16,8 +16,10 @@ from pararel import write_clone
 from shell import Shell
 
 ROOT = Path(__file__).resolve().parents[2]
-# extending.md, whose commands need the files that it shows, is typed by test_extending.py.
-DOCS = [page for page in ROOT.glob("docs/*.md") if page.name != "extending.md"]
+# Typed by test_extending.py, since its commands need the files that it shows, and by
+# test_lm_eval_page.py, since what they start is slow to start.
+TYPED_ELSEWHERE = ("extending.md", "lm_eval.md")
+DOCS = [page for page in ROOT.glob("docs/*.md") if page.name not in TYPED_ELSEWHERE]
 PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page in DOCS)]
 
 # The tests themselves, what takes minutes, what needs a GPU; and the public datasets, which

@@ -311,7 +311,7 @@ def test_the_example_task_answers_as_the_script_does(demo, manager, tmp_path):
 
 def test_the_batch_size_changes_no_answer(built):
     texts, values, greedy = responses(demo_with(batch_size=1), built)
-    for size in (16, "auto", "auto:2"):
+    for size in (16, "auto"):
         other_texts, other_values, other_greedy = responses(demo_with(batch_size=size), built)
         assert (other_texts, other_greedy) == (texts, greedy)
         assert other_values == pytest.approx(values, abs=1e-4)
@@ -492,6 +492,22 @@ def test_a_response_cache_is_used_and_changes_nothing(demo, manager, tmp_path, m
     assert evaluated(demo, manager, TASKS[:2], use_cache=cache, **limited) == plain
     assert not calls
     demo.set_cache_hook(lm_eval.api.model.CacheHook(None))
+
+
+def test_what_was_answered_before_a_run_broke_off_is_in_the_cache(tmp_path):
+    model = demo_with(batch_size=1)
+    cached = CachingLM(model, str(tmp_path / "answers.db"))
+    requests = [generation(marked([w, w + "!"])) for w in ("a", "b", "c c c")]
+
+    def broken(request, batch_size=None, ask=model._engine.generate):
+        batches = ask(request, batch_size=batch_size, batches=[[0], [1], [2]])
+        yield next(batches)
+        raise KeyboardInterrupt
+
+    model._engine.generate = broken
+    with pytest.raises(KeyboardInterrupt):
+        cached.generate_until(requests)
+    assert len(cached.dbdict) == 2  # whose answers they are, and one of them
 
 
 def test_a_response_cache_of_other_arguments_is_refused(demo, tmp_path):
