@@ -300,4 +300,9 @@ VARIABLES = [
     ("`PYTHON`", "download_resources.sh", "the Python that runs it"),
     ("`CUDA_VISIBLE_DEVICES`", "torch", "which GPUs are seen"),
     ("`OMP_NUM_THREADS`", "torch", "how many threads compute on a CPU"),
+    (
+        "`WORLD_SIZE`",
+        "the model type for lm-evaluation-harness",
+        "how many processes a launcher started: more than one is refused",
+    ),
 ]
