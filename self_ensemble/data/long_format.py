@@ -82,8 +82,8 @@ class Columns:
 
     @property
     def suffix(self) -> str:
-        """Of a dataset's name: which of the rows are taken."""
-        return "".join(f"-{value}" for _, value in self.where)
+        """Of a dataset's name: which of the rows are taken. A slash would make it a path."""
+        return "".join(f"-{value.replace('/', '_')}" for _, value in self.where)
 
     def read(
         self, source: Path | str, columns: list[str], rows: list[Row]

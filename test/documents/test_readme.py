@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pararel import write_clone
+from published import write_published
 from shell import Shell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page i
 ELSEWHERE = re.compile(
     r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu|pretrained)\.py|"
     r".*--test-flex-attention|\./download_resources\.sh|git clone |"
-    r".*--dataset (webqa|myriadlama)|.*results/(webqa|myriadlama)/"
+    r".*--dataset (webqa|myriadlama|ibm-research/|qintongli/)|.*results/(webqa|myriadlama)/"
 )
 GENERATING = (
     "generate.py",
@@ -98,6 +99,7 @@ def checkout(tmp_path_factory):
             (folder / name).write_text(lines)
     shutil.copytree(folder / "demo" / "model", folder / "reasoning")
     write_clone(folder / "pararel")
+    write_published(folder)
     settings = folder / "reasoning" / "tokenizer_config.json"
     told = json.loads(settings.read_text()) | {"chat_template": THINKING}
     settings.write_text(json.dumps(told))
@@ -130,6 +132,14 @@ def test_what_the_readme_says_of_python(checkout):
     assert answered, printed
     assert sorted(printed[2:]) == ["0 Italy", "1 Vincent van Gogh"]
     assert re.fullmatch(r"\['.+'\]", last)
+
+
+def test_what_is_said_of_python_and_tables(checkout):
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.S | re.M
+    )
+    (checkout.folder / "from_tables.py").write_text(code + "print([a.text for a in answers])\n")
+    assert checkout.type("python from_tables.py") == "['Italy', 'Vincent van Gogh']\n"
 
 
 def test_what_is_said_of_python_and_answers_of_every_kind(checkout):

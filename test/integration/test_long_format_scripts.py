@@ -1,6 +1,8 @@
 """A row a wording, from the command line: both scripts, the others, and tables of the hub."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +204,8 @@ configs:
 # What a process that reaches the hub does, one case a line.
 CHILD = """
 import contextlib, io, json, sys
+import flex_attention_generate
+from self_ensemble.data import open_dataset
 from self_ensemble import UserError, load_dataset
 from self_ensemble.cli import download
 for line in sys.stdin:
@@ -209,7 +213,11 @@ for line in sys.stdin:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            if name == "fetch":
+            if name == "command":
+                asked = flex_attention_generate.parse_args(how).questions
+                found = open_dataset(asked.dataset, asked.options)
+                told = [found.name, [list(r.paraphrases) for r in found.records]]
+            elif name == "fetch":
                 told = [download.main(download.parse_args(how)), "see below"]
             else:
                 found = load_dataset(name, **how)
@@ -243,6 +251,8 @@ def hub(tmp_path_factory):
     promptset = repository("org/promptset", train__jsonl=PROMPTSET)
     (promptset / "README.md").rename(promptset / ".gitattributes")  # without a card
     repository("org/promptset@v1", train__jsonl=PROMPTSET[:10])
+    gaps = [{"id": "007", "question": text} for text in ("null", "b")]
+    repository("org/gaps", train__csv=gaps)
     several = repository("org/several", main__jsonl=PROMPTSET, socratic__jsonl=PROMPTSET)
     (several / "README.md").write_text(SEVERAL)
     with Hub(folder) as hub:
@@ -271,7 +281,22 @@ CASES = {
     "no column": ("org/promptset", OF_PROMPTSET | {"group_by": "id"}),
     "several": ("org/several", OF_PROMPTSET),
     "nothing": ("org/nothing", {}),
+    "gaps": ("org/gaps", {"group_by": "id"}),
+    "numbers": ("org/gaps", {"group_by": "id", "where": {"question": "b"}}),
     "no card": ("fetch", ["--dataset", "org/promptset"]),
+}
+
+
+def documented(dataset):
+    """The command of docs/data.md that asks a dataset of the hub."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^python (.*--dataset {dataset} .*)$", page, re.M)
+    return "command", shlex.split(line)[1:]
+
+
+CASES |= {
+    "the page's popqa": documented("ibm-research/PopQA_robustness"),
+    "the page's gsm": documented("qintongli/GSM-Plus"),
 }
 
 
@@ -327,6 +352,21 @@ def test_another_table_of_the_hub(found):
     # Without the hub the library gives what it fetched last, whatever is asked for.
     assert "as the latest, but main is" in found["promptset"][1][1]
     assert found["revision"][1] == found["revision"][0]
+
+
+def test_commands_of_the_page_ask_tables_of_the_hub(found):
+    name, wordings = found["the page's popqa"][0]
+    assert name == "ibm-research/PopQA_robustness-train-original-paraphrase"
+    assert wordings == [[r.paraphrases[0], r.paraphrases[2]] for r in POPQA_RECORDS]
+    _, wordings = found["the page's gsm"][0]
+    assert wordings == [[f"{kind}: {SEEDS[0]}" for kind in KEEPING]]
+
+
+def test_what_the_library_reads_of_a_csv_is_told(found):
+    """It takes null for a gap and 007 for 7 (huggingface/datasets issue 4467)."""
+    told = "row 1 of org/gaps (train): question is empty"
+    assert found["gaps"] == [["error", told]] * 2
+    assert [record[0] for record in found["numbers"][0][1]] == ["7"]
 
 
 def test_what_the_hub_lacks_is_one_sentence(found):

@@ -70,3 +70,12 @@ def write_popqa(path: Path, printed=json.dumps) -> Path:
     """printed: how a list becomes the text of a cell."""
     rows = [row | {"possible_answers": printed(row["possible_answers"])} for row in POPQA]
     return write(path, rows)
+
+
+def write_published(folder: Path) -> None:
+    """The files of the three, at the paths that docs/data.md gives."""
+    write_popqa(folder / "PopQA_robustness.csv")
+    triviaqa = folder / "prompt-sensitivity" / "prompt_set" / "triviaqa"
+    triviaqa.mkdir(parents=True)
+    write(triviaqa / "triviaqa_llama3_8B_dataset_test.jsonl", PROMPTSET)
+    write(folder / "gsmplus_testmini.jsonl", GSM_PLUS)

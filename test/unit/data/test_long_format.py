@@ -106,7 +106,7 @@ def records_from(rows, how=None):
     return records_of("t", *(how or Columns()).read("t", columns, placed))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(both_forms())
 def test_long_rows_are_the_same_questions_as_lists(forms):
     lists, long = forms
@@ -476,7 +476,7 @@ pairs = st.lists(st.tuples(st.sampled_from(names), st.sampled_from(["a", "1", ""
 
 
 @settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(tables, named, named, named, pairs)
 def test_whatever_stands_there_is_questions_or_one_sentence(table, by, wording, answers, where):
