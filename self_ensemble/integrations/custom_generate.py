@@ -69,6 +69,8 @@ tokenizer.batch_decode(answers, skip_special_tokens=True)
 * `tokenizer`: the model's own fast tokenizer.
 * `prompt`: a text in which `{{paraphrase}}` stands for the wording, `"Q: {{paraphrase}}\\nA:"` for
   instance, or what a chat template renders; `"{{paraphrase}}"` takes wordings for whole prompts.
+* `add_special_tokens`: what the tokenizer is called with; by default not where the prompt begins
+  with BOS.
 * `stop_strings`: texts that end an answer; by default the newline after its first visible
   character; `[]`: only end-of-sequence and `max_new_tokens` end it.
 * `method`: `"attention"`, or a logit method such as `"avg"`, `"prob_avg"`, `"max"`, `"vote"`.

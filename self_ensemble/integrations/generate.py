@@ -120,6 +120,7 @@ def generate_fused(
     processing_class: Any = None,
     paraphrases: Sequence[str] | Iterable[Sequence[str]] | None = None,
     prompt: Any = PLAIN_PROMPT,
+    add_special_tokens: bool | None = None,
     stop_strings: str | Sequence[str] | None = None,
     method: str | Method = "attention",
     sample_seed: int | None = None,
@@ -150,8 +151,9 @@ def generate_fused(
             ``tokenizer`` from callables.
         paraphrases: the wordings of each question; a flat list of texts is one question.
         prompt: a text in which ``{paraphrase}`` stands for the wording; ``"{paraphrase}"`` alone
-            takes wordings for whole prompts. One that begins with the BOS token's text, as a chat
-            template's rendering does, is given no second BOS. Also a `Prompt` or `WholePrompts`.
+            takes wordings for whole prompts. Also a `Prompt` or `WholePrompts`.
+        add_special_tokens: what the tokenizer is called with where the prompt is a text; None: not
+            where it begins with the BOS token's text, as most chat templates' renderings do.
         stop_strings: texts that end an answer and are no part of it; []: only end-of-sequence and
             the limit end it; None: the newline after its first visible character.
         method: see `Ensemble.generate`; not ``per_prompt``.
@@ -194,7 +196,7 @@ def generate_fused(
         stops,
         _sampling(generation_config, sample_seed),
     )
-    template = _template(prompt, processing_class, questions)
+    template = _template(prompt, processing_class, questions, add_special_tokens)
     chosen = _method(method, settings)
     engine = make_engine(model, processing_class, attention=attention, capture=False)
 
@@ -352,21 +354,30 @@ def _sampling(config: Any, seed: int | None) -> SamplingConfig | None:
     return SamplingConfig(temperature=config.temperature, top_p=config.top_p, seed=seed)
 
 
-def _template(prompt: Any, tokenizer: Any, questions: Sequence[Sequence[str]]) -> Template:
+def _template(
+    prompt: Any, tokenizer: Any, questions: Sequence[Sequence[str]], special_tokens: bool | None
+) -> Template:
     if not isinstance(prompt, str):
+        if special_tokens is not None:
+            raise UserError(
+                "add_special_tokens goes with a prompt that is a text: a Prompt or WholePrompts "
+                "says it itself"
+            )
         template: Template = prompt.template(tokenizer)
         return template
     if prompt.count(GAP) != 1:
         raise UserError(f"the prompt must hold {GAP} once, where the wording stands: {prompt!r}")
     head, _, tail = prompt.partition(GAP)
-    bos = tokenizer.bos_token
+    if special_tokens is None:
+        texts = [prompt] if head else [text for texts in questions for text in texts]
+        bos = tokenizer.bos_token
+        begins = {bool(bos) and text.startswith(bos) for text in texts}
+        if len(begins) > 1:
+            raise UserError(f"some of the prompts begin with {bos!r} and others do not")
+        special_tokens = not begins.pop()
     if head or tail:
-        own_bos = bool(bos) and head.startswith(bos)
-        return PromptTemplate(head, tail, add_special_tokens=not own_bos)
-    begins = {bool(bos) and text.startswith(bos) for texts in questions for text in texts}
-    if len(begins) > 1:
-        raise UserError(f"some of the prompts begin with {bos!r} and others do not")
-    return WholePrompts(add_special_tokens=not begins.pop())
+        return PromptTemplate(head, tail, add_special_tokens=special_tokens)
+    return WholePrompts(add_special_tokens=special_tokens)
 
 
 def _method(method: str | Method, settings: dict[str, Any]) -> Method:

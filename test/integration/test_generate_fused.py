@@ -174,6 +174,20 @@ def test_a_prompt_with_its_own_bos_gets_no_second(small):
     assert answers_in(fused(small, whole, prompt="{paraphrase}"), small.tokenizer) == answers
     with_bos = [["<bos>" + text for text in texts] for texts in whole]
     assert answers_in(fused(small, with_bos, prompt="{paraphrase}"), small.tokenizer) == answers
+    with pytest.raises(UserError, match="some of the prompts begin with '<bos>'"):
+        fused(small, [whole[0], with_bos[1]], prompt="{paraphrase}")
+
+
+def test_a_prompt_without_bos_where_that_is_said(small):
+    """As `apply_chat_template` tokenises a template that has none."""
+    whole = [[PROMPT.format(paraphrase=text) for text in texts] for texts in ASKED]
+    answers = token_ids(expected(small, whole, prompt=WholePrompts(add_special_tokens=False)))
+    assert answers != token_ids(expected(small, whole, prompt=WholePrompts()))
+    for asked, prompt in ((whole, "{paraphrase}"), (ASKED, PROMPT)):
+        found = fused(small, asked, prompt=prompt, add_special_tokens=False)
+        assert answers_in(found, small.tokenizer) == answers
+    with pytest.raises(UserError, match="says it itself"):
+        fused(small, prompt=Prompt(), add_special_tokens=False)
 
 
 @pytest.mark.parametrize("stops", ["a", ["e", "an"], ["\n"], []])
