@@ -357,6 +357,9 @@ def test_named_columns_without_groups(tmp_path):
         (("a", "b"), ("x",)),
     ]
     assert load_dataset(path, where={"n": "2"}, **named).records == records[1:]
+    blank = [row | {"gold text": None, "prompt": "x"} for row in rows[:1]]
+    (record,) = load_dataset(str(write(tmp_path / "u.jsonl", blank)), **named).records
+    assert record.answers == ()  # not those of the column that has the usual name
     rows[1]["prompt"] = None
     sentence = error_of(load_dataset, str(write(tmp_path / "t.jsonl", rows)), **named)
     assert sentence.startswith(f"line 2 of {path}: prompt must be a list of texts, found None")
