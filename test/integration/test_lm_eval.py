@@ -25,6 +25,7 @@ import flex_attention_generate
 from self_ensemble import Ensemble, Prompt, UserError, WholePrompts
 from self_ensemble import lm_eval as launcher
 from self_ensemble.integrations.lm_eval import SelfEnsembleLM
+from self_ensemble.integrations.lm_eval_arguments import generation_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "lm_eval"
@@ -454,6 +455,26 @@ def test_generation_arguments_that_cannot_be_had(demo, given, told):
         demo.generate_until([generation(marked(["a", "b"]), given)])
     assert told in str(error.value) and "\n" not in str(error.value)
     assert "--max_new_tokens" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature"),
+    [
+        ({}, None),
+        ({"temperature": 0.8}, 0.8),
+        ({"do_sample": False, "temperature": 0.8, "top_p": 0.5}, None),
+        ({"do_sample": True, "temperature": 0.8}, 0.8),
+        ({"temperature": 0}, None),
+    ],
+)
+def test_whether_tokens_are_drawn_is_as_the_harness_has_it_everywhere(given, temperature):
+    """lm-evaluation-harness issue 3505: model types had it each in its own way."""
+    config = generation_config(given, max_gen_toks=9, batch_size=None, seed=4)
+    drawn = config.sampling
+    assert (None if drawn is None else (drawn.temperature, drawn.seed)) == (
+        None if temperature is None else (temperature, 4)
+    )
+    assert config.max_new_tokens == 9 and config.stop == ()
 
 
 def test_generation_arguments_that_change_nothing_are_taken(demo):
