@@ -434,6 +434,8 @@ def test_draws_depend_on_seed_and_context_alone(demo):
     assert other != answers
     greedy = demo.generate_until([generation(c, drawn | {"do_sample": False}) for c in contexts])
     assert greedy != answers
+    narrow = [generation(c, drawn | {"top_p": 1e-6}) for c in contexts]
+    assert demo.generate_until(narrow) == greedy
     # As a task's `repeats` asks: several draws for one question.
     assert len(set(demo.generate_until([generation(contexts[0], drawn) for _ in range(6)]))) > 1
 
