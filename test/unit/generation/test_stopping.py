@@ -1,8 +1,11 @@
 """When an answer ends: by token id, for texts of every kind."""
 
+import gc
+import weakref
+
 import pytest
 import torch
-from small import ENDS_LINE, MARK, SmallModel
+from small import ENDS_LINE, MARK, SmallModel, make_tokenizer
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -114,6 +117,40 @@ def test_stop_rule_of_a_byte_level_tokenizer(small: SmallModel):
     assert before[2].tolist() == [True, False, False, True, False]
     assert after[0].tolist() == [False, True, False, True, False]
     assert after[1].tolist() == [True, False, True, True, True]
+
+
+def test_texts_are_decoded_once_for_a_tokenizer_as_it_is(monkeypatch):
+    """Until it has other tokens or a model has another vocabulary."""
+    tokenizer, calls = make_tokenizer(), []
+    batch_decode = type(tokenizer).batch_decode
+
+    def counted(self, *args, **settings):
+        calls.append(args)
+        return batch_decode(self, *args, **settings)
+
+    monkeypatch.setattr(type(tokenizer), "batch_decode", counted)
+
+    def ends_line(vocabulary):
+        rule = LineStop(tokenizer, [1], vocabulary, "cpu")
+        return len(rule.newline), rule.newline[vocabulary - 1].item()
+
+    size = len(tokenizer)
+    assert ends_line(size) == ends_line(size) == (size, True) and len(calls) == 1  # ENDS_LINE
+    assert ends_line(size - 1) == (size - 1, False) and len(calls) == 2
+    assert ends_line(size + 1) == (size + 1, False) and len(calls) == 3
+    tokenizer.add_tokens(["y\n"])
+    assert ends_line(size + 1) == (size + 1, True) and len(calls) == 4
+    tokenizer.add_special_tokens({"pad_token": "y\n"})
+    assert ends_line(size + 1) == (size + 1, False) and len(calls) == 5
+
+
+def test_the_texts_of_its_tokens_keep_no_tokenizer():
+    tokenizer = make_tokenizer()
+    LineStop(tokenizer, [1], len(tokenizer), "cpu")
+    known = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert known() is None
 
 
 def test_never_stopping():
