@@ -44,6 +44,8 @@ from self_ensemble.system.errors import UserError
 
 # In which column a row's wording is looked for, where nothing is said.
 WORDING_COLUMNS = ("paraphrase", "question")
+# What holds several wordings of a row, in a table with a row a question.
+LIST_COLUMNS = ("paraphrases", "manual_paraphrases", "auto_paraphrases")
 # What is the question's, and no wording's.
 SHARED_COLUMNS = (*ANSWER_COLUMNS, CHOICES, ANSWER_INDEX, "relation", "rel", "question")
 # From here on not every whole number is a float.
@@ -103,6 +105,10 @@ class Columns:
             raise UserError(
                 f"--group_by {show_name(self.group_by)}: questions of one answer are not one "
                 "question; give the column that tells questions apart"
+            )
+        if self.paraphrase_column is not None and self.paraphrase_column == self.answer_column:
+            raise UserError(
+                f"--paraphrase_column and --answer_column are both {show_name(self.answer_column)}"
             )
         rows = _chosen(source, rows, self.where)
         if self.answer_column is not None:
@@ -240,6 +246,12 @@ def _wording_column(source: Path | str, columns: Sequence[str], how: Columns) ->
                 f"wordings; --paraphrase_column names it, of {show_names(columns)}"
             )
         found = there[0]
+        lists = [name for name in (*LIST_COLUMNS, "paraphrase0") if name in columns]
+        if found == "question" and lists:  # which would be left out in silence
+            raise UserError(
+                f"--group_by: {source} has several wordings a row, in {lists[0]}: leave --group_by "
+                "out, or name the column of one wording with --paraphrase_column"
+            )
     if found == how.group_by:
         raise UserError(
             f"--group_by {show_name(found)}: the same column has the wordings, which differ within "

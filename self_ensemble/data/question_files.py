@@ -48,7 +48,7 @@ from self_ensemble.data.foreign_columns import (
     check_right_columns,
     renaming,
 )
-from self_ensemble.data.long_format import PLAIN, Columns
+from self_ensemble.data.long_format import LIST_COLUMNS, PLAIN, Columns
 from self_ensemble.data.names import DEFAULT_INSTRUCTION
 from self_ensemble.data.records import (
     Dataset,
@@ -62,7 +62,6 @@ from self_ensemble.data.records import (
 from self_ensemble.data.tables import Row, read_rows, require_columns
 from self_ensemble.system.errors import UserError
 
-LIST_COLUMNS = ("paraphrases", "manual_paraphrases", "auto_paraphrases")
 OTHER_COLUMNS = ("question", "uuid", "relation", "rel", CHOICES, ANSWER_INDEX)
 NUMBERED_COLUMN = re.compile(r"paraphrase(0|[1-9][0-9]*)")
 

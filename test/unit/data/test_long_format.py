@@ -383,6 +383,10 @@ MISTAKES = {
         "--group_by id: the same column has the wordings",
     ),
     "answers": ({"group_by": "answers"}, "--group_by answers: questions of one answer are"),
+    "twice": (
+        {"paraphrase_column": "paraphrase", "answer_column": "paraphrase"},
+        "--paraphrase_column and --answer_column are both paraphrase",
+    ),
     "named answers": (
         {"group_by": "relation", "answer_column": "relation"},
         "--group_by relation: questions of one answer are",
@@ -397,6 +401,17 @@ def test_mistakes(tmp_path, name):
     path = write(tmp_path / "t.jsonl", rows)
     sentence = error_of(load_dataset, str(path), **how)
     assert sentence.startswith(named.format(path=path)), sentence
+
+
+@pytest.mark.parametrize("name", ["paraphrases", "auto_paraphrases", "paraphrase0"])
+def test_a_table_with_a_row_a_question_is_not_gathered(tmp_path, name):
+    """Its question alone would be asked, and its other wordings left out in silence."""
+    value = "a" if name == "paraphrase0" else ["a", "b"]
+    path = write(tmp_path / "t.jsonl", [{"id": 1, "question": "q", name: value}])
+    sentence = error_of(load_dataset, str(path), group_by="id")
+    assert f"{path} has several wordings a row, in {name}: leave --group_by out" in sentence
+    named = load_dataset(str(path), group_by="id", paraphrase_column="question")
+    assert named.records[0].paraphrases == ("q",)
 
 
 def test_where_no_column_has_wordings(tmp_path):
