@@ -63,7 +63,7 @@ def token_ids(answers):
 
 
 def state_of(model):
-    """All of a model that a call could leave changed."""
+    """All of a model, and of what it stands in, that a call could leave changed."""
     modules = {name: set(vars(module)) for name, module in model.named_modules()}
     hooks = {
         name: [len(v) for k, v in vars(module).items() if "hooks" in k and v is not None]
@@ -79,6 +79,7 @@ def state_of(model):
         model.config._attn_implementation,
         model.generation_config.to_dict(),
         set(ALL_ATTENTION_FUNCTIONS),
+        torch.get_rng_state().tolist(),
     )
 
 
