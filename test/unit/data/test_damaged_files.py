@@ -453,11 +453,21 @@ def by_name(path):
     return load_dataset(str(path), max_samples=None)
 
 
-CHECKS = {by_name: check_dataset, load_few_shot: check_few_shot, read_results: check_results}
+def gathered(path):
+    """As a table with a row a wording, in a column that half of the schemas have."""
+    return load_dataset(str(path), group_by="uuid", paraphrase_column="paraphrase")
+
+
+CHECKS = {
+    by_name: check_dataset,
+    load_few_shot: check_few_shot,
+    read_results: check_results,
+    gathered: check_dataset,
+}
 
 
 def run_series(numbers, folder: Path) -> Counter:
-    """Every file through `load_dataset`, every third through the other two loaders."""
+    """Every file through `load_dataset`, every third through the other loaders."""
     counts = Counter()
     for number in numbers:
         print(number, flush=True)
@@ -482,6 +492,7 @@ def test_every_damaged_file_is_loaded_or_refused_in_one_sentence():
     for loader, files in (("by_name", 2_000), ("load_few_shot", 667), ("read_results", 667)):
         for outcome in ("loaded", "refused"):
             assert counts[f"{loader} {outcome}"] > files * 0.2, counts
+    assert counts["gathered loaded"] > 667 * 0.05 and counts["gathered refused"] > 0, counts
 
 
 def main(arguments: list[str]) -> None:
