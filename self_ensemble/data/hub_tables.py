@@ -34,6 +34,8 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
 OR_FILES = "or give the tables as files with --data_dir"
 OR_A_FILE = f"or give --dataset the path of a file ({', '.join(TABLE_SUFFIXES)})"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# Of files that users give, those that cannot be read included.
+FILE_SUFFIXES = (*TABLE_SUFFIXES, *(".json", ".txt", ".tsv", ".xlsx", ".arrow", ".gz", ".zip"))
 # Files by which a repository's commit is told; the hub puts the second into each.
 COMMIT_FILES = ("README.md", ".gitattributes")
 NO_EXAMPLES = "few-shot demonstrations (give --few_shot FILE, or --num_few_shot 0)"
@@ -44,10 +46,8 @@ NUM_FEW_SHOT, FEW_SHOT_SEED = 64, 42
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it is an organisation and a name. With a suffix of letters it is a file's path."""
-    return HUB_ID.fullmatch(name) is not None and not re.fullmatch(
-        r"\.[A-Za-z]+", Path(name).suffix
-    )
+    """Whether it is an organisation and a name. With the suffix of a table it is a file's path."""
+    return HUB_ID.fullmatch(name) is not None and Path(name).suffix.lower() not in FILE_SUFFIXES
 
 
 def load_hub_dataset(

@@ -18,6 +18,7 @@ from writing import error_of, write
 from self_ensemble import load_dataset
 from self_ensemble.data import DatasetOptions, open_dataset, select_paraphrases
 from self_ensemble.data.cells import parsed_list
+from self_ensemble.data.hub_tables import is_hub_id
 from self_ensemble.data.long_format import Columns
 from self_ensemble.data.question_files import records_of
 from self_ensemble.data.records import Dataset, Record
@@ -441,6 +442,28 @@ def test_where_no_column_has_wordings(tmp_path):
 )
 def test_options_of_other_datasets(name, options, named):
     assert named in error_of(open_dataset, name, DatasetOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("ibm-research/PopQA_robustness", True),
+        ("org/name-v1.5", True),
+        ("org/wiki.en", True),
+        ("org/name.csv", False),
+        ("org/name.JSONL", False),
+        ("data/q.tsv", False),
+        ("name", False),
+        ("a/b/c", False),
+        ("./a", False),
+        ("../a", False),
+        ("/a/b", False),
+        ("a/", False),
+        ("a b/c", False),
+    ],
+)
+def test_hub_ids(name, is_one):
+    assert is_hub_id(name) is is_one
 
 
 @pytest.mark.parametrize(
