@@ -17,14 +17,14 @@ class PromptTemplate:
     """A prompt with a gap for the paraphrase.
 
     `add_special_tokens` is what the tokenizer is to be called with: a chat template's rendering
-    carries its own BOS. Without `spaced_choices` a choice whose likelihood is asked for follows as
-    it is, see `choice_separator`.
+    carries its own BOS. `before_choice` is what stands between the prompt and a choice whose
+    likelihood is asked for; None: what `choice_separator` says.
     """
 
     head: str
     tail: str
     add_special_tokens: bool = True
-    spaced_choices: bool = True
+    before_choice: str | None = None
 
     def render(self, paraphrase: str) -> str:
         return self.head + paraphrase + self.tail
@@ -52,11 +52,11 @@ class WholePrompts:
     """What is asked are prompts as they are. All prompts of a question must end alike.
 
     add_special_tokens: what the tokenizer is called with; False where the texts bring their own.
-    spaced_choices: see `PromptTemplate`.
+    before_choice: see `PromptTemplate`.
     """
 
     add_special_tokens: bool = True
-    spaced_choices: bool = True
+    before_choice: str | None = None
 
     def template(self, tokenizer: Any, extract: Extraction = FIRST_LINE) -> WholePrompts:
         """Itself: prompts are asked as they are."""
@@ -71,7 +71,9 @@ def choice_separator(template: PromptTemplate | WholePrompts, prompt: str, choic
 
     One space behind a plain prompt, as an answer has it in a few-shot demonstration; nothing behind
     a chat template's rendering (which brings its own special tokens), behind a prompt that ends in
-    whitespace, before a choice that begins with some, or where a template says so.
+    whitespace, or before a choice that begins with some; or what the template says.
     """
-    plain = template.add_special_tokens and template.spaced_choices
+    if template.before_choice is not None:
+        return template.before_choice
+    plain = template.add_special_tokens
     return " " if plain and not prompt[-1:].isspace() and not choice[:1].isspace() else ""

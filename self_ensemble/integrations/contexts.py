@@ -31,22 +31,32 @@ class MarkedContext:
     """A context taken apart: ``head + paraphrase + tail`` is a prompt, for each paraphrase.
 
     add_special_tokens: what the tokenizer is called with.
+    before_choice: what stands between a prompt and a choice whose likelihood is asked for.
     """
 
     head: str
     paraphrases: tuple[str, ...]
     tail: str
     add_special_tokens: bool = True
+    before_choice: str = ""
 
     @property
-    def ending(self) -> tuple[str, bool]:
+    def ending(self) -> tuple[str, bool, str]:
         """What contexts that are asked together have in common."""
-        return self.tail, self.add_special_tokens
+        return self.tail, self.add_special_tokens, self.before_choice
 
-    def without_last_space(self) -> tuple[MarkedContext, str]:
-        """Without the whitespace that the prompts end with, and that whitespace."""
+    def with_choices(self, continuations: Sequence[str]) -> tuple[MarkedContext, list[str]]:
+        """Whitespace between the prompts and a question's choices, where all have the same.
+
+        It belongs to the choices' tokens, even where the prompts end with it; their lengths, by
+        which likelihoods may be compared, are counted without it.
+        """
         tail = self.tail.rstrip()
-        return replace(self, tail=tail), self.tail[len(tail) :]
+        moved = [self.tail[len(tail) :] + continuation for continuation in continuations]
+        spaces = {text[: len(text) - len(text.lstrip())] for text in moved}
+        space = spaces.pop() if len(spaces) == 1 and all(map(str.strip, moved)) else ""
+        choices = [text[len(space) :] for text in moved]
+        return replace(self, tail=tail, before_choice=space), choices
 
 
 def read_context(context: str, separator: str) -> MarkedContext | None:
@@ -112,7 +122,7 @@ def batches(
     """
 
     def template(head: str, context: MarkedContext) -> PromptTemplate:
-        return PromptTemplate(head, *context.ending, spaced_choices=False)
+        return PromptTemplate(head, *context.ending)
 
     by_prompt = grouped(members, lambda each: (context_of(each).head, context_of(each).ending))
     for group in by_prompt:

@@ -346,12 +346,12 @@ class SelfEnsembleLM(HFLM):
         if _looks_at_all_choices(method):
             for group in groups:
                 _check_all_there([request for _, request, _ in group])
-        # As hf has it, whitespace that a context ends with is the continuation's.
-        split = [(group, *group[0][2].without_last_space()) for group in groups]
+        split = []
+        for group in groups:
+            continuations = [request.args[1] for _, request, _ in group]
+            split.append((group, *group[0][2].with_choices(continuations)))
         for template, members, texts in batches(split, lambda each: each[1]):
-            choices = [
-                [space + request.args[1] for _, request, _ in group] for group, _, space in members
-            ]
+            choices = [own for _, _, own in members]
             if not all(all(each) for each in choices):
                 raise UserError("a continuation is empty: there is nothing to score")
             asked = AskedChoices(

@@ -230,6 +230,20 @@ def test_one_marked_wording_is_what_hf_says_of_the_plain_prompt(tiny):
                 assert (value, greedy) == (pytest.approx(expected[0], abs=1e-4), expected[1])
 
 
+def test_one_marked_wording_has_the_bos_that_hf_gives_it(small, tiny):
+    found = []
+    for given in ({"add_bos_token": False}, {"add_bos_token": True}):
+        ours, theirs = (
+            kind(str(small.folder), device="cpu", **given) for kind in (SelfEnsembleLM, HFLM)
+        )
+        [(value, _)] = ours.loglikelihood([scoring("Q: ␞␞Peru?␞␞\nA:", " Lima")])
+        [(expected, _)] = theirs.loglikelihood([scoring("Q: Peru?\nA:", " Lima")])
+        assert value == pytest.approx(expected, abs=1e-4)
+        found.append(value)
+    [(usual, _)] = tiny[0].loglikelihood([scoring("Q: ␞␞Peru?␞␞\nA:", " Lima")])
+    assert usual == pytest.approx(found[1], abs=1e-4) != pytest.approx(found[0], abs=1e-2)
+
+
 # ---- contexts with paraphrases: what the scripts answer -----------------------------------------
 
 TASKS = ["demo_answers", "demo_choices", "demo_yes_no"]
@@ -308,6 +322,32 @@ def test_the_example_task_answers_as_the_script_does(demo, manager, tmp_path):
         for p, a in zip(written.prediction, written.answers, strict=True)
     ]
     assert metrics["demo_answers"]["exact_match,answer"] == pytest.approx(sum(right) / 12)
+
+
+def test_votes_compare_what_is_told(ensemble):
+    """The fifth and the second question are ones where it matters."""
+    prompt, asked = Prompt(INSTRUCTION), [QUESTIONS[4]["paraphrases"], QUESTIONS[1]["paraphrases"]]
+    contexts = [marked(paraphrases, f"{INSTRUCTION}\n\n") for paraphrases in asked]
+    choices = ["Rome", f"the city of {QUESTIONS[4]['answers'][0]} and others"]
+    scored, answered = [], []
+    for norm, extract in (("sum", "line"), ("bytes", r"regex:\w(\w)")):
+        vote = demo_with(method="vote", choice_norm=norm, extract=extract)
+        scored.append(vote.loglikelihood([scoring(contexts[0], f" {c}") for c in choices]))
+        answered += vote.generate_until([generation(contexts[1])])
+        [expected] = ensemble.loglikelihood(
+            asked[:1], [choices], prompt=prompt, method="vote", choice_norm=norm
+        )
+        assert [v for v, _ in scored[-1]] == pytest.approx(expected.sum, abs=1e-4)
+        [answer] = ensemble.generate(
+            asked[1:],
+            prompt=prompt,
+            method="vote",
+            extract=extract,
+            stop=["\n"],
+            max_new_tokens=LINE["max_gen_toks"],
+        )
+        assert answered[-1] == answer.generation
+    assert scored[0] != scored[1] and answered[0] != answered[1]
 
 
 def test_the_batch_size_changes_no_answer(built):
@@ -487,6 +527,16 @@ def test_generation_arguments_that_change_nothing_are_taken(demo):
     )
 
 
+def test_what_follows_a_thought_is_the_answer(demo):
+    context = marked(QUESTIONS[0]["paraphrases"])
+    [free] = demo.generate_until([generation(context)])
+    end = free.strip()[1:3]
+    thinking = demo_with(think_end_token=end, enable_thinking=True)
+    assert thinking.generate_until([generation(context)]) == [free.split(end)[-1].lstrip()]
+    with pytest.raises(UserError, match="not what follows a thought"):
+        thinking.loglikelihood([scoring(context, " Peru")])
+
+
 # ---- caches -------------------------------------------------------------------------------------
 
 
@@ -654,6 +704,12 @@ def test_requests_that_cannot_be_answered_are_one_sentence(demo):
         demo_with(method="self_consistency").loglikelihood([scoring(marked(["a", "b"]), " c")])
     with pytest.raises(UserError, match="share no last token"):
         demo.generate_until([generation("Say ␞␞a␞b␞␞")])
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "cuda:0", "cpu"])
+def test_the_gpu_that_the_harness_names_by_itself_is_no_wish(device):
+    """Its command line says cuda:0 where nobody says anything, and hf takes the CPU then."""
+    assert demo_with(device=device).device.type == "cpu"
 
 
 def test_num_paraphrases_takes_the_first_ones(demo):

@@ -125,7 +125,7 @@ def test_batches_render_the_prompts_and_share_a_head_that_several_have():
     rendered, heads = {}, []
     for template, members, texts in batches(CONTEXTS, lambda context: context):
         heads.append((template.head, len(members)))
-        assert not template.spaced_choices
+        assert template.before_choice == ""
         for member, own in zip(members, texts, strict=True):
             assert template.add_special_tokens == member.add_special_tokens
             rendered[member] = [template.render(text) for text in own]
@@ -137,6 +137,21 @@ def test_grouped_keeps_the_order():
     assert grouped("banana", lambda letter: letter) == [["b"], ["a", "a", "a"], ["n", "n"]]
 
 
-def test_whitespace_at_the_end_is_split_off():
-    moved, space = MarkedContext("h", ("p",), "\nA: \n").without_last_space()
-    assert (moved.tail, space) == ("\nA:", " \n")
+@pytest.mark.parametrize(
+    ("tail", "continuations", "expected"),
+    [
+        ("\nA:", [" yes", " no"], ("\nA:", " ", ["yes", "no"])),
+        ("\nA: \n", ["yes", "no"], ("\nA:", " \n", ["yes", "no"])),
+        ("\nA: ", [" yes", " no"], ("\nA:", "  ", ["yes", "no"])),
+        ("\nA:", ["yes", "no"], ("\nA:", "", ["yes", "no"])),
+        ("\nA:", ["yes", " no"], ("\nA:", "", ["yes", " no"])),
+        ("\nA: ", ["yes", " no"], ("\nA:", "", [" yes", "  no"])),
+        ("\nA:", [" ", " no"], ("\nA:", "", [" ", " no"])),
+        ("\nA:", [""], ("\nA:", "", [""])),
+    ],
+)
+def test_whitespace_between_prompt_and_choices(tail, continuations, expected):
+    context, choices = MarkedContext("h", ("p",), tail).with_choices(continuations)
+    assert (context.tail, context.before_choice, choices) == expected
+    rendered = [context.tail + context.before_choice + choice for choice in choices]
+    assert rendered == [tail + continuation for continuation in continuations]
