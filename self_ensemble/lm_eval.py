@@ -26,7 +26,8 @@ def main(_: None = None) -> None:
     if find_spec("lm_eval") is None:
         raise UserError(
             "python -m self_ensemble.lm_eval needs the package lm_eval: "
-            "pip install -r requirements-lm-eval.txt"
+            "pip install -r requirements-lm-eval.txt, or 'self-ensemble[lm_eval]' where the toolkit "
+            "is installed as a package"
         )
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
