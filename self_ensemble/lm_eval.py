@@ -26,8 +26,7 @@ def main(_: None = None) -> None:
     if find_spec("lm_eval") is None:
         raise UserError(
             "python -m self_ensemble.lm_eval needs the package lm_eval: "
-            "pip install -r requirements-lm-eval.txt, or 'self-ensemble[lm_eval]' where the toolkit "
-            "is installed as a package"
+            "pip install -r requirements-lm-eval.txt, or pip install 'self-ensemble[lm_eval]'"
         )
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry
