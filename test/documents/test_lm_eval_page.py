@@ -46,6 +46,7 @@ def checkout(tmp_path, monkeypatch, small):
     template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<a>"
     (model / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # as the harness does, and leaves it
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "data")
@@ -105,6 +106,16 @@ def test_every_argument_is_told():
 def test_the_snippet_for_other_prompts_is_yaml_of_the_harness():
     [snippet] = re.findall(r"^```yaml\n(doc_to_text.*?)^```", TEXT, re.S | re.M)
     assert yaml.safe_load(snippet)["doc_to_text"].startswith("Question: ␞␞{{")
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from self_ensemble import lm_eval; sys.argv = ['lm_eval', '--help']\n"
+        "try: lm_eval.main()\n"
+        "finally: print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 def launched(*argv, **environment):

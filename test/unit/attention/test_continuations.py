@@ -121,6 +121,9 @@ def test_the_separator_is_one_space_or_none():
     assert choice_separator(plain, plain.render("Who?"), "Lima") == " "
     assert choice_separator(plain, plain.render("Who?"), " Lima") == ""
     assert choice_separator(chat, chat.render("Who?"), "Lima") == ""
+    for told in ("", "  ", "\n"):
+        says = PromptTemplate("Q: ", "\nA:", before_choice=told)
+        assert choice_separator(says, says.render("Who?"), "Lima") == told
     for tail in ("\n", " ", "\t"):
         ends = PromptTemplate("Q: ", f"\nA:{tail}")
         assert choice_separator(ends, ends.render("Who?"), "Lima") == ""
