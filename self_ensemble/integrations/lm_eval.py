@@ -58,6 +58,8 @@ from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
 from self_ensemble.system.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 # The entry of a response cache that says whose answers it holds.
 IDENTITY_KEY = "self-ensemble"
 
@@ -155,6 +157,8 @@ class SelfEnsembleLM(HFLM):
         self._sample_seed = sample_seed
         self._num_paraphrases = num_paraphrases
         self._separator = separator
+        # How many were answered by the method, and how many as hf answers them.
+        self._requests = Counter(fused=0, plain=0)
         identity = {
             "model": source.fingerprint,
             "dtype": str(source.dtype).removeprefix("torch."),
@@ -245,6 +249,7 @@ class SelfEnsembleLM(HFLM):
             "model_dtype": self.model.dtype,
             "model_sha": self._identity["model"],
             "self_ensemble": self._identity,
+            "self_ensemble_requests": dict(self._requests),
         }
 
     # ---- how it is answered ---------------------------------------------------------------------
@@ -275,6 +280,13 @@ class SelfEnsembleLM(HFLM):
                     unmarked.append(index)
                 else:
                     marked.append((index, request, context))
+            self._requests.update(fused=len(marked), plain=len(unmarked))
+            if not self._requests["fused"]:
+                logger.warning(
+                    "no context so far holds the separator %r: all are answered as the model type "
+                    "hf answers them, without a method",
+                    self._separator,
+                )
             if unmarked:
                 answers = plain([requests[i] for i in unmarked], disable_tqdm=disable_tqdm)
                 found.update(zip(unmarked, answers, strict=True))

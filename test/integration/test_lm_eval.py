@@ -792,6 +792,18 @@ def test_the_results_say_what_was_asked(demo):
     json.dumps(info["self_ensemble"])
 
 
+def test_a_task_without_paraphrases_is_told_of(caplog):
+    """Whoever forgets the join would take hf's answers for fused ones."""
+    model = demo_with()
+    model.generate_until([generation("Q: Peru?\nA:")] * 2)
+    assert "no context so far holds the separator" in caplog.text
+    caplog.clear()
+    model.generate_until([generation(marked(["a", "b"])), generation("Q: Peru?\nA:")])
+    model.loglikelihood([scoring("", " Peru")])
+    assert not caplog.text
+    assert model.get_model_info()["self_ensemble_requests"] == {"fused": 1, "plain": 4}
+
+
 def test_the_model_is_as_it_was(demo):
     before = demo.model.config._attn_implementation
     demo.generate_until([generation(marked(["a", "b"]))])
