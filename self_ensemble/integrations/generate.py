@@ -213,7 +213,12 @@ def generate_fused(
     )
     found: dict[int, Answer] = {}
     for outcome in chosen.answer(asked):
-        [found[outcome.question]] = outcome.answers
+        if len(outcome.answers) > 1:
+            raise UserError(
+                "generate returns one answer for each question, and this method gives one for each "
+                "paraphrase: use Ensemble.generate"
+            )
+        found[outcome.question] = outcome.answers[0]
     answers = [found[index] for index in range(len(questions))]
     pad = _pad_token(generation_config, processing_class)
     sequences = torch.cat([rows, _padded(answers, pad, rows)], dim=1)
@@ -382,11 +387,6 @@ def _template(
 
 def _method(method: str | Method, settings: dict[str, Any]) -> Method:
     given = {name: value for name, value in settings.items() if value is not None}
-    if method == "per_prompt":
-        raise UserError(
-            "per_prompt has an answer for each paraphrase, and generate returns one for each "
-            "question: use Ensemble.generate"
-        )
     if isinstance(method, str):
         return make_method(method, **given)
     if given:

@@ -18,9 +18,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import flex_attention_generate
 import generate
-from self_ensemble import Ensemble, Prompt, UserError, WholePrompts, generate_fused
+from self_ensemble import (
+    AttentionFusion,
+    Ensemble,
+    Prompt,
+    UserError,
+    WholePrompts,
+    generate_fused,
+)
 from self_ensemble.data.result_files import read_results
 from self_ensemble.integrations.generate import PLAIN_PROMPT
+from self_ensemble.methods.prompt_by_prompt import PerPrompt
 
 PROMPT = f"{INSTRUCTION}\n\nQ: {{paraphrase}}\nA:"
 ASKED = [question["paraphrases"] for question in QUESTIONS]
@@ -134,7 +142,7 @@ def test_logit_methods_equal_their_script(small, tmp_path):
         {"method": "max"},
         {"method": "weighted_avg"},
         {"method": "vote"},
-        {"method": "self_consistency", "samples": 3},
+        {"method": "self_consistency", "samples": 1},
     ],
     ids=lambda settings: " ".join(map(str, settings.values())),
 )
@@ -142,6 +150,11 @@ def test_dials_are_those_of_ensemble(small, settings):
     found = answers_in(fused(small, **settings), small.tokenizer)
     assert found == token_ids(expected(small, **settings))
     assert found != token_ids(expected(small)), "the dial turns nothing"
+
+
+def test_a_method_object(small):
+    found = answers_in(fused(small, method=AttentionFusion(tau=0.0)), small.tokenizer)
+    assert found == token_ids(expected(small, tau=0.0))
 
 
 def test_one_wording_alone_is_what_generate_gives(small):
@@ -326,6 +339,9 @@ def test_the_models_own_generation_config_counts(small):
         ({"inputs": torch.tensor([[2, 3]])}, "the inputs have 1 rows and there are 7 questions"),
         ({"prompt": "Q:"}, "must hold {paraphrase} once"),
         ({"method": "per_prompt"}, "use Ensemble.generate"),
+        ({"method": PerPrompt(), "paraphrases": ASKED[:1]}, "use Ensemble.generate"),
+        ({"method": AttentionFusion(), "tau": 1.0}, "a method object has its settings already"),
+        ({"attention": "fast"}, "'fast' is none of auto, flex, sdpa, eager"),
         ({"method": "avg", "tau": 1.0}, "the method avg has no setting 'tau'"),
         ({"method": "average"}, "unknown method 'average'"),
         ({"weights": [1, 2]}, "2 weights for 4 paraphrases"),
