@@ -230,9 +230,15 @@ _TOKEN_TEXTS: WeakKeyDictionary[Any, dict[tuple[object, ...], list[str]]] = Weak
 
 
 def _token_texts(tokenizer: Any, vocabulary: int) -> list[str]:
-    """The text of every token alone; of special ones none."""
+    """The text of every token alone; of special ones none.
+
+    The model's vocabulary, not the tokenizer's: an embedding is often padded past the last token,
+    and an id that names none has no text. A tokenizer changes by what is added to it, where a
+    token that it has may also become a special one: its length is the same then.
+    """
     known = _TOKEN_TEXTS.setdefault(tokenizer, {})
-    key = vocabulary, len(tokenizer), *tokenizer.all_special_ids
+    added = tokenizer.added_tokens_decoder.items()
+    key = vocabulary, *((token_id, token.content, token.special) for token_id, token in added)
     if key not in known:
         known.clear()
         known[key] = tokenizer.batch_decode(

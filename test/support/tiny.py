@@ -1,5 +1,7 @@
 """Tiny random models of the supported architectures, each with its own feature made to bite."""
 
+from typing import ClassVar
+
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -59,6 +61,7 @@ class TinyTokenizer:
     """What the engine needs of a tokenizer for ids that mean nothing."""
 
     eos_token_id = 1
+    added_tokens_decoder: ClassVar = {}
 
     def decode(self, row, **_):
         return f"t{row[0]} "

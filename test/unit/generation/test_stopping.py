@@ -140,8 +140,10 @@ def test_texts_are_decoded_once_for_a_tokenizer_as_it_is(monkeypatch):
     assert ends_line(size + 1) == (size + 1, False) and len(calls) == 3
     tokenizer.add_tokens(["y\n"])
     assert ends_line(size + 1) == (size + 1, True) and len(calls) == 4
-    tokenizer.add_special_tokens({"pad_token": "y\n"})
+    tokenizer.add_tokens(["y\n"], special_tokens=True)
     assert ends_line(size + 1) == (size + 1, False) and len(calls) == 5
+    tokenizer.add_special_tokens({"pad_token": "z\n"})
+    assert ends_line(size + 2) == (size + 2, False) and len(calls) == 6
 
 
 def test_the_texts_of_its_tokens_keep_no_tokenizer():
