@@ -26,6 +26,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -70,6 +71,7 @@ class NoTokenizer:
 
     eos_token_id = None
     vocab_size = VOCABULARY
+    added_tokens_decoder: ClassVar = {}
 
     def __len__(self):
         return VOCABULARY

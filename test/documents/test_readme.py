@@ -17,9 +17,10 @@ from published import write_published
 from shell import Shell
 
 ROOT = Path(__file__).resolve().parents[2]
-# Typed by test_extending.py, since its commands need the files that it shows, and by
-# test_lm_eval_page.py, since what they start is slow to start.
-TYPED_ELSEWHERE = ("extending.md", "lm_eval.md")
+# Typed by test_extending.py, since its commands need the files that it shows, by
+# test_lm_eval_page.py, since what they start is slow to start, and by test_python.py, between the
+# Python that stands around them.
+TYPED_ELSEWHERE = ("extending.md", "lm_eval.md", "python.md")
 DOCS = [page for page in ROOT.glob("docs/*.md") if page.name not in TYPED_ELSEWHERE]
 PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page in DOCS)]
 

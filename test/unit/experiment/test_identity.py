@@ -215,6 +215,7 @@ def test_a_dataset_option_is_a_flag_of_the_questions():
     names = {field.name for field in fields(DatasetOptions)}
     assert names == {
         *("max_samples", "original", "needs_few_shot", "num_paraphrases", "indexs", "fewer"),
-        *("model", "data_dir", "dataset_revision", "paraphrase_model"),
+        *("model", "data_dir", "dataset_revision", "split", "paraphrase_model"),
+        *("group_by", "paraphrase_column", "answer_column", "where"),
         *("num_manual", "num_auto", "seed"),
     }
