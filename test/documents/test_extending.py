@@ -3,11 +3,10 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from shell import Shell
 from small import NAMED_TAU
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,50 +22,44 @@ def sections() -> dict[str, str]:
     return {title: text for title, _, text in (part.partition("\n") for part in parts)}
 
 
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shell")
+    with Shell(folder, folder, os.environ) as shell:
+        yield shell
+
+
 @pytest.fixture
-def copy(tmp_path):
+def copy(shell, tmp_path):
     """A project of one's own: what is added to it is added to nobody else's."""
-    skipped = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "self_ensemble", tmp_path / "self_ensemble", ignore=skipped)
+    half_written = shutil.ignore_patterns("*.pyc.*")  # by another process of the tests
+    shutil.copytree(ROOT / "self_ensemble", tmp_path / "self_ensemble", ignore=half_written)
     for script in ROOT.glob("*.py"):
         shutil.copy(script, tmp_path)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
-    # `python` is the one that runs the tests.
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tmp_path / "bin" / "python").chmod(0o755)
+    shell.folder = shell.root = tmp_path
     return tmp_path
 
 
-def type_command(line: str, folder: Path) -> str:
-    environment = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{line}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
-def type_section(text: str, folder: Path) -> list[str]:
+def type_section(text: str, shell: Shell) -> list[str]:
     """Saves its files and gives its commands, in their order. Returns what these printed."""
     printed, end = [], 0
     for block in BLOCK.finditer(text):
         kind, code = block.groups()
         if kind == "sh":
-            printed += [type_command(line, folder) for line in code.splitlines()]
+            printed += [shell.type(line) for line in code.splitlines()]
         else:
             assert len(code.splitlines()) <= LONGEST, f"{len(code.splitlines())} lines: {code}"
             name = re.findall(r"`([\w/]+\.py)`", text[end : block.start()])[-1]
-            (folder / name).write_text(code, encoding="utf-8")
+            (shell.folder / name).write_text(code, encoding="utf-8")
         end = block.end()
     assert end, "nothing is shown"
     return printed
 
 
 @pytest.mark.parametrize("title", sections())
-def test_every_example_runs_as_it_stands(copy, title):
-    printed = "".join(type_section(sections()[title], copy))
+def test_every_example_runs_as_it_stands(copy, shell, title):
+    printed = "".join(type_section(sections()[title], shell))
     if title == "A dataset":
         assert "avg-3 (baseline)" in printed and f"flex_attention{NAMED_TAU}-3" in printed
         assert len(list((copy / "results/capitals/demo").glob("*.feather"))) == 2

@@ -1,6 +1,7 @@
 """The library's face, on the demo model, on a caller's own, and on what a user may get wrong."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from self_ensemble import Ensemble, FewShot, Prompt, UserError, WholePrompts
 from self_ensemble.data import load_dataset
 from self_ensemble.methods.config import DEFAULT_TAU
 from self_ensemble.methods.names import method_names
-from self_ensemble.methods.registries import VOTES
+from self_ensemble.methods.registries import LOGIT_METHODS, VOTES
 from self_ensemble.system.bundled import DEMO_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -353,7 +354,7 @@ def test_a_vote_of_no_answer_is_told(demo, asked, index):
         VOTES.remove("odd")
 
 
-def test_results_of_an_edited_function_are_told_apart(tmp_path):
+def test_results_of_an_edited_function_are_told_apart(tmp_path, monkeypatch, capsys):
     """Else a file would hold the answers of both."""
     program = """
 import sys, generate
@@ -366,19 +367,22 @@ generate.run(generate.main, generate.parse_args(["--method", "mine", *sys.argv[1
     (tmp_path / "first.py").write_text(program.format("mean"))
     (tmp_path / "edited.py").write_text(program.format("amin"))
 
-    def run(name, count):
-        command = [
-            sys.executable,
-            tmp_path / name,
-            "--output_dir",
-            tmp_path,
-            "--max_samples",
-            count,
-        ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+    def flags(count):
+        return ["--output_dir", str(tmp_path), "--max_samples", count]
 
-    assert run("first.py", "2").returncode == 0
-    assert run("first.py", "3").returncode == 0
-    refused = run("edited.py", "4")
-    assert refused.returncode == 2 and "source" in refused.stderr, refused.stderr
+    def run(name, count):
+        monkeypatch.setattr(sys, "argv", [name, *flags(count)])
+        try:
+            runpy.run_path(str(tmp_path / name), run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        finally:
+            LOGIT_METHODS.remove("mine")
+        return 0
+
+    # In another process, so that nothing of this one can be in what tells them apart.
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "first.py", *flags("2")]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    assert run("first.py", "3") == 0
+    assert run("edited.py", "4") == 2 and "source" in capsys.readouterr().err

@@ -30,7 +30,7 @@ def python(*argv, folder, path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr == "" or "call" in argv  # transformers shows a bar where it loads a model
+    assert done.stderr == "" or "all" in argv  # transformers shows a bar where it loads a model
     return done.stdout
 
 
@@ -95,11 +95,12 @@ def test_importing_it_is_quick_and_changes_nothing(tmp_path):
     assert min(run["seconds"] for run in runs) < 0.3
 
 
-@pytest.mark.parametrize("action", ["modules", "call"])
-def test_all_of_it_changes_nothing(tmp_path, action):
+def test_all_of_it_changes_nothing(tmp_path):
     """Not even beside torch and transformers, whose settings are the user's: import and answers."""
-    told = python(ROOT / "test/support/untouched.py", action, folder=tmp_path, path=ROOT)
-    assert json.loads(told)["changed"] == []
+    told = python(ROOT / "test/support/untouched.py", "all", folder=tmp_path, path=ROOT)
+    changed = json.loads(told)
+    assert changed.keys() >= {"modules", "call"}
+    assert not any(changed.values()), changed
 
 
 def project():

@@ -16,10 +16,13 @@ import datasets, pandas, scipy.stats, spacy, torch, torch._dynamo, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 torch.set_num_threads(1)
 for line in sys.stdin:
-    script, *argv = json.loads(line)
+    folder, root, script, *argv = json.loads(line)
     process = os.fork()
     if not process:
         try:
+            os.chdir(folder)
+            os.environ["PYTHONPATH"] = root  # of what the script starts
+            sys.path[:1] = [os.path.dirname(script), root]
             sys.argv = [script, *argv]
             runpy.run_path(script, run_name="__main__")
             code = 0
@@ -41,8 +44,8 @@ class Shell:
     """Types a user's commands in a folder.
 
     Args:
-        folder: where; made if it is not there.
-        root: where the scripts are.
+        folder: where; made if it is not there. May be set to another between two commands.
+        root: where the scripts are. As `folder`.
         environment: of the commands.
     """
 
@@ -53,9 +56,9 @@ class Shell:
         self.environment = {
             **environment,
             "PYTHON": sys.executable,
-            "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
         }
+        self.environment.pop("PYTHONPATH", None)
         self.said = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
         self.driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER],
@@ -81,9 +84,9 @@ class Shell:
             code = self._python(argv, printed)
         else:
             code = subprocess.run(
-                [self.root / program, *argv],
+                [self.root / program if "/" in program else program, *argv],
                 cwd=self.folder,
-                env=self.environment,
+                env=self.environment | {"PYTHONPATH": str(self.root)},
                 stderr=self.said,
             ).returncode
         said = Path(self.said.name).read_text()[-3000:]
@@ -93,7 +96,8 @@ class Shell:
 
     def _python(self, argv: list[str], printed: list[str]) -> int:
         script, *flags = argv
-        self.driver.stdin.write(json.dumps([str(self.root / script), *flags]) + "\n")
+        command = [str(self.folder), str(self.root), str(self.root / script), *flags]
+        self.driver.stdin.write(json.dumps(command) + "\n")
         self.driver.stdin.flush()
         # What the command prints comes first; the driver's word is the last.
         while not (told := self.driver.stdout.readline()).startswith('{"code": '):

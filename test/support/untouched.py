@@ -1,11 +1,12 @@
 """What a library may not change in the process that imports and calls it.
 
     python untouched.py import        imports self_ensemble, and says what that changed
-    python untouched.py modules       imports torch, transformers and where it is there lm_eval
-                                      first, then all of the package
-    python untouched.py call          imports these too, and lets the demo's model answer
+    python untouched.py all           imports torch and transformers first, then all of the package;
+                                      lets the demo's model answer; and where lm_eval is there,
+                                      imports it and what is for it
 
-Prints one line of JSON: {"changed": [...], "imported": [...], "seconds": ...}.
+Prints one line of JSON: {"changed": [...], "imported": [...], "seconds": ...}, or what each part of
+all of it changed: {"modules": [...], "call": [...], "lm_eval": [...]}.
 """
 
 import json
@@ -77,14 +78,18 @@ def changes(action: Callable[[], object]) -> list[str]:
 
 
 def import_all() -> None:
+    """All of the package but what needs packages of others."""
     import self_ensemble
 
     for module in pkgutil.walk_packages(self_ensemble.__path__, "self_ensemble."):
         if ".kernels." in module.name and find_spec("triton") is None:
             continue
-        if ".integrations.lm_eval" in module.name and find_spec("lm_eval") is None:
-            continue
-        __import__(module.name)
+        if ".integrations.lm_eval" not in module.name:
+            __import__(module.name)
+
+
+def import_lm_eval() -> None:
+    import self_ensemble.integrations.lm_eval  # noqa: F401
 
 
 def import_package() -> None:
@@ -102,29 +107,37 @@ def call() -> None:
     next(ensemble.stream(asked, max_new_tokens=3))
 
 
-ACTIONS = {"import": import_package, "modules": import_all, "call": call}
-
-if __name__ == "__main__":
-    action = ACTIONS[sys.argv[1]]
-    if action is not import_package:
-        import torch._dynamo
-        import transformers.modeling_utils  # noqa: F401
-    if action is import_all and find_spec("lm_eval") is not None:
-        import lm_eval.models.huggingface  # noqa: F401
-    if action is call:  # loading a model changes something of transformers' own
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        demo = Path(__file__).resolve().parents[2] / "demo" / "model"
-        plain, _ = AutoModelForCausalLM.from_pretrained(demo), AutoTokenizer.from_pretrained(demo)
-        plain.generate(torch.tensor([[1]]), max_new_tokens=1)
-    known = set(sys.modules)
-    taken = []
+def timed_import() -> dict[str, Any]:
+    known, taken = set(sys.modules), []
 
     def timed() -> None:
         begun = time.perf_counter()
-        action()
+        import_package()
         taken.append(time.perf_counter() - begun)
 
     changed = changes(timed)
     imported = sorted({name.partition(".")[0] for name in set(sys.modules) - known})
-    print(json.dumps({"changed": changed, "imported": imported, "seconds": taken[0]}))
+    return {"changed": changed, "imported": imported, "seconds": taken[0]}
+
+
+def all_of_it() -> dict[str, list[str]]:
+    """What others change themselves when first used comes before what of ours uses them."""
+    import torch._dynamo
+    import transformers.modeling_utils  # noqa: F401
+
+    found = {"modules": changes(import_all)}
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    demo = Path(__file__).resolve().parents[2] / "demo" / "model"
+    plain, _ = AutoModelForCausalLM.from_pretrained(demo), AutoTokenizer.from_pretrained(demo)
+    plain.generate(torch.tensor([[1]]), max_new_tokens=1)
+    found["call"] = changes(call)
+    if find_spec("lm_eval") is not None:
+        import lm_eval.models.huggingface  # noqa: F401
+
+        found["lm_eval"] = changes(import_lm_eval)
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps({"import": timed_import, "all": all_of_it}[sys.argv[1]]()))

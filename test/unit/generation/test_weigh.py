@@ -79,7 +79,7 @@ def test_attention_is_weighted_as_if_the_weights_were_given(name, tau):
                 expected = alone(engine, own, u, tau=tau, reduce=given)
                 assert found[k] == expected
                 plain = Recorder()
-                make_one = make_request([own], Fusion(tau=tau), plain)
+                make_one = make_request([own], Fusion(tau=tau), plain, steps=1)
                 tokens_of(engine.generate(make_one))
                 first = seen.logits[0][k]
                 assert distance(first, given.logits[0][0]) < TOLERANCE
