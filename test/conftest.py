@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread, and a small model in a folder."""
 
+import gc
 import os
 import sys
 from importlib.util import find_spec
@@ -67,3 +68,9 @@ def modules_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def pytest_collection_finish():
+    """What is imported stays: to look for garbage in it takes longer than most tests."""
+    gc.collect()
+    gc.freeze()

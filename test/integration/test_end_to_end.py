@@ -21,7 +21,7 @@ pytest.importorskip("datasets")
 
 ROOT = Path(__file__).resolve().parents[2]
 # Facts enough that 2,000 of them can be the test questions; of these a few are asked.
-NUM_QUESTIONS, NUM_FACTS, ASKED = 10, 2010, ["--max_samples", "10"]
+NUM_QUESTIONS, NUM_FACTS, ASKED = 4, 2010, ["--max_samples", "4"]
 
 
 def commands(dataset: str) -> list[str]:
@@ -76,7 +76,7 @@ def test_every_question_was_answered_and_lemmatised(typed):
         for name in (f"flex_attention{NAMED_TAU}-5", "avg-5"):
             path = online.folder / "results" / dataset / "llama3.2_3b_it" / f"{name}.feather"
             table = read_results(path)
-            assert len(table) == 10
+            assert len(table) == NUM_QUESTIONS
             assert all(len(asked) == 5 for asked in table["paraphrases"])
             assert all(answers for answers in table["answer_lemmas"])
     assert "[MASK]" in read_results(path)["paraphrases"][0][0]

@@ -71,19 +71,20 @@ def test_attention_is_weighted_as_if_the_weights_were_given(name, tau):
     for backend in backends(model):
         seen = Recorder()
         with attending(model, backend) as wrapper:
-            engine = make_engine(wrapper)
+            engine = make_engine(wrapper, keep_prefix=True)
+            together = {"batch_size": 3, "batches": [[0, 1, 2]]}
             request = make_request(streams, Fusion(tau=tau), seen, weigh=WEIGH)
-            found = tokens_of(engine.generate(request, batch_size=3, batches=[[0, 1, 2]]))
+            found = tokens_of(engine.generate(request, **together))
+            plain = Recorder()
+            unweighted = make_request(streams, Fusion(tau=tau), plain, steps=1)
+            tokens_of(engine.generate(unweighted, **together))
             for k, (own, u) in enumerate(zip(streams, weights, strict=True)):
                 given = Recorder()
                 expected = alone(engine, own, u, tau=tau, reduce=given)
                 assert found[k] == expected
-                plain = Recorder()
-                make_one = make_request([own], Fusion(tau=tau), plain, steps=1)
-                tokens_of(engine.generate(make_one))
                 first = seen.logits[0][k]
                 assert distance(first, given.logits[0][0]) < TOLERANCE
-                assert distance(first, plain.logits[0][0]) > TOLERANCE, "weights move nothing"
+                assert distance(first, plain.logits[0][k]) > TOLERANCE, "weights move nothing"
 
 
 def test_logits_are_weighted_as_if_the_weights_were_given():
