@@ -239,12 +239,14 @@ def _token_texts(tokenizer: Any, vocabulary: int) -> list[str]:
     known = _TOKEN_TEXTS.setdefault(tokenizer, {})
     added = tokenizer.added_tokens_decoder.items()
     key = vocabulary, *((token_id, token.content, token.special) for token_id, token in added)
-    if key not in known:
-        known.clear()
-        known[key] = tokenizer.batch_decode(
+    texts = known.get(key)
+    if texts is None:
+        texts = tokenizer.batch_decode(
             [[token] for token in range(vocabulary)], skip_special_tokens=True
         )
-    return known[key]
+        known.clear()
+        known[key] = texts
+    return texts
 
 
 class NeverStop(StopRule):
