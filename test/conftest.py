@@ -14,6 +14,7 @@ import pytest
 import torch
 from small import SmallModel
 
+from self_ensemble.generation import loading
 from self_ensemble.system import console as progress
 
 torch.set_num_threads(1)
@@ -51,6 +52,22 @@ def pytest_terminal_summary(terminalreporter, config):
 def quiet(monkeypatch):
     """On a busy machine nothing is quick, and tests compare what is said."""
     monkeypatch.setattr(progress, "QUIET_SECONDS", 600)
+
+
+@pytest.fixture(scope="module")
+def models_kept():
+    """Scripts that run in this process load a model once: each gives it back as it was."""
+    load, kept = loading.load_model, {}
+
+    def load_once(source):
+        key = source.path, source.fingerprint, source.dtype, source.device
+        if key not in kept:
+            kept[key] = load(source)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_model", load_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import paraphrase
 from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.methods.config import DEFAULT_TAU
 
+pytestmark = pytest.mark.usefixtures("models_kept")
+
 FILES = Path(__file__).parents[1] / "support" / "last_release"
 ANSWERING = ("--num_paraphrases", 2, "--max_new_tokens", 6, "--batch_size", 2)
 RUNS = {

@@ -38,6 +38,8 @@ from self_ensemble.paraphrasing.candidates import Candidates
 from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.lock import held
 
+pytestmark = pytest.mark.usefixtures("models_kept")
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 7
 NUM = 3

@@ -25,6 +25,8 @@ from self_ensemble.generation.forward import Forward
 from self_ensemble.system import files, lock
 from self_ensemble.system.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("models_kept")
+
 ROOT = Path(__file__).parents[2]
 RUNS = {
     "attention": (flex_attention_generate, []),

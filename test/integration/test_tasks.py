@@ -22,6 +22,8 @@ from self_ensemble.data.result_files import read_manifest, read_results
 from self_ensemble.generation.sampling import uniform
 from self_ensemble.methods.votes import majority
 
+pytestmark = pytest.mark.usefixtures("models_kept")
+
 SCRIPTS = {"generate": generate, "flex_attention_generate": flex_attention_generate}
 TEMPLATE = prompt_template(INSTRUCTION, [])
 CHOICES = [[*row["answers"], "the city of x", "ô’的"] for row in QUESTIONS]
