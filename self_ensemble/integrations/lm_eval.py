@@ -26,7 +26,6 @@ from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from tqdm import tqdm
 
 from self_ensemble.data.extraction import parse_extraction
-from self_ensemble.data.records import compact_json, question_uuid
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.generation.decode import answer_text
@@ -53,6 +52,7 @@ from self_ensemble.methods.attention_fusion import AttentionFusion
 from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
 from self_ensemble.methods.names import make_method
 from self_ensemble.methods.prompt_by_prompt import LogitFusion, Vote
+from self_ensemble.methods.questions import own_uuids
 from self_ensemble.methods.registries import LOGIT_METHODS
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
@@ -316,7 +316,9 @@ class SelfEnsembleLM(HFLM):
 
     def _generate(self, marked: list[Marked], bar: tqdm[Any]) -> Iterator[tuple[int, str]]:
         """(index, text) of each request, as they are answered."""
-        uuid_of = dict(zip((i for i, _, _ in marked), _uuids(marked), strict=True))
+        contexts = {index: request.args[0] for index, request, _ in marked}
+        uuids = own_uuids([(context,) for context in contexts.values()])  # what draws depend on
+        uuid_of = dict(zip(contexts, uuids, strict=True))
         for group in grouped(marked, lambda each: _key(each[1].args[1])):
             config = generation_config(
                 group[0][1].args[1],
@@ -405,17 +407,6 @@ if LM_EVAL_NAME not in model_registry:
 
 def _key(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments, sort_keys=True, default=str)
-
-
-def _uuids(marked: Sequence[Marked]) -> list[str]:
-    """What draws depend on: the context, and which of several that are the same it is."""
-    seen: Counter[str] = Counter()
-    uuids = []
-    for _, request, _ in marked:
-        context = request.args[0]
-        uuids.append(question_uuid(compact_json([context, seen[context]])))
-        seen[context] += 1
-    return uuids
 
 
 def _looks_at_all_choices(method: Method) -> bool:
