@@ -29,11 +29,18 @@ def main(_: None = None) -> None:
             "pip install -r requirements-lm-eval.txt, or pip install 'self-ensemble[lm_eval]'"
         )
     from lm_eval.__main__ import cli_evaluate
+
+    register()
+    cli_evaluate()
+
+
+def register() -> None:
+    """Add the model type to those of the harness."""
+    import lm_eval.models  # its own, which it looks for only while none is registered
     from lm_eval.api.registry import model_registry
 
     if LM_EVAL_NAME not in model_registry:
         model_registry.register(LM_EVAL_NAME, target=MODEL_TYPE)
-    cli_evaluate()
 
 
 if __name__ == "__main__":

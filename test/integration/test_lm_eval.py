@@ -7,6 +7,8 @@ paraphrases against the scripts and `Ensemble`.
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -753,6 +755,18 @@ def test_the_entry_point_names_the_model_type():
     assert name == "self-ensemble"
     assert EntryPoint(name, target, "lm_eval.models").load() is SelfEnsembleLM
     assert target == launcher.MODEL_TYPE
+
+
+def test_the_launcher_leaves_the_harness_its_own_model_types():
+    """In a new process: here they are registered by what was imported."""
+    code = (
+        "from self_ensemble.lm_eval import register\n"
+        "register()\n"
+        "from lm_eval.api.registry import model_registry\n"
+        "print('hf' in model_registry, 'self-ensemble' in model_registry)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "True True\n", done.stderr
 
 
 def test_without_the_package_the_launcher_says_which(monkeypatch):
