@@ -36,7 +36,8 @@ def main(_: None = None) -> None:
 
 def register() -> None:
     """Add the model type to those of the harness."""
-    import lm_eval.models  # its own, which it looks for only while none is registered
+    # Its own are there after this import, which the harness leaves out where one is registered.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.registry import model_registry
 
     if LM_EVAL_NAME not in model_registry:
