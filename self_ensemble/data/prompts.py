@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ ESCAPE_PROBE = "“Who” said \"no\" & 'yes' to <b> \\ {{x}}?"
 
 
 def chat_prompt_template(
-    tokenizer: Any, template: PromptTemplate, extract: Extraction = FIRST_LINE
+    tokenizer: Any,
+    template: PromptTemplate,
+    extract: Extraction = FIRST_LINE,
+    before: Sequence[Mapping[str, str]] = (),
 ) -> PromptTemplate:
     """`template` as one user message in the chat format of `tokenizer`'s model.
 
@@ -37,6 +40,7 @@ def chat_prompt_template(
         template: the plain prompt.
         extract: what of a generation will be its prediction. A template may leave a thought open
             where that is not its first line, which would be one of the thought.
+        before: messages in front of it, each with ``role`` and ``content``.
 
     Raises:
         UserError: there is no chat template, it does not put a message's text through unchanged and
@@ -52,7 +56,7 @@ def chat_prompt_template(
     def render(paraphrase: str) -> str:
         try:
             return tokenizer.apply_chat_template(
-                [{"role": "user", "content": template.render(paraphrase)}],
+                [*before, {"role": "user", "content": template.render(paraphrase)}],
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string="26 Jul 2024",
@@ -60,9 +64,9 @@ def chat_prompt_template(
             )
         except Exception as error:  # a template is a program of the model's authors
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            refused = "these messages" if before else "a single user message"
             raise UserError(
-                "--chat_template: the model's chat template refuses a single user message: "
-                f"{reason}"
+                f"--chat_template: the model's chat template refuses {refused}: {reason}"
             ) from error
 
     pieces = render(SENTINEL).split(SENTINEL)

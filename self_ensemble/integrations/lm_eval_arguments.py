@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from self_ensemble.data.choices import NORMS
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.integrations import LM_EVAL_NAME
-from self_ensemble.methods.names import ATTENTION
+from self_ensemble.integrations.arguments import check_method_arguments, flags_named
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
 
@@ -70,19 +70,11 @@ def check_arguments(
     weights: Sequence[float] | None,
 ) -> None:
     """Raises UserError where one of them cannot be had, or several processes were started."""
-    if method == "per_prompt":
-        raise UserError("method: per_prompt answers every paraphrase; take origin for the first")
+    check_method_arguments(method=method, num_paraphrases=num_paraphrases, weights=weights)
     if choice_norm not in NORMS:
         raise UserError(f"choice_norm: {choice_norm!r} is none of {', '.join(NORMS)}")
-    whole = isinstance(num_paraphrases, int) and not isinstance(num_paraphrases, bool)
-    if num_paraphrases is not None and not (whole and num_paraphrases > 0):
-        raise UserError(f"num_paraphrases: {num_paraphrases!r} is not a whole number above 0")
     if not isinstance(separator, str) or not separator.strip():
         raise UserError(f"separator: {separator!r} is not a text that can be seen")
-    if weights is not None and method != ATTENTION:
-        raise UserError("weights: for the method attention; others take weights_by")
-    if weights is not None and not isinstance(weights, list | tuple):
-        raise UserError(f"weights: {weights!r} is no list; write weights=[1,2,1]")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             f"{LM_EVAL_NAME} runs in one process, and each of several would answer everything: "
@@ -138,21 +130,10 @@ def generation_config(
     )
 
 
-@contextmanager
-def model_args_named() -> Iterator[None]:
+def model_args_named() -> AbstractContextManager[None]:
     """Inside, a sentence that names a flag of the scripts names the harness's argument instead."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(_renamed(str(error))) from error
-
-
-def _renamed(text: str) -> str:
-    for flag, name in (
+    return flags_named(
         ("--model:", "pretrained:"),
         ("--max_new_tokens", "max_gen_toks"),
         ("--chat_template", "--apply_chat_template"),
-    ):
-        text = text.replace(flag, name)
-    names = "revision|device|dtype|attention|layout|positions|weights|extract"
-    return re.sub(rf"--({names})\b", r"\1", text)
+    )
