@@ -1,4 +1,4 @@
-"""Generation: each question is asked in five wordings, and an answer is right that is one of its answers."""
+"""Each question is asked in five wordings; an answer is right that is one of its answers."""
 
 import json
 from pathlib import Path

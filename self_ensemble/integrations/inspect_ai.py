@@ -46,6 +46,7 @@ from self_ensemble.integrations import INSPECT_AI_NAME
 from self_ensemble.integrations.arguments import check_method_arguments
 from self_ensemble.integrations.contexts import MarkedContext, batches, grouped
 from self_ensemble.integrations.inspect_ai_arguments import (
+    check_types,
     checked_weights,
     generation_config,
     model_args_named,
@@ -137,10 +138,21 @@ class SelfEnsembleAPI(ModelAPI):
     ):
         with model_args_named():
             _check_others(others, base_url)
+            check_types(
+                method=method,
+                layout=layout,
+                positions=positions,
+                fusion=fusion,
+                fusion_tau=fusion_tau,
+                weights_by=weights_by,
+                extract=extract,
+                chat_template=chat_template,
+                device=device,
+                dtype=dtype,
+                attention=attention,
+            )
             weights = checked_weights(weights)
             check_method_arguments(method=method, num_paraphrases=num_paraphrases, weights=weights)
-            if chat_template not in (None, True, False):
-                raise UserError(f"chat_template: {chat_template!r} is neither true nor false")
             GenerationConfig(batch_size=batch_size)
             settings = {
                 "layout": layout,

@@ -69,6 +69,22 @@ def model_args_named() -> AbstractContextManager[None]:
     )
 
 
+def check_types(*, fusion_tau: Any, chat_template: Any, **texts: Any) -> None:
+    """Raises UserError where an argument has another type: Inspect reads them as YAML.
+
+    texts: those that are texts, by their names.
+    """
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{name}: {value!r} is not one text")
+    if fusion_tau is not None and (
+        isinstance(fusion_tau, bool) or not isinstance(fusion_tau, int | float)
+    ):
+        raise UserError(f"fusion_tau: {fusion_tau!r} is not a number")
+    if chat_template not in (None, True, False):
+        raise UserError(f"chat_template: {chat_template!r} is neither true nor false")
+
+
 def checked_weights(weights: Any) -> list[float] | None:
     """As numbers: of ``-M weights=2,1,1`` Inspect makes texts.
 

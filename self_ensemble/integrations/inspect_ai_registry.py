@@ -9,9 +9,11 @@ from inspect_ai.model import ModelAPI, modelapi
 from self_ensemble.integrations import INSPECT_AI_NAME
 
 
-@modelapi(INSPECT_AI_NAME)
 def self_ensemble() -> type[ModelAPI]:
     """The model API, see `integrations.inspect_ai`."""
     from self_ensemble.integrations.inspect_ai import SelfEnsembleAPI
 
     return SelfEnsembleAPI
+
+
+modelapi(INSPECT_AI_NAME)(self_ensemble)

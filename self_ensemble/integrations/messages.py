@@ -88,7 +88,8 @@ def read_messages(
             f"{last.text.count(first)} times: it must stand there once, and the others are put in "
             "its place"
         )
-    around = PromptTemplate(*last.text.split(first))
+    head, _, tail = last.text.partition(first)
+    around = PromptTemplate(head, tail)
     if chat_template is None:
         chat_template = bool(getattr(tokenizer, "chat_template", None))
     if chat_template:
@@ -96,7 +97,7 @@ def read_messages(
         template = chat_prompt_template(tokenizer, around, extract, told)
     else:
         plain = _plain_template(before)
-        template = PromptTemplate(plain.head + around.head, around.tail + plain.tail)
+        template = PromptTemplate(plain.head + head, tail + plain.tail)
     return MarkedContext(
         template.head, paraphrases, template.tail, add_special_tokens=template.add_special_tokens
     )

@@ -18,9 +18,9 @@ from shell import Shell
 
 ROOT = Path(__file__).resolve().parents[2]
 # Typed by test_extending.py, since its commands need the files that it shows, by
-# test_lm_eval_page.py, since what they start is slow to start, and by test_python.py, between the
-# Python that stands around them.
-TYPED_ELSEWHERE = ("extending.md", "lm_eval.md", "python.md")
+# test_lm_eval_page.py and test_inspect_ai_page.py, since what they start is slow to start, and by
+# test_python.py, between the Python that stands around them.
+TYPED_ELSEWHERE = ("extending.md", "inspect_ai.md", "lm_eval.md", "python.md")
 DOCS = [page for page in ROOT.glob("docs/*.md") if page.name not in TYPED_ELSEWHERE]
 PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page in DOCS)]
 
@@ -173,7 +173,7 @@ def test_the_readme_has_no_gap_left():
 
 def test_the_readme_names_what_is_pinned():
     text = (ROOT / "README.md").read_text()
-    for file in ("requirements.txt", "requirements-lm-eval.txt", "requirements-dev.txt"):
+    for file in (*(f"requirements{of}.txt" for of in ("", "-lm-eval", "-inspect", "-dev")),):
         for line in (ROOT / file).read_text().splitlines():
             if "==" in line:
                 package, pin = line.split("==")

@@ -112,7 +112,8 @@ def test_what_is_pinned_lies_in_the_ranges():
     wanted = [*project()["dependencies"]]
     wanted += [each for extra in project()["optional-dependencies"].values() for each in extra]
     ranges = dict(each.split(">=") for each in wanted if ">=" in each)
-    files = [ROOT / "requirements.txt", ROOT / "requirements-lm-eval.txt"]
+    names = ("requirements.txt", "requirements-lm-eval.txt", "requirements-inspect.txt")
+    files = [ROOT / name for name in names]
     pins = dict(line.split("==") for file in files for line in file.read_text().split())
     assert ranges.keys() == pins.keys()
     for name, lowest in ranges.items():

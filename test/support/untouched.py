@@ -77,6 +77,9 @@ def changes(action: Callable[[], object]) -> list[str]:
     return sorted(found)
 
 
+OF_OTHERS = tuple(f"self_ensemble.integrations.{name}" for name in ("lm_eval", "inspect_ai"))
+
+
 def import_all() -> None:
     """All of the package but what needs packages of others."""
     import self_ensemble
@@ -84,7 +87,7 @@ def import_all() -> None:
     for module in pkgutil.walk_packages(self_ensemble.__path__, "self_ensemble."):
         if ".kernels." in module.name and find_spec("triton") is None:
             continue
-        if ".integrations.lm_eval" not in module.name:
+        if not module.name.startswith(OF_OTHERS):
             __import__(module.name)
 
 
