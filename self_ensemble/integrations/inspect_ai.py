@@ -51,6 +51,7 @@ from self_ensemble.integrations.inspect_ai_arguments import (
     generation_config,
     model_args_named,
     plain_messages,
+    told_by_inspect,
 )
 from self_ensemble.integrations.messages import read_messages
 from self_ensemble.methods.base import Asked, Outcome
@@ -136,7 +137,7 @@ class SelfEnsembleAPI(ModelAPI):
         batch_size: int | None = None,
         **others: Any,
     ):
-        with model_args_named():
+        with told_by_inspect(), model_args_named():
             _check_others(others, base_url)
             check_types(
                 method=method,

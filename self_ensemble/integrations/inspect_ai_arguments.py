@@ -5,10 +5,11 @@ Needs the package ``inspect_ai``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.model import (
     ChatMessage,
     ChatMessageAssistant,
@@ -57,6 +58,19 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "top_k": (0, -1),
     "top_logprobs": (0,),
 }
+
+
+class ModelArgumentError(PrerequisiteError, UserError):
+    """A mistake before anything is evaluated: Inspect prints the sentence, without a traceback."""
+
+
+@contextmanager
+def told_by_inspect() -> Iterator[None]:
+    """Inside, a mistake of the user's is one that Inspect knows as such."""
+    try:
+        yield
+    except UserError as error:
+        raise ModelArgumentError(str(error)) from error
 
 
 def model_args_named() -> AbstractContextManager[None]:
