@@ -15,7 +15,13 @@ from self_ensemble.system.errors import UserError
 # comma between them, as NumPy prints an array, are no list.
 ESCAPE = r"\\(?:[\\'\"nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})"
 PYTHON_TEXT = rf"""(?:'(?:[^'\\\n]|{ESCAPE})*'|"(?:[^"\\\n]|{ESCAPE})*")"""
-PYTHON_LIST = re.compile(rf"\[\s*(?:{PYTHON_TEXT}\s*(?:,\s*{PYTHON_TEXT}\s*)*)?\]")
+PYTHON_TEXTS = rf"{PYTHON_TEXT}\s*(?:,\s*{PYTHON_TEXT}\s*)*"
+PYTHON_LIST = re.compile(rf"\[\s*(?:{PYTHON_TEXTS})?\]")
+# What else of texts Python prints: a tuple, a set, a mapping such as SQuAD's answers.
+PYTHON_OTHERS = re.compile(
+    rf"\(\s*{PYTHON_TEXT}\s*,\s*(?:{PYTHON_TEXTS})?\)|\{{\s*(?:{PYTHON_TEXTS}|{PYTHON_TEXT}\s*:.*)\}}",
+    re.DOTALL,
+)
 
 
 def checked_text(value: Any, what: str, where: str) -> str:
@@ -33,6 +39,30 @@ def checked_text(value: Any, what: str, where: str) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{where}: {what} holds half a character: {show(value)}") from None
     return value
+
+
+def checked_single(value: Any, what: str, where: str) -> str:
+    """As `checked_text`; nor may it be several texts that are written into one.
+
+    Raises:
+        UserError: it is not, or it is.
+    """
+    text = checked_text(value, what, where)
+    if _is_written_list(text) or PYTHON_OTHERS.fullmatch(text.strip()):
+        raise UserError(
+            f"{where}: {what} must be a single text, found several written into one: {show(text)}"
+        )
+    return text
+
+
+def _is_written_list(text: str) -> bool:
+    if not looks_like_list(text):
+        return False
+    try:
+        found = parsed_list(text)
+    except ValueError:
+        return False
+    return isinstance(found, list) and all(isinstance(each, str) for each in found)
 
 
 def checked_texts(value: Any, column: str, where: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from self_ensemble.data.cells import (
+    checked_single,
     checked_texts,
     is_empty,
     is_missing,
@@ -69,7 +70,7 @@ def _answer_texts(row: dict[str, Any], choices: Sequence[str], where: str) -> tu
     if is_empty(value):
         return ()
     if isinstance(value, str) and not looks_like_list(value):
-        return checked_texts([value], column, where)
+        return (checked_single(value, column, where),)
     if not isinstance(value, (str, list)):
         remedy = ""
         if isinstance(value, dict):  # SQuAD, TriviaQA

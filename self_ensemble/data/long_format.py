@@ -15,6 +15,8 @@ the same in all of its rows: the same answers in another order are. A wording th
 twice is asked twice, as in a list, and told of.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any
 
 from self_ensemble.data.cells import (
     checked_label,
+    checked_single,
     checked_text,
     checked_texts,
     is_empty,
@@ -175,7 +178,7 @@ def _with_wordings(columns: list[str], rows: list[Row], column: str) -> tuple[li
     for where, row in rows:
         value = row.get(column)
         if isinstance(value, str) and not looks_like_list(value):
-            value = [checked_text(value, column, where)]
+            value = [checked_single(value, column, where)]
         if is_missing(value) or not is_empty(value):  # an empty list: a question without wordings
             value = list(checked_texts(value, column, where))
         cells = {name: row[name] for name in kept if name in row}
@@ -217,14 +220,14 @@ def gather(
     for where, row in rows:
         value = row.get(by)
         # One id in two spellings, 7 and "7 ", would be two questions in silence.
-        group = groups.setdefault(_label(value, by, where).strip(), _Group(value, where, row))
+        group = groups.setdefault(_spelling(_label(value, by, where)), _Group(value, where, row))
         if isinstance(value, str) != isinstance(group.id, str) or value != group.id:
             raise UserError(
                 f"{where}: {by} is {show(value)}, and {show(group.id)} in {group.where}: write the "
                 "id of a question in one way"
             )
         _check_agrees(row, where, group, shared, by)
-        group.wordings.append((where, checked_text(row.get(wording), wording, where)))
+        group.wordings.append((where, checked_single(row.get(wording), wording, where)))
     _tell(source, list(groups.values()), by)
     gathered = []
     for group in groups.values():
@@ -279,6 +282,15 @@ def _label(value: Any, column: str, where: str) -> str:
     label = checked_label(value, column, where)
     assert label is not None, value
     return label
+
+
+def _spelling(label: str) -> str:
+    """What ids that differ in how they are written have in common.
+
+    "7.0" is 7 of a table that had a gap once, and an accent is a character or behind one.
+    """
+    text = unicodedata.normalize("NFC", label.strip())
+    return re.sub(r"\A(-?[0-9]+)\.0+\Z", r"\1", text)
 
 
 def _check_agrees(

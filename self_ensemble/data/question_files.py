@@ -27,6 +27,7 @@ from typing import Any
 
 from self_ensemble.data.cells import (
     checked_label,
+    checked_single,
     checked_text,
     checked_texts,
     is_empty,
@@ -219,7 +220,7 @@ def _record(row: dict[str, Any], numbered: list[str], where: str, number: int) -
     relation_column = "rel" if is_missing(row.get("relation")) else "relation"
     relation = checked_label(row.get(relation_column), relation_column, where)
     question = row.get("question")
-    question = None if is_missing(question) else checked_text(question, "question", where)
+    question = None if is_missing(question) else checked_single(question, "question", where)
     choices = choices_of(row, where)
     answers = answers_of(row, choices, where)
     paraphrases = _paraphrases(row, numbered, question, where)
@@ -250,7 +251,7 @@ def _paraphrases(
     while cells and is_missing(cells[-1]):
         cells.pop()
     if cells:
-        return tuple(checked_text(cell, f"paraphrase{i}", where) for i, cell in enumerate(cells))
+        return tuple(checked_single(cell, f"paraphrase{i}", where) for i, cell in enumerate(cells))
     if question is not None:
         return (question,)
     if numbered or not all(map(is_missing, lists)):

@@ -206,7 +206,7 @@ def load_dataset(
     pairs = [
         (column, value)
         for column, values in (where or {}).items()
-        for value in ([values] if isinstance(values, str) else values)
+        for value in _wanted(column, values)
     ]
     options = DatasetOptions(
         max_samples=max_samples,
@@ -218,6 +218,17 @@ def load_dataset(
         dataset_revision=revision,
     )
     return open_dataset(name_or_path, options)
+
+
+def _wanted(column: str, given: Any) -> Sequence[str]:
+    """The values that are given for a column."""
+    values = [given] if isinstance(given, str) else given
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise UserError(
+            f"where: {show(column)} takes a text or a list of texts, found {show(given)}; write "
+            "numbers and truth values as '2' and 'true'"
+        )
+    return values
 
 
 def check_options(name_or_path: str, given: dict[str, Any]) -> None:

@@ -141,6 +141,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
                 continue
             if not columns:
                 columns = cells
+                _check_commas(path, columns)
                 continue
             if len(cells) != len(columns):
                 raise UserError(f"{where} has {len(cells)} cells, the header has {len(columns)}")
@@ -148,6 +149,15 @@ def _read_csv(path: Path) -> tuple[list[str], list[Row]]:
     except csv.Error as error:
         raise UserError(f"line {line} of {path} is not CSV: {error}") from None
     return columns, rows
+
+
+def _check_commas(path: Path, columns: Sequence[str]) -> None:
+    """Raises UserError where the header has other separators, as spreadsheets may write them."""
+    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|"):
+        raise UserError(
+            f"the header of {path} has no comma: {show(columns[0])}; save the file with commas "
+            "between the cells"
+        )
 
 
 def read_arrow(

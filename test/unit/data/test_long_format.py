@@ -201,6 +201,8 @@ BAD_IDS = {
     "blank": (("a", "  "), "line 2 of {path}: id is empty"),
     "text and number": ((7, 8, "7"), "line 3 of {path}: id is '7', and 7 in line 1 of {path}"),
     "blank around": (("7", "7 "), "line 2 of {path}: id is '7 ', and '7' in line 1 of {path}"),
+    "decimals": (("7", "7.0"), "line 2 of {path}: id is '7.0', and '7' in line 1 of {path}"),
+    "accents": (("e\u0301", "\u00e9"), "line 2 of {path}: id is 'é', and 'e\u0301' in line 1 of"),
     "truth value": ((True, False), "line 1 of {path}: id must be a text or a whole number"),
     "fraction": ((1.5, 1.5), "line 1 of {path}: id must be a text or a whole number"),
     "infinite": ((float("inf"), 1), "line 1 of {path}: id must be a text or a whole number"),
@@ -374,6 +376,8 @@ MISTAKES = {
     ),
     "answer_column": ({"answer_column": "gold"}, "--answer_column: {path} has no column 'gold'"),
     "where": ({"where": {"kind": "a"}}, "--where: {path} has no column 'kind'"),
+    "number": ({"where": {"id": 2}}, "where: 'id' takes a text or a list of texts, found 2; write"),
+    "numbers": ({"where": {"id": [True]}}, "where: 'id' takes a text or a list of texts, found"),
     "value": ({"where": {"id": ["q", "z"]}}, "--where: no row of {path} has id=z; its values"),
     "at once": (
         {"where": {"id": "q", "paraphrase": "w1"}},
@@ -542,3 +546,57 @@ def test_a_file_of_a_row_a_wording_that_a_spreadsheet_saved(tmp_path):
         writer.writerows([["id", "question", "answer"], ["01", "NA", "NA"], ["01", "null", "NA"]])
     (record,) = load_dataset(str(path), group_by="id").records
     assert record == Record("01", ("NA", "null"), ("NA",))
+
+
+SEVERAL = {
+    "list": "['a', 'b']",
+    "json": '["a", "b"]',
+    "nothing": "[]",
+    "tuple": "('a', 'b')",
+    "tuple of one": "('a',)",
+    "set": "{'a', \"it's\"}",
+    "mapping": "{'text': array(['a', 'b'], dtype=object), 'answer_start': [3]}",
+}
+
+
+@pytest.mark.parametrize("text", SEVERAL.values(), ids=SEVERAL.keys())
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_several_texts_that_are_written_into_one_are_no_wording(tmp_path, suffix, text):
+    """The model would be asked a printed list."""
+    row = {"id": "q", "paraphrase": text, "answers": ["x"]}
+    path = str(write(tmp_path / f"t{suffix}", [row]))
+    said = f"paraphrase must be a single text, found several written into one: {text!r:.20}"
+    assert said in error_of(load_dataset, path, group_by="id")
+    for column in ("question", "paraphrase0"):
+        path = str(write(tmp_path / f"s{suffix}", [{column: text, "answers": ["x"]}]))
+        said = f"{column} must be a single text, found several written into one"
+        assert said in error_of(load_dataset, path)
+
+
+@pytest.mark.parametrize("name", ["tuple", "tuple of one", "set", "mapping"])
+def test_several_texts_that_are_written_into_one_are_no_answer(tmp_path, name):
+    """Nothing that is generated would be equal to them."""
+    rows = [{"question": "q", "answers": SEVERAL[name]}]
+    path = str(write(tmp_path / "t.csv", rows))
+    said = "answers must be a single text, found several written into one"
+    assert said in error_of(load_dataset, path)
+    path = str(write(tmp_path / "t.jsonl", [{"question": "q", "answers": [SEVERAL[name]]}]))
+    assert load_dataset(path).records[0].answers == (SEVERAL[name],)  # a list says it is meant
+
+
+@pytest.mark.parametrize(
+    "text", ["(a, b)", "{x: 1}", "[a]", "[1, 2]", "(1, 2)", "('a')", "('a', b)"]
+)
+def test_brackets_alone_are_texts(tmp_path, text):
+    row = {"id": "q", "paraphrase": text, "answers": ["x"]}
+    path = str(write(tmp_path / "t.jsonl", [row]))
+    assert load_dataset(path, group_by="id").records[0].paraphrases == (text,)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_table_of_other_separators(tmp_path, separator):
+    path = tmp_path / "t.csv"
+    lines = [separator.join(cells) for cells in (("id", "question"), ("7", "One, two?"))]
+    path.write_text("\r\n".join(lines), encoding="utf-8-sig")
+    sentence = error_of(load_dataset, str(path), group_by="id")
+    assert sentence.startswith(f"the header of {path} has no comma: 'id")
