@@ -472,12 +472,15 @@ class DecodeState(FusedTokenState):
         if len(set(self.counts)) == 1:
             return self._attend(layer, query, visible, scoring, slice(None), self.counts[0])
         # Questions with unlike numbers of paraphrases: those with as many are fused together.
-        out = torch.empty_like(query)
+        parts, order = [], []
         for count in sorted(set(self.counts)):
             rows = [row for row, its in enumerate(self.counts) if its == count]
             at = torch.tensor(rows, device=query.device)
-            out[at] = self._attend(layer, query[at], visible, scoring, at, count)
-        return out
+            parts.append(self._attend(layer, query[at], visible, scoring, at, count))
+            order += rows
+        # Not into a tensor like the query: under autocast the outputs have another dtype.
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return torch.cat(parts)[torch.tensor(back, device=query.device)]
 
     def _attend(
         self,

@@ -237,6 +237,17 @@ def test_the_callers_number_format(small, dtype):
     assert found == token_ids(expected(this, batch_size=2))
 
 
+def test_under_autocast_questions_of_unlike_counts(small):
+    """Its attention gives bfloat16 for float32 queries."""
+    asked = [ASKED[0][:2], ASKED[1][:3]]
+    assert [len(texts) for texts in asked] == [2, 3]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        together = fused(small, asked)
+        alone = [fused(small, [texts]) for texts in asked]
+    own = [answer for rows in alone for answer in answers_in(rows, small.tokenizer)]
+    assert answers_in(together, small.tokenizer) == own
+
+
 # ---- the rows -----------------------------------------------------------------------------------
 
 
