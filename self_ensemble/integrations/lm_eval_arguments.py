@@ -135,5 +135,7 @@ def model_args_named() -> AbstractContextManager[None]:
     return flags_named(
         ("--model:", "pretrained:"),
         ("--max_new_tokens", "max_gen_toks"),
+        ("max_new_tokens", "max_gen_toks"),
         ("--chat_template", "--apply_chat_template"),
+        ("stop: ", "until: "),
     )
