@@ -28,10 +28,14 @@ from self_ensemble.generation.config import (
     make_sampling,
 )
 from self_ensemble.generation.decode import answer_text
-from self_ensemble.generation.engine import Batch
-from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
-from self_ensemble.generation.request import Request
-from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
+from self_ensemble.methods.base import (
+    Asked,
+    AskedChoices,
+    Method,
+    ScoringMethod,
+    asking,
+    asking_likelihood,
+)
 from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING
 from self_ensemble.methods.names import make_method
 from self_ensemble.methods.questions import checked_questions, is_text, own_uuids
@@ -289,7 +293,7 @@ class Ensemble:
             template=template,
             questions=asked,
             uuids=own_uuids(asked),
-            ask=self._ask,
+            ask=asking(self.engine),
             config=GenerationConfig(max_new_tokens, batch_size, stops, sampling),
             extract=taken,
         )
@@ -347,7 +351,7 @@ class Ensemble:
                 template=(self.prompt if prompt is None else prompt).template(self.tokenizer),
                 questions=asked,
                 choices=given,
-                ask=self._ask_likelihood,
+                ask=asking_likelihood(self.engine),
                 batch_size=GenerationConfig(batch_size=batch_size).batch_size,
                 norm=choice_norm,
             )
@@ -381,16 +385,6 @@ class Ensemble:
                     question=outcome.question,
                     paraphrase=index if of_each else outcome.paraphrase,
                 )
-
-    def _ask(
-        self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
-    ) -> Iterable[Batch]:
-        return self.engine.generate(request, batch_size=batch_size)
-
-    def _ask_likelihood(
-        self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
-    ) -> Iterable[ScoredBatch]:
-        return self.engine.score(request, batch_size=batch_size)
 
 
 def _method_of(method: str | Method, settings: dict[str, Any]) -> Method:

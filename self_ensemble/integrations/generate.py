@@ -26,8 +26,7 @@ from self_ensemble.data.templates import PromptTemplate, WholePrompts, prompt_te
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.generation.decode import Answer, answer_text
-from self_ensemble.generation.request import Request
-from self_ensemble.methods.base import Asked, Method, Template
+from self_ensemble.methods.base import Asked, Method, Template, asking
 from self_ensemble.methods.names import make_method
 from self_ensemble.methods.questions import checked_questions, own_uuids
 from self_ensemble.models.config import ModelConfig
@@ -200,15 +199,12 @@ def generate_fused(
     chosen = _method(method, settings)
     engine = make_engine(model, processing_class, attention=attention, capture=False)
 
-    def ask(name: str, request: Request, *, batch_size: int | None, unit: str = "") -> Any:
-        return engine.generate(request, batch_size=batch_size)
-
     asked = Asked(
         engine=engine,
         template=template,
         questions=questions,
         uuids=own_uuids(questions),
-        ask=ask,
+        ask=asking(engine),
         config=config,
     )
     found: dict[int, Answer] = {}

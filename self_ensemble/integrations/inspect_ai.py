@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,8 +40,6 @@ from self_ensemble.data.templates import PromptTemplate
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import answer_text
-from self_ensemble.generation.engine import Batch
-from self_ensemble.generation.request import Request
 from self_ensemble.integrations import INSPECT_AI_NAME
 from self_ensemble.integrations.arguments import check_method_arguments
 from self_ensemble.integrations.contexts import MarkedContext, batches, grouped
@@ -54,7 +52,7 @@ from self_ensemble.integrations.inspect_ai_arguments import (
     told_by_inspect,
 )
 from self_ensemble.integrations.messages import read_messages
-from self_ensemble.methods.base import Asked, Outcome
+from self_ensemble.methods.base import Asked, Outcome, asking
 from self_ensemble.methods.names import ORIGINAL_WORDING, make_method
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
@@ -299,7 +297,7 @@ class SelfEnsembleAPI(ModelAPI):
             template=template,
             questions=texts,
             uuids=[each.uuid for each in members],
-            ask=self._ask,
+            ask=asking(self._engine),
             config=members[0].config,
             extract=self._extract,
         )
@@ -313,11 +311,6 @@ class SelfEnsembleAPI(ModelAPI):
             for member, paraphrases in zip(members, texts, strict=True):
                 if not member.done:
                     self._answer(template, [member], [paraphrases])
-
-    def _ask(
-        self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
-    ) -> Iterable[Batch]:
-        return self._engine.generate(request, batch_size=batch_size)
 
     def _output(self, waiting: Waiting, outcome: Outcome, *, logprobs: bool) -> ModelOutput:
         answer = outcome.answers[0]

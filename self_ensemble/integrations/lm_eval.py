@@ -13,7 +13,7 @@ import inspect
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
@@ -29,9 +29,6 @@ from self_ensemble.data.extraction import parse_extraction
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import SamplingConfig
 from self_ensemble.generation.decode import answer_text
-from self_ensemble.generation.engine import Batch
-from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
-from self_ensemble.generation.request import Request
 from self_ensemble.integrations import LM_EVAL_NAME
 from self_ensemble.integrations.contexts import (
     SEPARATOR,
@@ -49,7 +46,14 @@ from self_ensemble.integrations.lm_eval_arguments import (
     model_args_named,
 )
 from self_ensemble.methods.attention_fusion import AttentionFusion
-from self_ensemble.methods.base import Asked, AskedChoices, Method, ScoringMethod
+from self_ensemble.methods.base import (
+    Asked,
+    AskedChoices,
+    Method,
+    ScoringMethod,
+    asking,
+    asking_likelihood,
+)
 from self_ensemble.methods.names import make_method
 from self_ensemble.methods.prompt_by_prompt import LogitFusion, Vote
 from self_ensemble.methods.questions import own_uuids
@@ -332,7 +336,7 @@ class SelfEnsembleLM(HFLM):
                     template=template,
                     questions=texts,
                     uuids=[uuid_of[index] for index, _, _ in members],
-                    ask=self._ask,
+                    ask=asking(self._engine),
                     config=config,
                     extract=self._extract,
                 )
@@ -373,7 +377,7 @@ class SelfEnsembleLM(HFLM):
                 template=template,
                 questions=texts,
                 choices=choices,
-                ask=self._ask_likelihood,
+                ask=asking_likelihood(self._engine),
                 batch_size=self._questions_at_once,
                 norm=self._choice_norm,
             )
@@ -388,16 +392,6 @@ class SelfEnsembleLM(HFLM):
     @property
     def _questions_at_once(self) -> int | None:
         return None if self.batch_size == "auto" else self.batch_size
-
-    def _ask(
-        self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
-    ) -> Iterable[Batch]:
-        return self._engine.generate(request, batch_size=batch_size)
-
-    def _ask_likelihood(
-        self, name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
-    ) -> Iterable[ScoredBatch]:
-        return self._engine.score(request, batch_size=batch_size)
 
 
 # A version that reads entry points has it from ours.

@@ -123,6 +123,28 @@ class AskLikelihood(Protocol):
         ...
 
 
+def asking(engine: Engine) -> Ask:
+    """Has requests answered by the engine itself, and keeps nothing."""
+
+    def ask(
+        name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterable[Batch]:
+        return engine.generate(request, batch_size=batch_size)
+
+    return ask
+
+
+def asking_likelihood(engine: Engine) -> AskLikelihood:
+    """The same for scoring requests."""
+
+    def ask(
+        name: str, request: ScoringRequest, *, batch_size: int | None, unit: str = "questions"
+    ) -> Iterable[ScoredBatch]:
+        return engine.score(request, batch_size=batch_size)
+
+    return ask
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AskedChoices:
     """Questions with the choices to be scored, and by what they are scored.

@@ -10,7 +10,7 @@ from self_ensemble import ChoiceLikelihoods, Ensemble, Prompt, UserError, WholeP
 from self_ensemble.data import load_dataset
 from self_ensemble.data.choices import NORMS, choose, is_tied, normalized
 from self_ensemble.generation.likelihood import Likelihood
-from self_ensemble.methods.base import AskedChoices
+from self_ensemble.methods.base import AskedChoices, asking_likelihood
 from self_ensemble.methods.config import DEFAULT_TAU
 from self_ensemble.methods.logit_fusion import choice_confidence
 from self_ensemble.methods.names import make_method, method_names
@@ -216,7 +216,7 @@ def test_unlike_numbers_of_paraphrases(demo, asked, method):
             template=demo.prompt.template(demo.tokenizer),
             questions=questions,
             choices=choices,
-            ask=demo._ask_likelihood,
+            ask=asking_likelihood(demo.engine),
         )
         found = sorted(make_method(method).score(asked), key=lambda each: each.question)
         return [outcome.likelihoods for outcome in found]

@@ -5,7 +5,7 @@ from small import QUESTIONS
 
 from self_ensemble import Ensemble
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
-from self_ensemble.methods.base import Asked
+from self_ensemble.methods.base import Asked, asking
 from self_ensemble.methods.names import make_method
 
 PARAPHRASES = [row["paraphrases"][:2] for row in QUESTIONS[:3]]
@@ -33,7 +33,7 @@ def passes(small, method, sampling):
 
     def ask(name, request, **settings):
         requests[name] = request
-        return ensemble._ask(name, request, **settings)
+        return asking(ensemble.engine)(name, request, **settings)
 
     asked = Asked(
         engine=ensemble.engine,
