@@ -104,6 +104,7 @@ def main(config: ExperimentConfig) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
     asked, model = config.method, config.model
     assert isinstance(asked, AttentionFusionConfig)
+    config.workers.check_installed()
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(config.questions, config.prompt, model=model.name)
     questions.check_task(config.task, config.generation)
@@ -113,9 +114,9 @@ def main(config: ExperimentConfig) -> Path:
         return lemmatize_finished(config, config.lemmas, questions, attention_settings(asked))
 
     set_up_logging(config.verbose)
-    from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.methods.attention_fusion import AttentionFusion, default_positions_on
     from self_ensemble.models.loading import find_model
+    from self_ensemble.workers.loading import answering_engine
 
     source = find_model(model)
     default = default_positions_on(source.config, asked.fusion)
@@ -124,7 +125,7 @@ def main(config: ExperimentConfig) -> Path:
     this = Run(config, questions, source, name, attention_settings(method))
     with this.claimed() as unfinished:
         if unfinished:
-            with loaded_engine(source, attention=model.attention) as engine:
+            with answering_engine(source, model, config.workers, verbose=config.verbose) as engine:
                 this.load(engine, method.fusion_on(engine.device))
                 this.write(this.answer(method))
     return this.stem

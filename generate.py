@@ -62,6 +62,7 @@ def main(config: ExperimentConfig) -> Path:
     """Run a command line. Returns the result's path without its suffix."""
     asked, model = config.method, config.model
     assert isinstance(asked, LogitFusionConfig)
+    config.workers.check_installed()
     resolve_model(model.name)  # a name that can be nothing is told first
     questions = read_questions(
         config.questions, config.prompt, model=model.name, original=asked.method in ORIGINAL_WORDING
@@ -77,14 +78,14 @@ def main(config: ExperimentConfig) -> Path:
 
     set_up_logging(config.verbose)
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.models.loading import find_model
+    from self_ensemble.workers.loading import answering_engine
 
     source = find_model(model)
     this = Run(config, questions, source, logit_method_name(asked), settings)
     with this.claimed() as unfinished:
         if unfinished:
-            with loaded_engine(source, attention=model.attention) as engine:
+            with answering_engine(source, model, config.workers, verbose=config.verbose) as engine:
                 this.load(engine, Fusion())
                 weights = confidences and confidences[-len(this.records) :]
                 samples = asked.samples if asked.method == SELF_CONSISTENCY else None

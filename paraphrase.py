@@ -27,16 +27,19 @@ SHORT_STATUS, SHOWN_SHORT = 1, 20
 
 def make(config: ParaphraseRunConfig) -> Path:
     """Draw paraphrases of a dataset's questions. Returns the path without its suffix."""
+    config.workers.check_installed()
     dataset = questions_to_paraphrase(config)
     set_up_logging(config.verbose)
-    from self_ensemble.generation.loading import loaded_engine
     from self_ensemble.models.loading import find_model
+    from self_ensemble.workers.loading import answering_engine
 
     source = find_model(config.model)
     this = ParaphraseRun(config, dataset, source)
     with this.claimed() as unfinished:
         if unfinished:
-            with loaded_engine(source, attention=config.model.attention) as engine:
+            with answering_engine(
+                source, config.model, config.workers, verbose=config.verbose
+            ) as engine:
                 this.load(engine)
                 this.sample_all()
             show_report(this.filtered, this.casing, have_answers=this.have_answers)

@@ -18,6 +18,7 @@ ROOMS = (
     "attention",
     "models",
     "generation",
+    "workers",
     "methods",
     "evaluation",
     "paraphrasing",
@@ -132,6 +133,10 @@ MANIFEST = {
     "counts": "`encoded_tokens`, `decoded_tokens`, `decode_forwards`, `decode_rows` (summed over "
     "the forwards), `largest_batch`, `out_of_memory` (how often a batch was halved)",
     "seconds": "of the run without loading, over all its parts if it was interrupted",
+    "workers": "only with `--workers`: how many there were; of the keys above, those in which they "
+    "differ are lists",
+    "computed_by": "only with `--workers`: how many questions (or prompts, or draws) each kind of "
+    "device has answered",
     "asked_examples": "only where there are any: how many questions are demonstrations too",
     "left_out": "only where there are any: how many questions have too few paraphrases "
     "(`--fewer skip`), or none",
@@ -184,6 +189,8 @@ PARAPHRASE_MANIFEST = {
     "device": "as above",
     "versions": "as above",
     "begun_with": "as above",
+    "workers": "as above",
+    "computed_by": "as above",
     "batch_size": "`--batch_size`",
     "paraphrases": "how many are in the file",
     "draws": "how many were drawn",

@@ -19,6 +19,7 @@ from self_ensemble.cli.types import (
     finite_float,
     index_list,
     non_negative_int,
+    number_of_workers,
     positive_float,
     positive_fraction,
     positive_int,
@@ -65,6 +66,7 @@ from self_ensemble.methods.config import (
 from self_ensemble.methods.weighting import WEIGHTINGS
 from self_ensemble.models.config import ATTENTIONS, DTYPES, ModelConfig
 from self_ensemble.system.errors import UserError
+from self_ensemble.workers.config import WorkersConfig
 
 # What only one of the tasks uses.
 GENERATE_FLAGS = ("max_new_tokens", "stop", "extract", "temperature", "top_p", "sample_seed")
@@ -241,6 +243,34 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers_arguments(running: Flags) -> None:
+    """How many workers answer."""
+    running.add_argument(
+        "--workers",
+        type=number_of_workers,
+        metavar="{auto,N}",
+        help="processes that hold the model each and share the questions, on Ray; auto: one a GPU "
+        f"(default: {WorkersConfig.number}, without Ray)",
+    )
+    running.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="a Ray cluster that is running, such as auto or host:6379 (default: with --workers "
+        "one of the run's own, on this machine)",
+    )
+
+
+def check_workers_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where these flags do not go together."""
+    if args.workers is None and args.ray_address is not None:
+        parser.error("--ray_address: say how many workers answer there, such as --workers auto")
+
+
+def workers_config(args: argparse.Namespace) -> WorkersConfig:
+    """Of `add_workers_arguments`, checked."""
+    return WorkersConfig(number=args.workers or WorkersConfig.number, address=args.ray_address)
+
+
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """What stands around the paraphrase."""
     prompt = parser.add_argument_group("prompt")
@@ -281,6 +311,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_task_arguments(parser)
     running = parser.add_argument_group("running")
     add_batch_argument(running)
+    add_workers_arguments(running)
     running.add_argument(
         "--output_dir",
         type=Path,
@@ -437,6 +468,7 @@ def check_common_arguments(
     draws: the method draws tokens, whether a temperature is given or not.
     """
     check_question_arguments(parser, args)
+    check_workers_arguments(parser, args)
     _check_task_arguments(parser, args, draws=draws)
     for flag in TOLD_FLAGS:
         if getattr(args, flag) is None:
@@ -610,6 +642,7 @@ def experiment_config(
         questions=question_config(args),
         prompt=prompt_config(args),
         model=model_config(args),
+        workers=workers_config(args),
         task=TaskConfig(name=args.task, extract=args.extract, choice_norm=args.choice_norm),
         generation=generation_config(args, draws),
         output=OutputConfig(folder=args.output_dir, overwrite=args.overwrite),

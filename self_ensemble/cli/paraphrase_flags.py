@@ -8,9 +8,12 @@ from self_ensemble.cli.flags import (
     add_chat_template_argument,
     add_model_arguments,
     add_source_arguments,
+    add_workers_arguments,
     check_dataset_arguments,
+    check_workers_arguments,
     columns_config,
     model_config,
+    workers_config,
 )
 from self_ensemble.cli.parser import Parser
 from self_ensemble.cli.types import (
@@ -31,7 +34,7 @@ SAMPLING_FLAGS = (
     *("dataset", "data_dir", *HUB_OPTIONS),
     *("model", "revision", "device", "dtype", "attention", "chat_template"),
     *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
-    "verbose",
+    *("workers", "ray_address", "verbose"),
 )
 
 
@@ -121,6 +124,8 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         help="paraphrases drawn at a time (default: %(default)s)",
     )
 
+    add_workers_arguments(sampling)
+
     writing = parser.add_argument_group("files")
     writing.add_argument(
         "--output_dir",
@@ -156,6 +161,7 @@ def parse_paraphrase_args(
     for name in told:
         if getattr(args, name) is None:
             setattr(args, name, parser.get_default(name))
+    check_workers_arguments(parser, args)
     check_dataset_arguments(parser, args, name=args.check or args.dataset)
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
         parser.error(f"--output: {args.output} is the file that the questions are read from")
@@ -199,6 +205,7 @@ def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
             ),
         ),
         model=model_config(args),
+        workers=workers_config(args),
         output_dir=args.output_dir,
         output=args.output,
         overwrite=args.overwrite,

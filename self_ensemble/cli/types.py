@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 from self_ensemble.data.extraction import Extraction, parse_extraction
 from self_ensemble.methods.weighting import parse_weighting
@@ -29,6 +30,15 @@ def auto_or_positive_int(text: str) -> int | None:
     """`auto` is None."""
     number = _digits(text)
     if text != "auto" and not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number above 0")
+    return number
+
+
+def number_of_workers(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    number = _digits(text)
+    if not number:
         raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number above 0")
     return number
 

@@ -11,6 +11,7 @@ from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
+from self_ensemble.workers.config import WorkersConfig
 
 TASKS = ("generate", "choices")
 
@@ -96,6 +97,7 @@ class ExperimentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     lemmas: LemmaConfig | None = None
@@ -124,6 +126,7 @@ class ParaphraseRunConfig:
     max_samples: int | None = None
     paraphrases: ParaphraseConfig = field(default_factory=ParaphraseConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     output_dir: Path = DATA_ROOT
     output: Path | None = None
     overwrite: bool = False

@@ -21,7 +21,6 @@ from self_ensemble.data.result_files import (
 )
 from self_ensemble.experiment.config import ParaphraseRunConfig
 from self_ensemble.experiment.entries import Entries
-from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.experiment.paraphrase_files import (
     Filtered,
@@ -38,8 +37,8 @@ from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import
+    from self_ensemble.generation.answering import AnyEngine
     from self_ensemble.generation.decode import Answer
-    from self_ensemble.generation.engine import Engine
     from self_ensemble.generation.request import Request
     from self_ensemble.generation.streams import Stream
     from self_ensemble.models.loading import ModelSource
@@ -127,10 +126,14 @@ class ParaphraseRun(ResumableRun):
             say(f"{journal.path} ends in the middle of a batch, which is drawn again")
         return journal
 
-    def load(self, engine: Engine) -> None:
+    def load(self, engine: AnyEngine) -> None:
         """The model is there: see `begin`."""
         self.casing = load_casing()
-        self.begin(engine, {"device": describe_device(self.source.device), "versions": versions()})
+        from self_ensemble.attention.fusion import Fusion
+
+        computes = engine.environment(Fusion(), asked=self.config.model.attention)
+        del computes["attention"]  # of a single prompt: nothing is fused
+        self.begin(engine, computes)
 
     def sample_all(self) -> None:
         """Sample what is missing, filter it, and with --drop again, until enough have passed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,9 +25,8 @@ from self_ensemble.system.interrupts import advise
 from self_ensemble.system.lock import held, sweep
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
-    from self_ensemble.generation.engine import Engine
+    from self_ensemble.generation.answering import Answering, AnyEngine
     from self_ensemble.generation.likelihood import ScoringRequest
-    from self_ensemble.generation.passes import Pass
     from self_ensemble.generation.request import Request
     from self_ensemble.generation.stats import Stats
 
@@ -109,7 +109,7 @@ class ResumableRun(ABC):
             return f"nothing was {self.verb} yet; the same command begins again"
         return f"what was {self.verb} is kept in {self.journal.path}; {self.next_command} goes on"
 
-    def begin(self, engine: Engine, environment: dict[str, Any]) -> None:
+    def begin(self, engine: AnyEngine, environment: dict[str, Any]) -> None:
         """The model is there: note what computes, and go on with clock and statistics."""
         from self_ensemble.generation.stats import Stats
 
@@ -120,6 +120,7 @@ class ResumableRun(ABC):
         # Another device has other memory.
         same = self.journal.environment == environment
         self.max_batch_size: int | None = state["fitting"] if same else None
+        self.computed_by = Counter(state.get("computed_by", {}))
         self._counted_prefixes: set[tuple[int, ...]] = set()
         self.journal.begin(environment)
         self._started = time.monotonic() - state["seconds"]
@@ -130,7 +131,7 @@ class ResumableRun(ABC):
         request: AnyRequest,
         entries: Entries[Kept],
         *,
-        compute: Callable[..., Pass[Any]],
+        compute: Callable[..., Answering[Any]],
         batch_size: int | None,
         unit: str,
     ) -> Iterator[list[tuple[int, Kept]]]:
@@ -175,9 +176,10 @@ class ResumableRun(ABC):
                 max_batch_size=self.max_batch_size,
                 on_progress=on_progress,
             )
-            done = len(kept)
+            done, others = len(kept), self.computed_by
             for batch in generation:
                 self.stats = earlier + generation.stats
+                self.computed_by = others + Counter(generation.computed_by)
                 self.max_batch_size = generation.max_batch_size
                 written = {index: entries.write(index, answer) for index, answer in batch}
                 journal.add(name, list(written), list(written.values()), self.state())
@@ -206,11 +208,16 @@ class ResumableRun(ABC):
 
     def state(self) -> dict[str, Any]:
         """What the run goes on from, as the journal keeps it."""
-        return {
+        state = {
             "counts": asdict(self.stats),
             "fitting": self.max_batch_size,
             "seconds": round(self.seconds, 3),
         }
+        return state | self.told_of_workers()
+
+    def told_of_workers(self) -> dict[str, Any]:
+        """For the manifest: how many questions each kind of worker has answered."""
+        return {"computed_by": dict(self.computed_by)} if self.computed_by else {}
 
     def begun_with(self) -> dict[str, Any]:
         """For the manifest: the environments of earlier processes, where they were others.

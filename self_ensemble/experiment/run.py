@@ -21,7 +21,6 @@ from self_ensemble.data.result_files import (
 )
 from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.entries import ANSWERS, LIKELIHOODS
-from self_ensemble.experiment.environment import describe_device, versions
 from self_ensemble.experiment.identity import run_identity, run_template, stem_of
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.experiment.names import (
@@ -38,7 +37,8 @@ from self_ensemble.system.interrupts import advise
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
     from self_ensemble.attention.fusion import Fusion
-    from self_ensemble.generation.engine import Batch, Engine
+    from self_ensemble.generation.answering import AnyEngine
+    from self_ensemble.generation.engine import Batch
     from self_ensemble.generation.likelihood import ScoredBatch, ScoringRequest
     from self_ensemble.generation.request import Request
     from self_ensemble.methods.base import Method
@@ -185,21 +185,11 @@ class Run(ResumableRun):
             say("the lemmas that were there will go: --lemmaize adds them to all questions")
         return frame.to_dict("records"), manifest
 
-    def load(self, engine: Engine, fusion: Fusion) -> None:
+    def load(self, engine: AnyEngine, fusion: Fusion) -> None:
         """The model is there, and the fusion is known: see `begin`."""
         weighed = self.config.method.weights_by is not None
-        environment = {
-            "device": describe_device(self.source.device),
-            "attention": {
-                "asked": self.config.model.attention,
-                "encode": engine.wrapper.backend,
-                "fallback": engine.wrapper.fallback,
-                "decode": engine.decode_path(fusion, weighed=weighed),
-            },
-            "batch_size": self.config.generation.batch_size or "auto",
-            "versions": versions(),
-        }
-        self.begin(engine, environment)
+        computes = engine.environment(fusion, asked=self.config.model.attention, weighed=weighed)
+        self.begin(engine, computes | {"batch_size": self.config.generation.batch_size or "auto"})
 
     def answer(self, method: Method, *, each_paraphrase: bool = False) -> list[dict[str, Any]]:
         """Have a method answer `records`, or score their choices: the table's rows.
@@ -304,7 +294,7 @@ class Run(ResumableRun):
             "counts": asdict(stats),
             "seconds": round(seconds, 3),
         }
-        manifest |= self._counted_questions() | self.begun_with()
+        manifest |= self.told_of_workers() | self._counted_questions() | self.begun_with()
         extends = self.journal.after > 0
         if extends:
             earlier, manifest["extends"] = self._earlier

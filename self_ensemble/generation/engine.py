@@ -33,6 +33,7 @@ from self_ensemble.generation.passes import Generation, OnProgress
 from self_ensemble.generation.patched_model import PatchedModel
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import Stream
+from self_ensemble.models.environment import describe_device, versions
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -186,6 +187,22 @@ class Engine(PatchedModel):
             fusion = _weighted(fusion)
         captured = self.captures and self.capture_problem(fusion) is None
         return "one kernel, recorded" if captured else "split softmax"
+
+    def environment(self, fusion: Fusion, *, asked: str, weighed: bool = False) -> dict[str, Any]:
+        """What computes under this fusion, for a manifest; JSON types.
+
+        asked: see `ModelConfig.attention`. weighed: see `decode_path`.
+        """
+        return {
+            "device": describe_device(self.device),
+            "attention": {
+                "asked": asked,
+                "encode": self.wrapper.backend,
+                "fallback": self.wrapper.fallback,
+                "decode": self.decode_path(fusion, weighed=weighed),
+            },
+            "versions": versions(),
+        }
 
     def _answer_all(self, request: Request, captured: bool) -> None:
         batch = list(range(len(request.questions)))

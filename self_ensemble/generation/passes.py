@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -34,6 +34,7 @@ from self_ensemble.generation.rows import (
 )
 from self_ensemble.generation.sampling import Chooser, Greedy, Sampler
 from self_ensemble.generation.stats import Stats
+from self_ensemble.generation.stopping import StopRule
 from self_ensemble.generation.streams import Stream, combine_streams, weigh_paraphrases
 from self_ensemble.system.errors import UserError
 
@@ -65,6 +66,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     Attributes:
         stats: what was computed so far.
         max_batch_size: what memory allows at a time, once it has run out; None before.
+        computed_by: see `answering.Answering`.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         on_progress: OnProgress | None = None,
     ):
         self.stats = Stats()
+        self.computed_by: Mapping[str, int] = {}
         self.max_batch_size = max_batch_size
         self._engine = engine
         self._request = request
@@ -91,6 +94,9 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         memory = engine.config, engine.device, engine.model.dtype.itemsize
         self._tokens_at_once = batching.tokens_at_once(*memory)
         self._tokens_kept = batching.tokens_kept(*memory, request.max_new_tokens)
+        stop = request.stop
+        self._stop = stop if isinstance(stop, StopRule) else engine.stop_rule(stop)
+        self._max_new_tokens = request.max_new_tokens
         self._context = RowContext(
             Forward(engine.model, engine.wrapper, compiled=captured),
             prefix,
@@ -105,7 +111,18 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         """What is known of all batches before the first."""
 
     def __next__(self) -> list[tuple[int, Given]]:
-        batch = list(next(self._batches))
+        return self._answered(list(next(self._batches)))
+
+    def answer_part(self, part: Request) -> list[tuple[int, Given]]:
+        """Answer all questions of a part of the request, as one batch; indices are the part's.
+
+        What is longest in the whole request must be in what the pass was begun with: so a part is
+        computed with the same shapes as if all of it were here.
+        """
+        self._request = part
+        return self._answered(list(range(len(part.questions))))
+
+    def _answered(self, batch: list[int]) -> list[tuple[int, Given]]:
         found = self._compute_what_fits(batch)
         return [(index, found[index]) for index in batch]
 
@@ -128,7 +145,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
                 [request.questions[index] for index in batch],
                 tokens_at_once=self._tokens_at_once,
                 tokens_kept=self._tokens_kept,
-                max_new_tokens=request.max_new_tokens,
+                max_new_tokens=self._max_new_tokens,
             )
         return min(places, len(batch), self.max_batch_size or len(batch))
 
@@ -226,7 +243,7 @@ class Generation(Pass[Answer]):
             step=self._step,
             reduce=self._reduce,
             chooser=chooser,
-            stop=request.stop or engine.line_stop,
+            stop=self._stop,
             compact=self._compact,
             eos_ids=engine.eos_ids,
             max_new_tokens=request.max_new_tokens,

@@ -30,7 +30,8 @@ class Request:
         weights: of the streams, [number of questions, n], handed to ``reduce``.
         weigh: how the paraphrases of a question are weighted by what each says alone: a stream's
             segments, or a question's streams, whose ``weights`` they become. Needs a tail.
-        stop: when an answer ends; None for the engine's own, `stopping.LineStop`.
+        stop: when an answer ends: a rule, or what `GenerationConfig.stop` asks for, of which the
+            engine makes one where its model is.
         sampling: how tokens are drawn; None for the likeliest, ties to the lowest id.
         observe: called in every layer of every fused forward, see `attention.kv_state.DecodeState`.
             Nothing is captured then.
@@ -44,7 +45,7 @@ class Request:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     weights: torch.Tensor | None = None
     weigh: Weigh | None = None
-    stop: StopRule | None = None
+    stop: StopRule | tuple[str, ...] | None = None
     sampling: Sampling | None = None
     observe: Callable[..., None] | None = None
     capture: bool = True

@@ -13,8 +13,8 @@ from self_ensemble.attention.fusion import FUSIONS, Fusion, FusionKind
 from self_ensemble.attention.positions import POSITIONS, default_positions
 from self_ensemble.attention.segments import concatenate_prompts
 from self_ensemble.data.names import SEPARATOR
+from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.generation.config import GenerationConfig
-from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
@@ -90,7 +90,7 @@ class AttentionFusion(AttentionFusionConfig):
 
     def request(
         self,
-        engine: Engine,
+        engine: AnyEngine,
         template: Template,
         questions: Sequence[Sequence[str]],
         config: GenerationConfig,
@@ -111,14 +111,14 @@ class AttentionFusion(AttentionFusionConfig):
             ]
         else:
             prefix, split = split_questions(tokenizer, template, questions)
-        positions = self.positions_on(engine.model.config)
+        positions = self.positions_on(engine.config)
         return Request(
             prefix,
             [attention_streams(question, len(prefix), positions) for question in split],
             self.fusion_on(engine.device),
             max_new_tokens=config.max_new_tokens,
             weigh=weigh_by(self.weights_by),
-            stop=engine.stop_rule(config.stop),
+            stop=config.stop,
         )
 
     def answer(self, asked: Asked) -> Iterator[Outcome]:
@@ -141,7 +141,7 @@ class AttentionFusion(AttentionFusionConfig):
             split = concatenate_choices(*given)
         else:
             prefix, split = split_choices(*given)
-        positions = self.positions_on(engine.model.config)
+        positions = self.positions_on(engine.config)
         request = ScoringRequest(
             prefix,
             [attention_streams(each.question, len(prefix), positions) for each in split],

@@ -19,9 +19,10 @@ from self_ensemble.attention.segments import (
 )
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.templates import PromptTemplate, WholePrompts
+from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.decode import Answer
-from self_ensemble.generation.engine import Batch, Engine
+from self_ensemble.generation.engine import Batch
 from self_ensemble.generation.likelihood import Likelihood, ScoredBatch, ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.sampling import Sampling
@@ -75,7 +76,7 @@ class Asked:
     extract: what of a generation is its prediction, which votes compare.
     """
 
-    engine: Engine
+    engine: AnyEngine
     template: Template
     questions: Sequence[Sequence[str]]
     uuids: Sequence[str]
@@ -156,7 +157,7 @@ class AskedChoices:
     norm: one of `data.choices.NORMS`: by what a paraphrase chooses where a method votes.
     """
 
-    engine: Engine
+    engine: AnyEngine
     template: Template
     questions: Sequence[Sequence[str]]
     choices: Sequence[Sequence[str]]

@@ -198,7 +198,7 @@ def logit_request(asked: Asked) -> Request:
         prefix,
         streams,
         max_new_tokens=asked.config.max_new_tokens,
-        stop=asked.engine.stop_rule(asked.config.stop),
+        stop=asked.config.stop,
     )
 
 

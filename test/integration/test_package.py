@@ -112,7 +112,8 @@ def test_what_is_pinned_lies_in_the_ranges():
     wanted = [*project()["dependencies"]]
     wanted += [each for extra in project()["optional-dependencies"].values() for each in extra]
     ranges = dict(each.split(">=") for each in wanted if ">=" in each)
-    names = ("requirements.txt", "requirements-lm-eval.txt", "requirements-inspect.txt")
+    of = ("", "-lm-eval", "-inspect", "-ray")
+    names = [f"requirements{each}.txt" for each in of]
     files = [ROOT / name for name in names]
     pins = dict(line.split("==") for file in files for line in file.read_text().split())
     assert ranges.keys() == pins.keys()

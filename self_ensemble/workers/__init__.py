@@ -1,0 +1,1 @@
+"""Workers on Ray that hold a whole model each, and are fed batch by batch."""

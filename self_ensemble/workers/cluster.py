@@ -1,0 +1,148 @@
+"""The Ray that workers run on: one of the run's own on this machine, or one that is running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from self_ensemble.system.errors import UserError
+from self_ensemble.workers import keeper
+
+# Of a local Ray: requests and answers go through its object store, weights never. Where /dev/shm
+# has less (64 MB in a container, if nothing is said), Ray keeps them in its folder.
+OBJECT_STORE_BYTES = 256 << 20
+# Until the keeper has ended a local Ray.
+END_SECONDS = 12
+# Ray takes 127.0.0.1 for a wish to be reached from elsewhere, unless this machine is said to be no
+# part of a cluster. The token is for what of it other users of this machine could reach.
+LOCAL_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class Cluster:
+    """A Ray that this process is connected to.
+
+    Attributes:
+        is_local: it was started for this run, and ends with it.
+        gpus, cpus: that it has.
+    """
+
+    def __init__(self, *, is_local: bool):
+        import ray
+
+        self.is_local = is_local
+        resources = ray.cluster_resources()
+        self.gpus, self.cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+
+
+@contextmanager
+def connected(address: str | None, *, verbose: bool = False) -> Iterator[Cluster]:
+    """A Ray cluster, until the end.
+
+    One that this process is connected to already, as a notebook may be, is used and left alone.
+
+    Args:
+        address: see `WorkersConfig`.
+        verbose: what workers write is shown.
+
+    Raises:
+        UserError: nothing can be reached under the address.
+    """
+    if address is None and not _is_connected():
+        with _local(verbose) as cluster:
+            yield cluster
+        return
+    import ray
+
+    if ray.is_initialized():
+        yield Cluster(is_local=False)
+    else:
+        try:
+            ray.init(address, **_settings(verbose))
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--ray_address {address}: no Ray cluster answers: {reason}") from error
+        try:
+            yield Cluster(is_local=False)
+        finally:
+            ray.shutdown()
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")  # what is imported has read its environment
+    return ray is not None and ray.is_initialized()
+
+
+def _settings(verbose: bool) -> dict[str, Any]:
+    return {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+
+
+@contextmanager
+def _local(verbose: bool) -> Iterator[Cluster]:
+    """A Ray of our own, on the loopback interface, with its keeper."""
+    # Short: the paths of its sockets may have 107 bytes. Resolved: the keeper looks for its name.
+    folder = Path(tempfile.mkdtemp(prefix="self-ensemble-ray-")).resolve()
+    with subprocess.Popen(
+        [sys.executable, "-S", "-E", keeper.__file__, str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C on the terminal is not for it
+    ) as kept:
+        assert kept.stdin is not None
+        os.set_inheritable(kept.stdin.fileno(), False)
+        before = {name: os.environ.get(name) for name in LOCAL_ENVIRONMENT}
+        os.environ.update(LOCAL_ENVIRONMENT)
+        try:
+            import ray
+
+            _read_environment()
+            ray.init(
+                "local",
+                num_cpus=os.cpu_count(),
+                num_gpus=torch.cuda.device_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(folder),
+                **_settings(verbose),
+            )
+            yield Cluster(is_local=True)
+        except KeyboardInterrupt:
+            raise  # the keeper is quicker than Ray itself
+        except BaseException:
+            ray.shutdown()
+            raise
+        else:
+            ray.shutdown()
+        finally:
+            kept.stdin.close()
+            _restore(before)
+            kept.wait(END_SECONDS)
+
+
+def _restore(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _read_environment()
+
+
+def _read_environment() -> None:
+    """Have Ray read its settings again, which it does when it is imported."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")

@@ -1,0 +1,40 @@
+"""How many workers answer, and on which cluster."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from self_ensemble.system.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Workers hold a whole model each; the defaults stand here alone.
+
+    number: of workers; ``auto``: one a GPU. One without an address is this very process.
+    address: of a Ray cluster that is running, such as ``auto`` or ``host:6379``; None: a Ray of the
+        run's own on this machine.
+
+    Raises:
+        UserError: that is no number of workers.
+    """
+
+    number: int | Literal["auto"] = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        number = self.number
+        if number != "auto" and (isinstance(number, bool) or number not in range(1, 10**6)):
+            raise UserError(f"workers: {number!r} is neither auto nor a whole number above 0")
+
+    @property
+    def may_need_ray(self) -> bool:
+        return self.number != 1 or self.address is not None
+
+    def check_installed(self) -> None:
+        """Raises UserError where workers are asked for and Ray is not installed."""
+        if self.may_need_ray and find_spec("ray") is None:
+            raise UserError(
+                f"--workers {self.number} needs Ray: pip install -r requirements-ray.txt, or leave "
+                "--workers out"
+            )

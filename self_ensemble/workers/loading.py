@@ -1,0 +1,91 @@
+"""From a source to an engine: here, or in workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from self_ensemble.generation import loading
+from self_ensemble.generation.answering import AnyEngine
+from self_ensemble.models.config import ModelConfig
+from self_ensemble.models.loading import ModelSource, load_tokenizer
+from self_ensemble.system.console import say
+from self_ensemble.system.errors import UserError
+from self_ensemble.workers.config import WorkersConfig
+
+
+@contextmanager
+def answering_engine(
+    source: ModelSource, model: ModelConfig, workers: WorkersConfig, *, verbose: bool = False
+) -> Iterator[AnyEngine]:
+    """An engine of a source's model: of this process, or one that has workers.
+
+    Args:
+        source: of `model`, from `models.loading.find_model`.
+        verbose: what workers write is shown.
+
+    Raises:
+        UserError: what `loaded_engine` raises; Ray is not installed or not to be reached, or has
+            not as many GPUs.
+    """
+    workers.check_installed()
+    number = workers.number
+    if number == "auto" and workers.address is None:
+        number = torch.cuda.device_count() if source.device.type == "cuda" else 1
+        if number == 1:
+            say("--workers auto: one GPU or none, so one worker, in this process")
+    if number == 1 and workers.address is None:
+        with loading.loaded_engine(source, attention=model.attention) as engine:
+            yield engine
+    else:
+        with _worker_pool(source, model, replace(workers, number=number), verbose) as pool:
+            yield pool
+
+
+@contextmanager
+def _worker_pool(
+    source: ModelSource, model: ModelConfig, workers: WorkersConfig, verbose: bool
+) -> Iterator[AnyEngine]:
+    from self_ensemble.workers.cluster import connected
+    from self_ensemble.workers.pool import Place, WorkerPool
+    from self_ensemble.workers.worker import Assignment, code_fingerprint
+
+    if ":" in model.device:
+        raise UserError(
+            f"--device {model.device} is one GPU; with --workers say cuda, and choose among GPUs "
+            "with CUDA_VISIBLE_DEVICES"
+        )
+    threads = torch.get_num_threads()
+    with connected(workers.address, verbose=verbose) as cluster:
+        on_gpu = source.device.type == "cuda"
+        number = cluster.gpus if workers.number == "auto" else workers.number
+        if on_gpu and not 0 < number <= cluster.gpus:
+            raise UserError(
+                f"--workers {workers.number}: there are {cluster.gpus} GPUs; take as many workers "
+                "at most, or --device cpu"
+            )
+        if not on_gpu and workers.number == "auto":
+            raise UserError("--workers auto is one a GPU; on CPUs say how many")
+        share = max(1, (threads if cluster.is_local else cluster.cpus) // number)
+        place = Place(gpus=1 if on_gpu else 0, cpus=share)
+        if number * place.cpus > cluster.cpus and not cluster.is_local:
+            raise UserError(
+                f"--workers {number}: each takes a CPU, and the cluster has {cluster.cpus}"
+            )
+        assignment = Assignment(
+            model=replace(
+                model,
+                name=str(Path(model.name).absolute()) if Path(model.name).exists() else model.name,
+                device=source.device.type,
+                dtype=str(source.dtype).removeprefix("torch."),
+            ),
+            fingerprint=source.fingerprint,
+            code=code_fingerprint(),
+            threads=share,
+        )
+        tokenizer = load_tokenizer(source)
+        yield WorkerPool(tokenizer, source.config.get_text_config(), number, assignment, place)

@@ -1,0 +1,127 @@
+"""Requests in parts: what a worker is sent of one, and what it sends back.
+
+A worker never has a request whole. It opens a pass with those questions that are the largest in
+some way, which decide shapes and sizes, and is then sent batch after batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from self_ensemble.attention.fusion import FUSIONS, FusionKind
+from self_ensemble.generation.likelihood import ScoringRequest
+from self_ensemble.generation.request import Request
+from self_ensemble.generation.stats import Stats
+from self_ensemble.generation.streams import Stream
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """What a pass is begun with.
+
+    request: with the largest of its questions only.
+    batches: of them, which are representative of all batches.
+    batch_size: questions at a time; None for what fits.
+    fusion_kind: what is registered under the fusion's name: a user's own is known to the driver
+        alone.
+    """
+
+    request: Request
+    batches: Sequence[Sequence[int]]
+    batch_size: int | None
+    fusion_kind: FusionKind
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a batch.
+
+    answers: in the order of the part.
+    stats: of this batch.
+    max_batch_size: what the worker's memory allows at a time, once it has run out.
+    warnings: what the worker has to say to the user.
+    """
+
+    answers: list[Any]
+    stats: Stats
+    max_batch_size: int | None
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A mistake of the user's that a worker has found: see `UserError`."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The worker's device is of no more use to its process."""
+
+    reason: str
+
+
+def open_with(
+    request: Request, batches: Sequence[Sequence[int]], batch_size: int | None
+) -> Opening:
+    """What a worker opens a request's pass with.
+
+    batches: all that it may be sent; not empty. The first has the most questions, the last the
+        longest.
+    """
+    chosen = dict.fromkeys((*batches[0], *batches[-1]))
+    answered = [index for batch in batches for index in batch]
+    for size in _sizes(request):
+        chosen[max(answered, key=size)] = None
+    place = {index: at for at, index in enumerate(chosen)}
+    return Opening(
+        part_of(request, list(chosen)),
+        [[place[index] for index in batch] for batch in (batches[0], batches[-1])],
+        batch_size,
+        FUSIONS.get(request.fusion.kind),
+    )
+
+
+def _sizes(request: Request) -> list[Callable[[int], int]]:
+    """Of a question, by index: whatever a pass takes the largest of, see `Engine` and `Pass`."""
+
+    def of_streams(size: Callable[[Stream], int]) -> Callable[[int], int]:
+        return lambda index: max(map(size, request.questions[index]))
+
+    sizes = [
+        lambda index: len(request.questions[index]),
+        of_streams(lambda stream: len(stream.segments)),
+        of_streams(lambda stream: max(stream.positions.rope_offsets)),
+        of_streams(lambda stream: stream.answer_start),
+    ]
+    if isinstance(request, ScoringRequest):
+        given = request.continuations
+        sizes.append(lambda index: max(len(each.token_ids) for each in given[index]))
+    return sizes
+
+
+def part_of(request: Request, indices: Sequence[int]) -> Request:
+    """The same request for some of its questions, by index, in this order."""
+    assert request.observe is None, "what observes a request cannot be sent to a worker"
+    own: dict[str, Any] = {"questions": [request.questions[index] for index in indices]}
+    if request.weights is not None:
+        own["weights"] = request.weights[list(indices)]
+    if request.sampling is not None:
+        keys = [request.sampling.keys[index] for index in indices]
+        own["sampling"] = replace(request.sampling, keys=keys)
+    if isinstance(request, ScoringRequest):
+        own["continuations"] = [request.continuations[index] for index in indices]
+    return replace(request, **own)
+
+
+def on_device(request: Request, device: torch.device) -> Request:
+    """The request with its fusion's weights where the model is."""
+    weights = request.fusion.weights
+    if weights is None:
+        return request
+    return replace(request, fusion=replace(request.fusion, weights=weights.to(device)))
