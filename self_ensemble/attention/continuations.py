@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from self_ensemble.attention.segments import (
+    QUESTIONS_AT_ONCE,
     EncodedText,
     SplitQuestion,
     common_prefix,
@@ -27,10 +28,6 @@ from self_ensemble.attention.segments import (
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.data.templates import PromptTemplate, WholePrompts, choice_separator
 from self_ensemble.system.errors import UserError
-
-# Questions whose texts are tokenised at a time: offsets take much more room than ids.
-QUESTIONS_AT_ONCE = 64
-
 
 @dataclass(frozen=True)
 class Continuation:

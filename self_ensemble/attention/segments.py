@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -32,6 +32,10 @@ OPENINGS = (
     " x",
     "\nx",
 )
+
+
+# Questions whose prompts are tokenised at a time: offsets take much more room than ids.
+QUESTIONS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,17 @@ def split_prompts(
             template's text with a paraphrase so that no fixed prefix or no tail is left.
     """
     prefix = template_prefix(tokenizer, template)
-    prompts = [template.render(text) for paraphrases in questions for text in paraphrases]
-    encoded = iter(encode_texts(tokenizer, prompts, template.add_special_tokens))
-    split = []
-    for paraphrases in questions:
-        found = [next(encoded) for _ in paraphrases]
+    return prefix, list(each_split_prompts(tokenizer, template, questions, prefix))
+
+
+def each_split_prompts(
+    tokenizer: Any,
+    template: PromptTemplate,
+    questions: Sequence[Sequence[str]],
+    prefix: tuple[int, ...],
+) -> Iterator[SplitQuestion]:
+    """`split_prompts`, one question after the other. prefix: from `template_prefix`."""
+    for paraphrases, found in _encoded_prompts(tokenizer, template, questions):
         tail = shared_tail(found, paraphrases, template, prefix)
         if not tail:
             raise UserError(
@@ -86,8 +96,19 @@ def split_prompts(
                 "the tokenizer merges the answer cue with it; take the question out"
             )
         segments = tuple(tuple(each.ids[len(prefix) : -len(tail)]) for each in found)
-        split.append(SplitQuestion(segments, tail))
-    return prefix, split
+        yield SplitQuestion(segments, tail)
+
+
+def _encoded_prompts(
+    tokenizer: Any, template: PromptTemplate | WholePrompts, questions: Sequence[Sequence[str]]
+) -> Iterator[tuple[Sequence[str], list[EncodedText]]]:
+    """Each question's paraphrases, and their prompts encoded."""
+    for at in range(0, len(questions), QUESTIONS_AT_ONCE):
+        some = questions[at : at + QUESTIONS_AT_ONCE]
+        prompts = [template.render(text) for paraphrases in some for text in paraphrases]
+        encoded = iter(encode_texts(tokenizer, prompts, template.add_special_tokens))
+        for paraphrases in some:
+            yield paraphrases, [next(encoded) for _ in paraphrases]
 
 
 def shared_tail(
@@ -136,13 +157,20 @@ def split_whole_prompts(
         UserError: the tokenizer gives no offsets, or puts a token behind every text, or the prompts
             of a question do not end alike.
     """
-    texts = [prompt for prompts in questions for prompt in prompts]
-    encoded = [found.ids for found in encode_texts(tokenizer, texts, add_special_tokens)]
     prefix = tokenizers_prefix(tokenizer, add_special_tokens)
-    split, at = [], 0
-    for prompts in questions:
-        bodies = [ids[len(prefix) :] for ids in encoded[at : at + len(prompts)]]
-        at += len(prompts)
+    template = WholePrompts(add_special_tokens)
+    return prefix, list(each_split_whole_prompts(tokenizer, template, questions, prefix))
+
+
+def each_split_whole_prompts(
+    tokenizer: Any,
+    template: WholePrompts,
+    questions: Sequence[Sequence[str]],
+    prefix: tuple[int, ...],
+) -> Iterator[SplitQuestion]:
+    """`split_whole_prompts`, one question after the other. prefix: from `tokenizers_prefix`."""
+    for prompts, encoded in _encoded_prompts(tokenizer, template, questions):
+        bodies = [found.ids[len(prefix) :] for found in encoded]
         longest = min(map(len, bodies)) - 1 if len(bodies) > 1 else min(1, len(bodies[0]) - 1)
         tail = common_suffix(bodies)
         tail = tail[len(tail) - min(len(tail), longest) :]
@@ -151,8 +179,7 @@ def split_whole_prompts(
                 f"the prompts {prompts[0][-40:]!r} … share no last token: let all prompts of a "
                 "question end alike, such as with an answer cue (A:)"
             )
-        split.append(SplitQuestion(tuple(tuple(ids[: -len(tail)]) for ids in bodies), tail))
-    return prefix, split
+        yield SplitQuestion(tuple(tuple(ids[: -len(tail)]) for ids in bodies), tail)
 
 
 def concatenate_paraphrases_with_positions(
@@ -261,6 +288,8 @@ def encode_texts(
         add_special_tokens=add_special_tokens,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
     )
     piece = cache(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False))
     added = encoded["special_tokens_mask"][0]

@@ -85,15 +85,16 @@ def check_right_columns(source: Path | str, columns: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GivenAnswers:
     """The answers of a row, and what tells whether they are texts or numbers of choices.
 
+    wordings: all that the row asks.
     is_bare: the cell holds one text, and no list.
     """
 
     where: str
-    wording: str
+    wordings: tuple[str, ...]
     choices: tuple[str, ...]
     answers: tuple[str, ...]
     is_bare: bool
@@ -101,9 +102,10 @@ class GivenAnswers:
     @property
     def are_shown(self) -> bool:
         """Whether the question shows each letter, number or word: `A) Lima B) Cusco`."""
+        wording = "\n".join(self.wordings)
         return all(
             # A letter as it is written: every other question has an `a`.
-            re.search(rf"(?<!\w){re.escape(a)}(?!\w)", self.wording, re.I if len(a) > 1 else 0)
+            re.search(rf"(?<!\w){re.escape(a)}(?!\w)", wording, re.I if len(a) > 1 else 0)
             for a in self.answers
         )
 

@@ -112,7 +112,7 @@ def load_few_shot(path: Path) -> tuple[FewShot, ...]:
         shot = demonstration(where, row)
         shots.append(shot)
         given.append(
-            _given_answers(row, where, shot.question, choices_of(row, where), (shot.answer,))
+            _given_answers(row, where, (shot.question,), choices_of(row, where), (shot.answer,))
         )
     check_answers_are_texts(columns, [each for each in given if each is not None])
     return tuple(shots)
@@ -157,13 +157,12 @@ def records_of(
         records.append(record)
     check_all_or_none_answered(records)
     check_choices(records)
-    given = [
-        _given_answers(
-            row, r.where, "\n".join((r.question or "", *r.paraphrases)), r.choices, r.answers
-        )
-        for r, (_, row) in zip(records, rows, strict=True)
-    ]
-    check_answers_are_texts(columns, [each for each in given if each is not None])
+    if any(r.choices for r in records) or all(_is_bare(row) for _, row in rows):
+        given = [
+            _given_answers(row, r.where, (r.question or "", *r.paraphrases), r.choices, r.answers)
+            for r, (_, row) in zip(records, rows, strict=True)
+        ]
+        check_answers_are_texts(columns, [each for each in given if each is not None])
     own = [not is_missing(row.get("uuid")) for _, row in rows]
     records = _told_apart_by_choices(records, own)
     _check_uuids(records, own)
@@ -173,16 +172,20 @@ def records_of(
 def _given_answers(
     row: dict[str, Any],
     where: str,
-    wording: str,
+    wordings: tuple[str, ...],
     choices: tuple[str, ...],
     answers: tuple[str, ...],
 ) -> GivenAnswers | None:
     """The answers of a row, which are texts; None where there are none, or numbers say it."""
     if not answers or not is_empty(row.get(ANSWER_INDEX)):
         return None
+    return GivenAnswers(where, wordings, choices, answers, _is_bare(row))
+
+
+def _is_bare(row: dict[str, Any]) -> bool:
+    """Whether no cell holds a list of answers, but one text or nothing."""
     value = row.get("answer") if is_empty(row.get("answers")) else row["answers"]
-    is_bare = isinstance(value, str) and not looks_like_list(value)
-    return GivenAnswers(where, wording, choices, answers, is_bare)
+    return is_empty(value) or (isinstance(value, str) and not looks_like_list(value))
 
 
 def _told_apart_by_choices(records: list[Record], own: list[bool]) -> list[Record]:

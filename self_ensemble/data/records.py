@@ -15,7 +15,7 @@ from self_ensemble.system.errors import UserError
 SHOWN_UUIDS = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A question: its wordings and what counts as right.
 
@@ -86,7 +86,7 @@ class Dataset:
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", _fingerprint(self.records))
         if not self.choices_fingerprint and any(record.choices for record in self.records):
-            choices = sha256(compact_json([record.choices for record in self.records]))
+            choices = _sha256_of_list(record.choices for record in self.records)
             object.__setattr__(self, "choices_fingerprint", choices)
 
     def first(self, max_samples: int | None) -> "Dataset":
@@ -124,7 +124,8 @@ def select_paraphrases(
         there = tuple(index for index in chosen if index < len(record.paraphrases))
         if there and (fewer == "use" or len(there) == len(chosen)):
             paraphrases = tuple(record.paraphrases[index] for index in there)
-            selected.append(replace(record, paraphrases=paraphrases))
+            same = paraphrases == record.paraphrases  # a million records need not be there twice
+            selected.append(record if same else replace(record, paraphrases=paraphrases))
     if not selected:
         what = "any paraphrase" if fewer == "use" else "as many paraphrases"
         raise UserError(
@@ -261,5 +262,13 @@ def compact_json(value: Any) -> str:
 
 
 def _fingerprint(records: Iterable[Record]) -> str:
-    content = [[r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records]
-    return sha256(compact_json(content))
+    return _sha256_of_list([r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records)
+
+
+def _sha256_of_list(values: Iterable[Any]) -> str:
+    """`sha256(compact_json([*values]))`, of which no more than a value is in memory at a time."""
+    digest = hashlib.sha256(b"[")
+    for number, value in enumerate(values):
+        digest.update((b"," if number else b"") + compact_json(value).encode("utf-8"))
+    digest.update(b"]")
+    return digest.hexdigest()

@@ -101,23 +101,26 @@ def _read(path: Path, is_used: Callable[[str], bool]) -> tuple[list[str], list[R
 def _read_jsonl(path: Path) -> tuple[list[str], list[Row]]:
     columns: dict[str, None] = {}
     rows: list[Row] = []
-    # Not splitlines: texts may hold other line separators of Unicode.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        where = f"line {number} of {path}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            raise UserError(f"{where} is not valid UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not JSON: {error.msg}, column {error.colno}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON that can be read: {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is not a JSON object with named values, found {show(row)}")
-        columns.update(dict.fromkeys(row))
-        rows.append((where, row))
+    # In bytes: texts may hold other line separators of Unicode.
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"line {number} of {path}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.removesuffix(b"\n").decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                raise UserError(f"{where} is not valid UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where} is not JSON: {error.msg}, column {error.colno}") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where} is not JSON that can be read: {error}") from None
+            if not isinstance(row, dict):
+                raise UserError(
+                    f"{where} is not a JSON object with named values, found {show(row)}"
+                )
+            columns.update(dict.fromkeys(row))
+            rows.append((where, row))
     return list(columns), rows
 
 

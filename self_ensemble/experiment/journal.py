@@ -10,13 +10,16 @@ crc32 of its JSON in hexadecimal, a blank, and the JSON:
 
 A line is on the disk before the next batch begins. A last line that was cut short by a crash is
 dropped and its batch answered again: whatever the moment, the run ends as if it had not happened.
+
+The answers of a million questions are a million lists of numbers, so they stay on the disk: what is
+held is which indices are answered, and where the batches lie.
 """
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from self_ensemble.data.identities import identity_differences
 from self_ensemble.data.result_files import result_file
@@ -42,6 +45,7 @@ class Journal:
         environment: of the last start.
         environments: of all the starts, without repetitions.
         questions: of the largest schedule, those of `after` included.
+        answered: of each pass, the indices whose answers are kept.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Journal:
         self.identity = identity
         self.after = after
         self.remake = remake
-        self.answers: dict[str, dict[int, Any]] = {}
+        self.answered: dict[str, set[int]] = {}
         self.state: dict[str, Any] | None = None
         self.environment: dict[str, Any] | None = None
         self.environments: list[dict[str, Any]] = []
@@ -60,6 +64,7 @@ class Journal:
         self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
         self.unwritten: list[dict[str, Any]] = []
         self.cut_short = False
+        self._places: dict[str, list[int]] = {}  # of a pass: at which bytes the batches' lines begin
 
     @classmethod
     def read(cls, stem: Path) -> "Journal | None":
@@ -70,20 +75,43 @@ class Journal:
         """
         path = result_file(stem, JOURNAL_SUFFIX)
         try:
-            content = path.read_bytes()
+            with open(path, "rb") as file:
+                records = _records(path, file)
+                _, run = next(records, (0, {}))
+                if run.get("kind") != "run":
+                    raise UserError(
+                        f"{path} is cut short and holds no answer; --overwrite begins anew"
+                    )
+                journal = cls(stem, run["identity"], after=run["after"], remake=run["remake"])
+                for begin, record in records:
+                    journal._take_in(record, begin)
+                journal.size = file.tell()
+                journal.cut_short = journal.size < path.stat().st_size
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-        records, size = _parse(path, content)
-        run = records[0]
-        journal = cls(stem, run["identity"], after=run["after"], remake=run["remake"])
-        for record in records[1:]:
-            journal._take_in(record)
-        journal.size, journal.cut_short = size, size < len(content)
         return journal
 
-    def _take_in(self, record: dict[str, Any]) -> None:
+    def kept(self, name: str) -> Iterator[list[tuple[int, Any]]]:
+        """The batches of a pass that are on the disk: (index, answer), as they were added.
+
+        Raises:
+            UserError: the file cannot be read any more.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                for begin in tuple(self._places.get(name, ())):
+                    file.seek(begin)
+                    record = _record(file.readline().removesuffix(b"\n"))
+                    if record is None:
+                        raise UserError(f"{self.path} was changed while it was read; run it again")
+                    yield list(zip(record["batch"], record["answers"], strict=True))
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+    def _take_in(self, record: dict[str, Any], begin: int) -> None:
+        """begin: the byte at which its line begins."""
         if record["kind"] == "start":
             self.environment = record["environment"]
             if self.environment not in self.environments:
@@ -92,8 +120,8 @@ class Journal:
             self.schedules[record["pass"]] = record
             self.questions = max(self.questions, record["questions"])
         else:
-            kept = self.answers.setdefault(record["pass"], {})
-            kept.update(zip(record["batch"], record["answers"], strict=True))
+            self.answered.setdefault(record["pass"], set()).update(record["batch"])
+            self._places.setdefault(record["pass"], []).append(begin)
             self.state = record["state"]
 
     def begin(self, environment: dict[str, Any]) -> None:
@@ -122,7 +150,7 @@ class Journal:
             schedule: makes batches of indices.
             questions: of the run, those of `after` included.
         """
-        answered = self.answers.get(name, {})
+        answered = self.answered.get(name, set())
         old = self.schedules.get(name)
         kept = old["batches"] if old and old["batch_size"] == batch_size else []
         left = [batch for batch in kept if batch[0] not in answered]
@@ -141,7 +169,7 @@ class Journal:
         return batches
 
     def _note(self, record: dict[str, Any]) -> None:
-        self._take_in(record)
+        self._take_in(record, 0)
         self.unwritten.append(record)
 
     def add(
@@ -153,26 +181,30 @@ class Journal:
             UserError: the disk is full and the like. What was kept before is kept.
         """
         record = {"kind": "batch", "pass": name, "batch": list(batch), "answers": list(answers)}
-        self._note(record | {"state": state})
+        record["state"] = state
         run = {
             "kind": "run",
             "identity": self.identity,
             "after": self.after,
             "remake": self.remake,
         }
-        records = self.unwritten if self.size else [run, *self.unwritten]
-        content = b"".join(map(_line, records))
+        before = self.unwritten if self.size else [run, *self.unwritten]
+        content = b"".join(map(_line, before))
+        if not self.size:
+            content = FIRST_LINE + content
+        begin = self.size + len(content)
+        content += _line(record)
         try:
             if self.size:
                 append_synced(self.path, content, at=self.size)
             else:  # in one step: an older journal is replaced, and this one never lacks its head
-                content = FIRST_LINE + content
                 replace_synced(self.path, content)
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror or error}; once that is mended the "
                 "same command goes on with what was kept"
             ) from None
+        self._take_in(record, begin)
         self.size += len(content)
         self.unwritten = []
 
@@ -199,29 +231,29 @@ def _line(record: dict[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The records, and the length of what holds them. Only the end may be missing."""
-    if not content.startswith(FIRST_LINE):
+def _records(path: Path, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each record, and the byte at which its line begins; the file then stands behind the last one.
+
+    Only the end may be missing.
+    """
+    if file.readline() != FIRST_LINE:
         raise UserError(
             f"{path} is no journal of an interrupted run, or of another version of this toolkit; "
             "move it away, or --overwrite"
         )
-    records, size = [], len(FIRST_LINE)
-    lines = content[size:].split(b"\n")[:-1]  # behind the last line end: cut short, or nothing
-    for number, line in enumerate(lines):
-        record = _record(line)
-        if record is None:
-            if any(map(_record, lines[number + 1 :])):
+    number, begin = 2, file.tell()
+    for line in file:
+        record = _record(line.removesuffix(b"\n")) if line.endswith(b"\n") else None
+        if record is None:  # cut short; or not, where another line follows
+            if any(_record(other.removesuffix(b"\n")) for other in file if other.endswith(b"\n")):
                 raise UserError(
-                    f"{path} is damaged in line {number + 2}, not only cut short; --overwrite "
+                    f"{path} is damaged in line {number}, not only cut short; --overwrite "
                     "answers everything again"
                 )
             break
-        records.append(record)
-        size += len(line) + 1
-    if not records or records[0]["kind"] != "run":
-        raise UserError(f"{path} is cut short and holds no answer; --overwrite begins anew")
-    return records, size
+        yield begin, record
+        number, begin = number + 1, begin + len(line)
+    file.seek(begin)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from self_ensemble.data.result_files import (
 )
 from self_ensemble.experiment.config import ParaphraseRunConfig
 from self_ensemble.experiment.entries import Entries
-from self_ensemble.experiment.journal import Journal
+from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.experiment.paraphrase_files import (
     Filtered,
     output_stem,
@@ -95,7 +95,7 @@ class ParaphraseRun(ResumableRun):
         return "the same command without --overwrite" if self.overwrite else "the same command"
 
     def is_finished(self) -> bool:
-        if self.overwrite or Journal.read(self.stem) is not None:
+        if self.overwrite or result_file(self.stem, JOURNAL_SUFFIX).exists():
             return False
         try:
             manifest = read_manifest(self.stem)

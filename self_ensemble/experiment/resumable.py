@@ -146,15 +146,15 @@ class ResumableRun(ABC):
             unit: what one of them is.
 
         Yields:
-            Batches of (index into the request's questions, what `entries` reads); first what an
-            interrupted run has answered.
+            Batches of (index into the request's questions, what `entries` reads); first those that
+            an interrupted run has answered.
         """
         engine, journal, count = self.engine, self.journal, len(request.questions)
-        kept = journal.answers.get(name, {})
+        kept = len(journal.answered.get(name, ()))
         if kept:
-            before = [(index, entries.read(index, entry)) for index, entry in kept.items()]
-            say(f"{name}: {len(kept)} of {count} {unit} were {self.verb} before")
-            yield before
+            say(f"{name}: {kept} of {count} {unit} were {self.verb} before")
+            for before in journal.kept(name):
+                yield [(index, entries.read(index, entry)) for index, entry in before]
         batches = journal.batches(
             name,
             count,
@@ -162,12 +162,12 @@ class ResumableRun(ABC):
             lambda indices: engine.schedule(request.questions, batch_size, indices),
             questions=self.num_questions,
         )
-        earlier = self._with_prefix(request.prefix, is_counted=bool(kept))
+        earlier = self._with_prefix(request.prefix, is_counted=kept > 0)
         shows_tokens = request.max_new_tokens > LONG_ANSWER
-        with progress(count, name, unit, begin=len(kept)) as advance:
+        with progress(count, name, unit, begin=kept) as advance:
 
             def on_progress(finished: int, tokens: int) -> None:
-                advance.reach(len(kept) + finished, tokens if shows_tokens else None)
+                advance.reach(kept + finished, tokens if shows_tokens else None)
 
             generation = compute(
                 request,
@@ -176,7 +176,7 @@ class ResumableRun(ABC):
                 max_batch_size=self.max_batch_size,
                 on_progress=on_progress,
             )
-            done, others = len(kept), self.computed_by
+            done, others = kept, self.computed_by
             for batch in generation:
                 self.stats = earlier + generation.stats
                 self.computed_by = others + Counter(generation.computed_by)
@@ -184,7 +184,7 @@ class ResumableRun(ABC):
                 written = {index: entries.write(index, answer) for index, answer in batch}
                 journal.add(name, list(written), list(written.values()), self.state())
                 done += len(batch)
-                on_progress(done - len(kept), generation.stats.decoded_tokens)
+                on_progress(done - kept, generation.stats.decoded_tokens)
                 yield [(index, entries.read(index, entry)) for index, entry in written.items()]
 
     def _with_prefix(self, prefix: tuple[int, ...], *, is_counted: bool) -> Stats:

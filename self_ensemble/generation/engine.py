@@ -271,11 +271,10 @@ class Engine(PatchedModel):
         Raises:
             UserError: the model cannot have these positions.
         """
-        streams = [stream for group in request.questions for stream in group]
-        furthest = max((max(stream.positions.rope_offsets) for stream in streams), default=0)
+        furthest = request.extent.rope_offset
         if furthest == 0:
             return None
-        last = max(stream.answer_start for stream in streams) + request.max_new_tokens
+        last = request.extent.answer_start + request.max_new_tokens
         if (furthest, last) not in self._rotary:
             if len(self._rotary) >= 8:
                 self._rotary.clear()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
 
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import Stream
 from self_ensemble.system.errors import UserError
 
 
@@ -21,17 +19,9 @@ def check_request(request: Request, config: Any, tokenizer: Any) -> None:
             not know.
     """
     check_length(len(request.prefix) + 1, config)
-    check_lengths(request.questions, request.max_new_tokens, config)
-    streams = chain.from_iterable(request.questions)
-    parts = (part for s in streams for part in (*s.segments, s.tail, s.separators))
-    check_tokens(chain(request.prefix, chain.from_iterable(parts)), config, tokenizer)
-
-
-def check_lengths(questions: Sequence[Sequence[Stream]], max_new_tokens: int, config: Any) -> None:
-    """Raises UserError where the longest question and its answer do not fit; see `check_length`."""
-    starts = [stream.answer_start for group in questions for stream in group]
-    if starts:
-        check_length(max(starts) + max_new_tokens, config)
+    if request.questions:
+        check_length(request.extent.answer_start + request.max_new_tokens, config)
+    check_tokens([*request.prefix, request.extent.token], config, tokenizer)
 
 
 def check_length(length: int, config: Any) -> None:

@@ -102,7 +102,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
             prefix,
             rotary,
             request.fusion,
-            max((len(s.segments) for group in request.questions for s in group), default=1),
+            request.extent.segments,
             request.observe,
         )
         self._prepare(batches)
@@ -193,7 +193,7 @@ class Generation(Pass[Answer]):
     def _prepare(self, batches: Sequence[Sequence[int]]) -> None:
         self._finished = 0
         self._steps = self._engine.captured_steps if self._captured else None
-        self._streams = max((len(group) for group in self._request.questions), default=1)
+        self._streams = self._request.extent.streams
         weighs = self._request.weigh is not None
         self._weighs_segments, self._weighs_streams = (
             weighs and self._streams == 1,

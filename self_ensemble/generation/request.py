@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -12,6 +13,38 @@ from self_ensemble.generation.config import DEFAULT_MAX_NEW_TOKENS
 from self_ensemble.generation.sampling import Sampling
 from self_ensemble.generation.stopping import StopRule
 from self_ensemble.generation.streams import Reduce, Stream, Weigh, only_stream
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the questions of a request have at most.
+
+    answer_start: the position of a first generated token.
+    rope_offset: see `PositionIds`.
+    token: the highest id of segments, tails and separators.
+    segments: of a stream. streams: of a question.
+    """
+
+    answer_start: int = 0
+    rope_offset: int = 0
+    token: int = 0
+    segments: int = 1
+    streams: int = 1
+
+    @classmethod
+    def of(cls, questions: Iterable[Sequence[Stream]]) -> Extent:
+        """Where there are no questions, the least that there is."""
+        start = offset = token = 0
+        segments = streams = 1
+        for group in questions:
+            streams = max(streams, len(group))
+            for stream in group:
+                start = max(start, stream.answer_start)
+                offset = max((offset, *stream.positions.rope_offsets))
+                parts = (*stream.segments, stream.tail, stream.separators)
+                token = max((token, *(max(part, default=0) for part in parts)))
+                segments = max(segments, len(stream.segments))
+        return cls(start, offset, token, segments, streams)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +90,8 @@ class Request:
         given = self.weights is not None or self.fusion.weights is not None
         assert self.weigh is None or not given, "weights are given, or found"
         assert self.sampling is None or len(self.sampling.keys) == count, count
+
+    @cached_property
+    def extent(self) -> Extent:
+        """See `Extent`. All questions are looked through, once."""
+        return Extent.of(self.questions)

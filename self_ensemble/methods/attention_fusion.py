@@ -16,6 +16,7 @@ from self_ensemble.data.names import SEPARATOR
 from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.generation.config import GenerationConfig
 from self_ensemble.generation.likelihood import ScoringRequest
+from self_ensemble.generation.packed import PackedStreams
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import attention_streams
 from self_ensemble.methods.base import (
@@ -105,16 +106,16 @@ class AttentionFusion(AttentionFusionConfig):
         tokenizer = engine.tokenizer
         prefix: tuple[int, ...] = ()
         if self.layout == "concat":
-            split = [
+            split = (
                 concatenate_prompts(tokenizer, template, paraphrases, SEPARATOR)
                 for paraphrases in questions
-            ]
+            )
         else:
             prefix, split = split_questions(tokenizer, template, questions)
         positions = self.positions_on(engine.config)
         return Request(
             prefix,
-            [attention_streams(question, len(prefix), positions) for question in split],
+            PackedStreams(attention_streams(each, len(prefix), positions) for each in split),
             self.fusion_on(engine.device),
             max_new_tokens=config.max_new_tokens,
             weigh=weigh_by(self.weights_by),
@@ -144,7 +145,9 @@ class AttentionFusion(AttentionFusionConfig):
         positions = self.positions_on(engine.config)
         request = ScoringRequest(
             prefix,
-            [attention_streams(each.question, len(prefix), positions) for each in split],
+            PackedStreams(
+                attention_streams(each.question, len(prefix), positions) for each in split
+            ),
             self.fusion_on(engine.device),
             weigh=weigh_by(self.weights_by),
             continuations=[each.continuations for each in split],

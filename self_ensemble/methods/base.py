@@ -14,8 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from self_ensemble.attention.segments import (
     SplitQuestion,
-    split_prompts,
-    split_whole_prompts,
+    each_split_prompts,
+    each_split_whole_prompts,
+    template_prefix,
+    tokenizers_prefix,
 )
 from self_ensemble.data.answers import first_line
 from self_ensemble.data.templates import PromptTemplate, WholePrompts
@@ -202,17 +204,20 @@ class ScoringMethod(Protocol):
 
 def split_questions(
     tokenizer: Any, template: Template, questions: Sequence[Sequence[str]]
-) -> tuple[tuple[int, ...], list[SplitQuestion]]:
+) -> tuple[tuple[int, ...], Iterator[SplitQuestion]]:
     """The prefix's token ids, and every question split into its segments and its tail.
 
+    The questions are split as they are taken: a million of them need not be held.
+
     Raises:
-        UserError: the tokenizer does not allow it, see `attention.segments`.
+        UserError: the tokenizer does not allow it, see `attention.segments`; also while the
+            questions are taken.
     """
     if isinstance(template, WholePrompts):
-        return split_whole_prompts(
-            tokenizer, questions, add_special_tokens=template.add_special_tokens
-        )
-    return split_prompts(tokenizer, template, questions)
+        prefix = tokenizers_prefix(tokenizer, template.add_special_tokens)
+        return prefix, each_split_whole_prompts(tokenizer, template, questions, prefix)
+    prefix = template_prefix(tokenizer, template)
+    return prefix, each_split_prompts(tokenizer, template, questions, prefix)
 
 
 def check_weights(what: str, weights: Sequence[float]) -> None:

@@ -14,8 +14,9 @@ from self_ensemble.data.choices import choose, normalized
 from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.generation.decode import Answer, answer_text
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
+from self_ensemble.generation.packed import PackedStreams
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.streams import Stream, logit_streams
+from self_ensemble.generation.streams import logit_streams
 from self_ensemble.methods.base import (
     Asked,
     AskedChoices,
@@ -193,10 +194,9 @@ def _weight_tensor(rows: Sequence[Sequence[float]]) -> torch.Tensor:
 def logit_request(asked: Asked) -> Request:
     """Every paraphrase as a stream of its own. Its `reduce` is yet to be chosen."""
     prefix, split = split_questions(asked.engine.tokenizer, asked.template, asked.questions)
-    streams = [logit_streams(question, len(prefix)) for question in split]
     return Request(
         prefix,
-        streams,
+        PackedStreams(logit_streams(question, len(prefix)) for question in split),
         max_new_tokens=asked.config.max_new_tokens,
         stop=asked.config.stop,
     )
@@ -209,7 +209,7 @@ def scoring_request(asked: AskedChoices) -> ScoringRequest:
     )
     return ScoringRequest(
         prefix,
-        [logit_streams(each.question, len(prefix)) for each in split],
+        PackedStreams(logit_streams(each.question, len(prefix)) for each in split),
         continuations=[each.continuations for each in split],
     )
 
@@ -246,8 +246,8 @@ def _score_each(
     return gathered(asked.ask(EACH_PASS, single, batch_size=batch_size, unit="prompts"), counts)
 
 
-def _single_streams(request: Request) -> list[list[Stream]]:
-    return [[stream] for group in request.questions for stream in group]
+def _single_streams(request: Request) -> PackedStreams:
+    return PackedStreams([stream] for group in request.questions for stream in group)
 
 
 def prompts_at_once(batch_size: int | None, counts: Sequence[int]) -> int | None:

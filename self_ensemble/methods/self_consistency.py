@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 
 from self_ensemble.generation.decode import answer_text
+from self_ensemble.generation.packed import PackedStreams
 from self_ensemble.methods.base import Asked, Outcome, sampling_of
 from self_ensemble.methods.config import SELF_CONSISTENCY_SAMPLING, LogitFusionConfig
 from self_ensemble.methods.prompt_by_prompt import gathered, logit_request, prompts_at_once
@@ -51,7 +52,7 @@ class SelfConsistency:
         request, draws = logit_request(asked), range(self.samples)
         request = replace(
             request,
-            questions=[group for group in request.questions for _ in draws],
+            questions=PackedStreams(group for group in request.questions for _ in draws),
             sampling=sampling_of(asked, [(uuid, k) for uuid in asked.uuids for k in draws]),
         )
         counts = [self.samples] * len(asked.questions)

@@ -398,7 +398,7 @@ def test_a_full_disk_loses_nothing(command, undisturbed, tmp_path, monkeypatch, 
         assert "No space left on device" in refused(capsys, script, argv)
     kept = [journal.Journal.read(path.with_suffix("")) for path in tmp_path.rglob("*.journal")]
     if nth > 2:  # the two folders, then the journal's first lines
-        assert len(kept) == 1 and kept[0].answers
+        assert len(kept) == 1 and kept[0].answered
     assert not any(name.startswith(".") for name in names_in(tmp_path))
     assert run_script(script, *argv) == 0
     assert (tables_in(tmp_path), manifest_in(tmp_path)) == undisturbed(name, command)
