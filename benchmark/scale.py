@@ -1,4 +1,4 @@
-"""Time and memory of what is around the model, at many questions: reading, planning, journal, files.
+"""Time and memory of all that is around the model, at many questions.
 
     python benchmark/scale.py
     python benchmark/scale.py --questions 10000,100000,1000000 --part_rows 100000
@@ -17,7 +17,6 @@ seconds and the most memory that its process had, in MB (10^6 bytes; resident, L
 """
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -204,7 +203,12 @@ def measure(count: int, args, folder: Path) -> dict:
 
 
 def child(args, argv: Sequence[str], output: Path, kept: Path | None) -> dict:
-    command = [sys.executable, __file__, "--child", json.dumps([*argv, "--output_dir", str(output)])]
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        json.dumps([*argv, "--output_dir", str(output)]),
+    ]
     if kept is not None:
         command += ["--kept", str(kept)]
     if args.method is not None:
@@ -231,7 +235,9 @@ def print_table(found: dict[int, dict]) -> None:
             each = 1000 * seconds / count
             print(f"| {count:,} | {name} | {seconds:.1f} | {each:.3f} | {megabytes:,.0f} |")
     for count, phases in found.items():
-        sizes = (f"{phases[f'{what}_bytes'] / 1e6:,.0f} MB of {what}" for what in ("journal", "result"))
+        sizes = (
+            f"{phases[f'{what}_bytes'] / 1e6:,.0f} MB of {what}" for what in ("journal", "result")
+        )
         print(f"\n{count:,} questions: {', '.join(sizes)}")
 
 

@@ -38,12 +38,8 @@ from reference_texts import (
 )
 
 from self_ensemble.cli.parser import Parser
-from self_ensemble.data.result_files import (
-    LIST_DEPTHS,
-    NUMBER_COLUMNS,
-    REQUIRED_COLUMNS,
-    TEXT_COLUMNS,
-)
+from self_ensemble.data.result_files import REQUIRED_COLUMNS
+from self_ensemble.data.result_tables import LIST_DEPTHS, NUMBER_COLUMNS, TEXT_COLUMNS
 from self_ensemble.models.aliases import MODEL_PATHs
 
 REFERENCE = HERE / "quick_reference.md"

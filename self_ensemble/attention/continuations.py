@@ -29,6 +29,7 @@ from self_ensemble.data.names import SEPARATOR
 from self_ensemble.data.templates import PromptTemplate, WholePrompts, choice_separator
 from self_ensemble.system.errors import UserError
 
+
 @dataclass(frozen=True)
 class Continuation:
     """Tokens that follow a question's tail, whatever the paraphrase.

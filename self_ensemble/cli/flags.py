@@ -320,6 +320,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the results are kept, in folders of datasets and models (default: %(default)s)",
     )
     running.add_argument("--overwrite", action="store_true", help="make finished results again")
+    running.add_argument(
+        "--part_rows",
+        type=positive_int,
+        default=OutputConfig.part_rows,
+        metavar="K",
+        help="write the table as parquet parts of K rows instead of one feather file and a CSV; "
+        "other tools take the manifest (.json) in their place (default: one file)",
+    )
     running.add_argument("--verbose", action="store_true", help="say more while running")
 
     lemmas = parser.add_argument_group("lemmas")
@@ -645,7 +653,9 @@ def experiment_config(
         workers=workers_config(args),
         task=TaskConfig(name=args.task, extract=args.extract, choice_norm=args.choice_norm),
         generation=generation_config(args, draws),
-        output=OutputConfig(folder=args.output_dir, overwrite=args.overwrite),
+        output=OutputConfig(
+            folder=args.output_dir, overwrite=args.overwrite, part_rows=args.part_rows
+        ),
         lemmas=LemmaConfig(spacy_model=args.spacy_model) if args.lemmaize else None,
         verbose=args.verbose,
     )

@@ -262,7 +262,9 @@ def compact_json(value: Any) -> str:
 
 
 def _fingerprint(records: Iterable[Record]) -> str:
-    return _sha256_of_list([r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records)
+    return _sha256_of_list(
+        [r.uuid, r.paraphrases, r.answers, r.question, r.relation] for r in records
+    )
 
 
 def _sha256_of_list(values: Iterable[Any]) -> str:

@@ -1,17 +1,19 @@
 """Result files: their names, their columns, writing them whole, reading them back.
 
 A result is three files with one stem: `<stem>.feather` (the table), `<stem>.csv` (the same for eyes
-and spreadsheets, lists as JSON) and `<stem>.json` (the manifest: identity, counts, versions).
+and spreadsheets, lists as JSON) and `<stem>.json` (the manifest: identity, counts, versions). With
+--part_rows the table is parts in a folder, `<stem>.parts/`, and there is no CSV.
 The manifest comes last and is taken away first: where it stands the result is whole.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +23,20 @@ from self_ensemble.data.identities import (
     canonical_json,
     identity_differences,
 )
-from self_ensemble.data.tables import read_rows
-from self_ensemble.system.errors import UserError
-from self_ensemble.system.files import (
-    make_folder,
-    sync_folder,
-    temporary_path,
-    unlink_quietly,
-    write_synced,
+from self_ensemble.data.result_tables import (
+    LEMMA_COLUMNS,
+    LIST_DEPTHS,
+    ROWS_AT_ONCE,
+    in_pieces,
+    table_of_frame,
+    write_csv,
+    write_feather,
+    write_parquet,
 )
+from self_ensemble.data.tables import feather_tables, read_columns
+from self_ensemble.system.errors import UserError
+from self_ensemble.system.files import temporary_path, unlink_quietly
+from self_ensemble.system.replacing import OpenNew, replaced_together
 
 if TYPE_CHECKING:  # pandas and pyarrow are imported where they are used: --help stays quick
     import pyarrow
@@ -44,17 +51,11 @@ REQUIRED_COLUMNS = (
     "logprob",
     "truncated",
 )
-# Which columns hold lists, and how deep. A CSV cannot say it, so the names do.
-LIST_DEPTHS = {
-    **dict.fromkeys(("paraphrases", "answers", "choices", "predict_lemma"), 1),
-    **dict.fromkeys(("choice_sum", "choice_mean", "choice_bytes"), 1),
-    "answer_lemmas": 2,
-}
-# Lists of numbers; the others are of texts.
-NUMBER_COLUMNS = ("choice_sum", "choice_mean", "choice_bytes")
-TEXT_COLUMNS = ("uuid", "prediction", "generation", "paraphrase", "relation")
 
 RESULT_SUFFIXES = (".feather", ".csv", ".json")
+PARTS_SUFFIX = ".parts"
+# What marks a part with lemmas: no name has rows of two kinds.
+WITH_LEMMAS = "-lemmas"
 
 # A folder's name is kept far below the 255 bytes that file systems allow.
 MAX_NAME_BYTES = 120
@@ -123,6 +124,34 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
+def table_files(stem: str | Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """The files that the table of a result is in, in the order of its rows.
+
+    Raises:
+        UserError: the manifest's list of parts is none.
+    """
+    if "parts" not in manifest:
+        return [result_file(stem, ".feather")]
+    parts = manifest["parts"]
+    named = isinstance(parts, list) and parts
+    if not named or not all(isinstance(p, dict) and isinstance(p.get("file"), str) for p in parts):
+        raise UserError(f"{result_file(stem, '.json')} does not say which parts there are")
+    return [Path(stem).parent / part["file"] for part in parts]
+
+
+def result_path(stem: str | Path) -> Path:
+    """What names a result: the file with its table, or where that is parts, the manifest."""
+    with suppress(UserError):
+        if "parts" in (read_manifest(stem) or {}):
+            return result_file(stem, ".json")
+    return result_file(stem, ".feather")
+
+
+def has_table(stem: str | Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether every file is there that the table is in."""
+    return all(path.exists() for path in table_files(stem, manifest))
+
+
 def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
     """How many questions the finished result at `stem` has answered, 0 where there is none.
 
@@ -138,7 +167,7 @@ def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:
         manifest = read_manifest(stem)
     except UserError as error:
         raise UserError(f"{error}; --overwrite or another --output_dir") from None
-    if manifest is None or not result_file(stem, ".feather").exists():
+    if manifest is None or not has_table(stem, manifest):
         return 0
     differences = identity_differences(manifest["identity"], identity)
     if differences:
@@ -154,14 +183,41 @@ def write_results(
     frame: "DataFrame",
     manifest: Mapping[str, Any],
     *,
+    part_rows: int | None = None,
     same_answers: bool = False,
 ) -> None:
-    """Writes the three files of a result, whole or not at all.
+    """Writes the files of a result, whole or not at all.
+
+    Args:
+        frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
+        part_rows: of each part but the last; None: the table is one file.
+        others: see `write_result_tables`.
+    """
+    table = table_of_frame(frame)
+    parts = None if part_rows is None else even_parts(len(table), part_rows)
+    write_result_tables(
+        stem, [table], table.schema, manifest, part_rows=parts, same_answers=same_answers
+    )
+
+
+def write_result_tables(
+    stem: str | Path,
+    tables: "Iterable[pyarrow.Table]",
+    schema: "pyarrow.Schema",
+    manifest: Mapping[str, Any],
+    *,
+    part_rows: Sequence[int] | None = None,
+    same_answers: bool = False,
+) -> None:
+    """Writes the files of a result, whole or not at all.
 
     Args:
         stem: the path without suffix; its folder is made.
-        frame: one row a question (`per_prompt`: a paraphrase) with at least REQUIRED_COLUMNS.
-        manifest: with `identity` and `num_questions`; JSON types.
+        tables: the rows, some at a time.
+        schema: of all of them, with at least REQUIRED_COLUMNS.
+        manifest: with `identity` and `num_questions`; JSON types. Where the table is parts, they
+            are added to it.
+        part_rows: how many rows each part has; None: the table is one file.
         same_answers: the finished result there only gets further columns or further questions.
             Its manifest holds for any mix of its old and new files, so it stays while the others
             change: a crash must not cost the answers.
@@ -171,92 +227,79 @@ def write_results(
             stays. An earlier result stands as it was, or (where a rename itself was refused) counts
             as unfinished.
     """
-    missing = [name for name in REQUIRED_COLUMNS if name not in frame.columns]
+    missing = [name for name in REQUIRED_COLUMNS if name not in schema.names]
     assert not missing, f"result lacks the columns {missing}"
     assert {"identity", "num_questions"} <= manifest.keys(), sorted(manifest)
-    table = _result_table(frame)
-    contents = {
-        result_file(stem, ".feather"): _feather_bytes(table),
-        result_file(stem, ".csv"): _csv_bytes(table),
-        result_file(stem, ".json"): manifest_bytes(manifest),
-    }
-    replace_files(contents, seal=result_file(stem, ".json"), keep_seal=same_answers)
+    manifest = {name: value for name, value in manifest.items() if name != "parts"}
+    seal = result_file(stem, ".json")
+    with replaced_together(seal, keep_seal=same_answers) as new:
+        if part_rows is None:
+            _write_one_file(stem, tables, schema, new)
+        else:
+            manifest["parts"] = _write_parts(stem, tables, schema, part_rows, new)
+        with new(seal) as file:
+            file.write(manifest_bytes(manifest))
+    remove_unlisted(stem)
 
 
-def replace_files(contents: Mapping[Path, bytes], *, seal: Path, keep_seal: bool) -> None:
-    """Puts all files in place of what is there, with `seal` away while the others change.
+def _write_one_file(
+    stem: str | Path, tables: "Iterable[pyarrow.Table]", schema: "pyarrow.Schema", new: OpenNew
+) -> None:
+    path = result_file(stem, ".feather")
+    with new(path) as file:
+        write_feather(tables, schema, file)
+    with new(result_file(stem, ".csv")) as file:
+        # What was just written is read again, so that the rows are made once.
+        write_csv(feather_tables(temporary_path(path)), schema.names, file)
 
-    Every byte is on the disk under a temporary name before the first file is touched: what commonly
-    fails, fails there and leaves the old files alone. A crash between the renames leaves each file
-    old or new, and no seal; with `keep_seal` the old one stays until the new one takes its place.
+
+def _write_parts(
+    stem: str | Path,
+    tables: "Iterable[pyarrow.Table]",
+    schema: "pyarrow.Schema",
+    part_rows: Sequence[int],
+    new: OpenNew,
+) -> list[dict[str, Any]]:
+    """The manifest's list of them."""
+    folder = result_file(stem, PARTS_SUFFIX)
+    kind = WITH_LEMMAS if set(LEMMA_COLUMNS) & set(schema.names) else ""
+    pieces = in_pieces(tables, chain.from_iterable(even_parts(n, ROWS_AT_ONCE) for n in part_rows))
+    parts = []
+    for first, end in pairwise(accumulate(part_rows, initial=0)):
+        path = folder / f"{first:09}-{end:09}{kind}.parquet"
+        with new(path) as file:
+            write_parquet(islice(pieces, len(even_parts(end - first, ROWS_AT_ONCE))), schema, file)
+        parts.append({"file": f"{folder.name}/{path.name}", "rows": end - first})
+    assert next(pieces, None) is None, f"more rows than the {sum(part_rows)} of the parts"
+    return parts
+
+
+def even_parts(rows: int, part_rows: int) -> list[int]:
+    """How many rows each part has: as many as are asked for, the last one what is left."""
+    assert part_rows > 0, part_rows
+    return [min(part_rows, rows - first) for first in range(0, rows, part_rows)]
+
+
+def remove_unlisted(stem: str | Path) -> None:
+    """Removes what a result had before it was one file, or parts, or other parts.
+
+    A process that was killed as it wrote may have left both. Nothing goes where no manifest says
+    what counts, and what cannot go stays.
     """
-    folder = seal.parent
-    temporary = {path: temporary_path(path) for path in contents}
-    path = folder
-    try:
-        make_folder(folder)
-        for path, content in contents.items():
-            write_synced(temporary[path], content)
-        if not keep_seal:
-            path = seal
-            seal.unlink(missing_ok=True)
-            sync_folder(folder)
-        for path in contents:
-            if path != seal:
-                os.replace(temporary[path], path)
-        path = seal
-        sync_folder(folder)
-        os.replace(temporary[seal], seal)
-        sync_folder(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_reason(error)}") from None
-    finally:
-        for leftover in temporary.values():
-            unlink_quietly(leftover)
-
-
-def _result_table(frame: "DataFrame") -> "pyarrow.Table":
-    """The frame with the schema's types; columns that the schema does not know are inferred."""
-    import pyarrow as pa
-
-    types = {name: pa.string() for name in TEXT_COLUMNS}
-    types |= {"logprob": pa.float64(), "truncated": pa.bool_()}
-    for name, depth in LIST_DEPTHS.items():
-        types[name] = pa.list_(pa.float64() if name in NUMBER_COLUMNS else pa.string())
-        if depth == 2:
-            types[name] = pa.list_(types[name])
-    columns = {
-        name: pa.array(frame[name].tolist(), type=types.get(name), from_pandas=True)
-        for name in frame.columns
-    }
-    for name, column in columns.items():
-        assert name in LIST_DEPTHS or not pa.types.is_list(column.type), (
-            f"list column {name!r} is not in LIST_DEPTHS, so its CSV could not be read back"
-        )
-    return pa.table(columns)
-
-
-def _feather_bytes(table: "pyarrow.Table") -> bytes:
-    import pyarrow as pa
-    from pyarrow import feather
-
-    sink = pa.BufferOutputStream()
-    feather.write_feather(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def _csv_bytes(table: "pyarrow.Table") -> bytes:
-    """Text is always quoted: then a lone carriage return, a comma or the answer NA survive."""
-    columns = table.to_pydict()
-    for name in LIST_DEPTHS.keys() & columns.keys():
-        columns[name] = [
-            None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in columns[name]
-        ]
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return buffer.getvalue().encode()
+    with suppress(UserError, OSError):
+        manifest = read_manifest(stem)
+        if manifest is None or not has_table(stem, manifest):
+            return
+        folder, listed = result_file(stem, PARTS_SUFFIX), set(table_files(stem, manifest))
+        if "parts" not in manifest:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            return
+        for suffix in (".feather", ".csv"):
+            unlink_quietly(result_file(stem, suffix))
+        for path in folder.iterdir():
+            if path not in listed:
+                unlink_quietly(path)
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -270,7 +313,8 @@ def read_results(path: str | Path) -> "DataFrame":
     """Reads a table of predictions, ours or another's.
 
     Args:
-        path: .feather, .parquet, .csv (lists as JSON) or .jsonl.
+        path: .feather, .parquet, .csv (lists as JSON) or .jsonl; or .json, a result's manifest, for
+            whatever files the table is in.
 
     Returns:
         The table. Cells that are lists are Python lists, nested ones too; missing texts are None.
@@ -278,17 +322,43 @@ def read_results(path: str | Path) -> "DataFrame":
         column's cell that is no list but one text is that text.
 
     Raises:
-        UserError: no such file, another suffix, not what the suffix says, or no rows.
+        UserError: no such file, another suffix, not what the suffix says, no rows, or one part of
+            a table.
     """
     path = Path(path)
-    names, rows = read_rows(path)
-    columns: dict[str, list[Any]] = {n: [row.get(n) for _, row in rows] for n in names}
+    if path.suffix == ".json":
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise UserError(f"there is no file {path}")
+        return _frame_of_objects(_joined(table_files(path.with_suffix(""), manifest)))
+    refuse_part(path)
+    columns = read_columns(path)
     if path.suffix.lower() == ".csv":
         try:
             columns = _typed_cells(columns)
         except (ValueError, RecursionError) as error:
             raise UserError(f"cannot read {path}: {_reason(error)}") from None
     return _frame_of_objects(columns)
+
+
+def refuse_part(path: Path) -> None:
+    """Raises UserError where a file is one part of a result: its rows alone say little."""
+    stem = path.parent.with_suffix("")
+    if path.parent.suffix == PARTS_SUFFIX and result_file(stem, ".json").exists():
+        manifest = result_file(stem, ".json")
+        raise UserError(f"{path} is one part of a result; {manifest} stands for all of it")
+
+
+def _joined(paths: Sequence[Path]) -> dict[str, list[Any]]:
+    """The columns of files whose rows follow each other."""
+    columns = read_columns(paths[0])
+    for path in paths[1:]:
+        more = read_columns(path)
+        if more.keys() != columns.keys():
+            raise UserError(f"{path} has other columns than {paths[0]}: they are of two results")
+        for name, cells in columns.items():
+            cells += more[name]
+    return columns
 
 
 def _typed_cells(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

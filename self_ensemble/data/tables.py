@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +52,31 @@ def read_rows(
         columns, rows = _read(path, is_used)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error_line(error)}") from error
+    _check_whole(path, columns, len(rows))
+    return columns, rows
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """A file's columns, of which a row has None where it lacks a value.
+
+    Raises:
+        UserError: what `read_rows` raises.
+    """
+    if path.suffix.lower() not in ARROW_SUFFIXES:
+        names, rows = read_rows(path)
+        return {name: [row.get(name) for _, row in rows] for name in names}
+    check_file(path)
+    names, table = read_arrow(path)
+    _check_whole(path, names, len(table))
+    return columns_of(path, table)
+
+
+def _check_whole(path: Path, columns: Sequence[str], rows: int) -> None:
     doubled = sorted({column for column in columns if columns.count(column) > 1})
     if doubled:
         raise UserError(f"{path} has two columns named {show(doubled[0])}")
     if not rows:
         raise UserError(f"{path} has no rows")
-    return columns, rows
 
 
 def check_file(path: Path) -> None:
@@ -192,6 +211,14 @@ def read_arrow(
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "parquet" if is_parquet else "feather"
         raise UserError(f"{path} is not a whole {kind} file: {error_line(error)}") from error
+    _check_values(path, table)
+    return columns, table
+
+
+def _check_values(path: Path, table: "pyarrow.Table", *, before: int = 0) -> None:
+    """Raises UserError where the table is damaged. before: rows of the file that come before."""
+    import pyarrow as pa
+
     for name, column in zip(table.column_names, table.columns, strict=True):
         # Reading a damaged column without this could end the interpreter instead of raising.
         try:
@@ -200,8 +227,67 @@ def read_arrow(
             row = _undecodable_row(column) if "UTF8" in str(error) else None
             if row is None:
                 raise UserError(f"{path}: {name} is damaged: {error_line(error)}") from error
-            raise UserError(f"row {row} of {path}: {name} is not valid UTF-8") from error
-    return columns, table
+            raise UserError(f"row {before + row} of {path}: {name} is not valid UTF-8") from error
+
+
+def arrow_tables(path: Path, *, rows: int) -> "Iterator[pyarrow.Table]":
+    """A .parquet file, so many rows at a time; a .feather file, as `feather_tables` gives it.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    check_file(path)
+    return _parquet_tables(path, rows) if path.suffix == ".parquet" else feather_tables(path)
+
+
+def _parquet_tables(path: Path, rows: int) -> "Iterator[pyarrow.Table]":
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    before = 0
+    try:
+        with pa.parquet.ParquetFile(str(path)) as file:
+            for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                _check_values(path, table, before=before)
+                before += len(table)
+                yield table
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole parquet file: {error_line(error)}") from error
+
+
+def feather_tables(path: Path) -> "Iterator[pyarrow.Table]":
+    """A feather file in the pieces that it was written in, which are 65,536 rows or fewer.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    import pyarrow as pa
+
+    before = 0
+    try:
+        with pa.OSFile(str(path)) as source:
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            reader = pa.ipc.open_file(source, options=options)
+            for number in range(reader.num_record_batches):
+                table = pa.Table.from_batches([reader.get_batch(number)], reader.schema)
+                _check_values(path, table, before=before)
+                before += len(table)
+                yield table
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole feather file: {error_line(error)}") from error
+
+
+def columns_of(source: Path | str, table: "pyarrow.Table") -> dict[str, list[Any]]:
+    """The columns of a table as Python values."""
+    try:
+        return dict(zip(table.column_names, (c.to_pylist() for c in table.columns), strict=True))
+    except (OverflowError, ValueError) as error:  # times beyond the year 9999, and the like
+        raise _cannot_be_read(source, error) from error
+
+
+def _cannot_be_read(source: Path | str, error: Exception) -> UserError:
+    return UserError(f"{source} holds a value that cannot be read: {error_line(error)}")
 
 
 def rows_of(source: Path | str, table: "pyarrow.Table") -> list[Row]:
@@ -209,9 +295,7 @@ def rows_of(source: Path | str, table: "pyarrow.Table") -> list[Row]:
     try:
         rows = table.to_pylist()
     except (OverflowError, ValueError) as error:  # times beyond the year 9999, and the like
-        raise UserError(
-            f"{source} holds a value that cannot be read: {error_line(error)}"
-        ) from error
+        raise _cannot_be_read(source, error) from error
     return [(f"row {i} of {source}", row) for i, row in enumerate(rows, 1)]
 
 

@@ -10,11 +10,11 @@ leaves words it does not hold, names among them, as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from self_ensemble.system.errors import UserError
 
@@ -110,12 +110,12 @@ def _text(cell: object) -> str:
 
 
 def lemmaize_chunk(
-    chunk: DataFrame, nlp: Language | None = None
+    chunk: DataFrame | Mapping[str, Iterable[Any]], nlp: Language | None = None
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
     """The lemmas of a table's rows.
 
     Args:
-        chunk: with the columns `prediction` (text) and `answers` (list of texts).
+        chunk: with the columns `prediction` (text) and `answers` (list of texts), by their names.
         nlp: from `init_spacy`; None takes its default.
 
     Returns:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from self_ensemble.data import Dataset, DatasetOptions, open_dataset
-from self_ensemble.data.result_files import replace_files, result_file, safe_name
+from self_ensemble.data.result_files import result_file, safe_name
 from self_ensemble.experiment.config import ParaphraseCheckConfig
 from self_ensemble.experiment.paraphrase_files import (
     Filtered,
@@ -20,6 +20,7 @@ from self_ensemble.experiment.paraphrase_files import (
 from self_ensemble.paraphrasing.quality_filter import load_casing, report_csv, verdicts
 from self_ensemble.system.console import say
 from self_ensemble.system.lock import held
+from self_ensemble.system.replacing import replace_files
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,12 @@ class OutputConfig:
     """folder: where results are kept, in folders of datasets and models.
 
     overwrite: make finished results again.
+    part_rows: write the table as parts of so many rows; None: as one file.
     """
 
     folder: Path = Path("results")
     overwrite: bool = False
+    part_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

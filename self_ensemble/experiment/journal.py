@@ -64,7 +64,9 @@ class Journal:
         self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
         self.unwritten: list[dict[str, Any]] = []
         self.cut_short = False
-        self._places: dict[str, list[int]] = {}  # of a pass: at which bytes the batches' lines begin
+        self._places: dict[
+            str, list[int]
+        ] = {}  # of a pass: at which bytes the batches' lines begin
 
     @classmethod
     def read(cls, stem: Path) -> "Journal | None":
@@ -180,8 +182,8 @@ class Journal:
         Raises:
             UserError: the disk is full and the like. What was kept before is kept.
         """
-        record = {"kind": "batch", "pass": name, "batch": list(batch), "answers": list(answers)}
-        record["state"] = state
+        record: dict[str, Any] = {"kind": "batch", "pass": name, "batch": list(batch)}
+        record |= {"answers": list(answers), "state": state}
         run = {
             "kind": "run",
             "identity": self.identity,

@@ -10,10 +10,12 @@ from self_ensemble.data.result_files import (
     REQUIRED_COLUMNS,
     count_finished,
     read_manifest,
-    read_results,
-    result_file,
-    write_results,
+    remove_unlisted,
+    result_path,
+    table_files,
+    write_result_tables,
 )
+from self_ensemble.data.result_tables import LEMMA_COLUMNS, read_tables, schema_with, table_of
 from self_ensemble.experiment.config import ExperimentConfig, LemmaConfig
 from self_ensemble.experiment.identity import earlier_stems, known_identity, result_stems
 from self_ensemble.experiment.names import (
@@ -28,6 +30,7 @@ from self_ensemble.system.files import remove_leftovers
 from self_ensemble.system.lock import held
 
 if TYPE_CHECKING:
+    import pyarrow
     from spacy.language import Language
 
 
@@ -62,6 +65,7 @@ def lemmatize_finished(
     nlp = init_spacy(lemmas.spacy_model)
     with held(stem):
         remove_leftovers(stem)
+        remove_unlisted(stem)
         found = find_finished([stem], method)  # as it is now that nobody else writes it
         if found is None:
             raise _not_finished(stem)
@@ -73,7 +77,7 @@ def lemmatize_finished(
 
 def _not_finished(stem: Path, remark: str = "") -> UserError:
     said = (
-        f"--lemmaize: {result_file(stem, '.feather')} is not there or not finished; "
+        f"--lemmaize: {result_path(stem)} is not there or not finished; "
         "run without --lemmaize first"
     )
     return UserError(said + remark)
@@ -94,20 +98,43 @@ def _remark(
 
 
 def _add_lemmas(stem: Path, manifest: dict[str, Any], nlp: Language) -> None:
-    from self_ensemble.evaluation.lemmatizer import append_lemmas, lemmaize_chunk, lemmatizer_of
+    from self_ensemble.evaluation.lemmatizer import lemmatizer_of
 
-    path = result_file(stem, ".feather")
-    frame = read_results(path)
-    missing = [f"`{name}`" for name in REQUIRED_COLUMNS if name not in frame.columns]
-    if missing:
+    path, files = result_path(stem), table_files(stem, manifest)
+    schema, rows = None, [0] * len(files)
+    for number, file in enumerate(files):
+        for table in read_tables([file]):
+            schema = schema or table.schema
+            rows[number] += len(table)
+    missing = [f"`{name}`" for name in REQUIRED_COLUMNS if schema and name not in schema.names]
+    if missing or schema is None:
         raise UserError(
             f"{path} lacks the column {' and '.join(missing)}; "
             "--overwrite without --lemmaize makes it again"
         )
-    frame = append_lemmas(frame, [lemmaize_chunk(frame, nlp)])
     manifest = manifest | {"lemmatizer": lemmatizer_of(nlp)}
-    write_results(stem, frame, manifest, same_answers=True)
+    write_result_tables(
+        stem,
+        (_with_lemmas(table, nlp) for table in read_tables(files)),
+        schema_with(schema, LEMMA_COLUMNS),
+        manifest,
+        part_rows=rows if "parts" in manifest else None,
+        same_answers=True,
+    )
     say(
         f"added predict_lemma and answer_lemmas to {path} "
-        f"({len(frame)} rows, {manifest['lemmatizer']['model']})"
+        f"({sum(rows)} rows, {manifest['lemmatizer']['model']})"
     )
+
+
+def _with_lemmas(table: pyarrow.Table, nlp: Language) -> pyarrow.Table:
+    """The table with the lemmas of its rows, new or replaced."""
+    import pyarrow as pa
+
+    from self_ensemble.evaluation.lemmatizer import lemmaize_chunk
+
+    lemmas = lemmaize_chunk(table.select(["prediction", "answers"]).to_pydict(), nlp)
+    made = table_of(dict(zip(LEMMA_COLUMNS, lemmas, strict=True)))
+    schema = schema_with(table.schema, LEMMA_COLUMNS)
+    columns = {name: (made if name in LEMMA_COLUMNS else table)[name] for name in schema.names}
+    return pa.table(columns, schema=schema)

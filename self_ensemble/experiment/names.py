@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from self_ensemble.data.identities import identity_differences
-from self_ensemble.data.result_files import fingerprint, read_manifest, result_file, safe_name
+from self_ensemble.data.result_files import fingerprint, has_table, read_manifest, safe_name
 from self_ensemble.experiment.config import ExperimentConfig, MethodConfig
 from self_ensemble.methods.config import AttentionFusionConfig, LogitFusionConfig
 from self_ensemble.methods.names import is_weighted
@@ -183,7 +183,7 @@ def find_finished(
     """
     for stem in (*stems, *earlier):
         manifest = read_manifest(stem)
-        if manifest is None or not result_file(stem, ".feather").exists():
+        if manifest is None or not has_table(stem, manifest):
             continue
         made_by = identity_part(manifest, "method")
         positions = made_by.get("positions")

@@ -11,9 +11,10 @@ from typing import Any
 
 from self_ensemble.data import Record
 from self_ensemble.data.names import PARAPHRASE_FILE
-from self_ensemble.data.result_files import manifest_bytes, replace_files, result_file, safe_name
+from self_ensemble.data.result_files import manifest_bytes, result_file, safe_name
 from self_ensemble.paraphrasing.quality_filter import report_csv
 from self_ensemble.system.errors import UserError
+from self_ensemble.system.replacing import replace_files
 
 SUFFIXES = (".jsonl", "_report.csv", ".json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import (
@@ -68,7 +69,6 @@ class ParaphraseRun(ResumableRun):
         source: the model, found and not yet loaded.
     """
 
-    result_suffix = ".jsonl"
     verb = "drawn"
 
     def __init__(self, config: ParaphraseRunConfig, dataset: Dataset, source: ModelSource):
@@ -84,6 +84,10 @@ class ParaphraseRun(ResumableRun):
             num_questions=len(records),
             overwrite=config.overwrite,
         )
+
+    @property
+    def finished_file(self) -> Path:
+        return result_file(self.stem, ".jsonl")
 
     @property
     def have_answers(self) -> bool:

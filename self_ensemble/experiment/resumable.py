@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from self_ensemble.data.result_files import result_file
 from self_ensemble.experiment.entries import Entries, Kept
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.system.console import progress, say
@@ -48,7 +47,6 @@ class ResumableRun(ABC):
     A subclass says what is finished and which journal is gone on from, and writes the result.
     """
 
-    result_suffix: str  # of the file that is named where a result is finished
     verb: str  # what a run does with its questions, as in `nothing was answered yet`
 
     def __init__(
@@ -58,6 +56,11 @@ class ResumableRun(ABC):
         self.identity = identity
         self.num_questions = num_questions
         self.overwrite = overwrite
+
+    @property
+    @abstractmethod
+    def finished_file(self) -> Path:
+        """What is named where a result is finished."""
 
     @abstractmethod
     def is_finished(self) -> bool:
@@ -100,8 +103,7 @@ class ResumableRun(ABC):
                     advise(None)  # not after an error: Ctrl-C is one, its advice still to be told
         if finished:
             sweep(self.stem)
-            path = result_file(self.stem, self.result_suffix)
-            say(f"{path} is finished already; --overwrite makes it again")
+            say(f"{self.finished_file} is finished already; --overwrite makes it again")
             yield False
 
     def _how_to_go_on(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,21 @@ from self_ensemble.data.identities import identity_differences
 from self_ensemble.data.result_files import (
     RESULT_SUFFIXES,
     count_finished,
+    even_parts,
+    has_table,
     read_manifest,
-    read_results,
+    remove_unlisted,
     result_file,
-    write_results,
+    result_path,
+    table_files,
+    write_result_tables,
+)
+from self_ensemble.data.result_tables import (
+    LEMMA_COLUMNS,
+    in_schema,
+    read_tables,
+    schema_with,
+    table_of,
 )
 from self_ensemble.experiment.config import ExperimentConfig
 from self_ensemble.experiment.entries import ANSWERS, LIKELIHOODS
@@ -30,12 +41,22 @@ from self_ensemble.experiment.names import (
 )
 from self_ensemble.experiment.questions import Questions
 from self_ensemble.experiment.resumable import ResumableRun
-from self_ensemble.experiment.rows import answer_row, choices_row, count_ties
+from self_ensemble.experiment.rows import (
+    ANSWER_COLUMNS,
+    CHOICE_COLUMNS,
+    Cells,
+    ResultRows,
+    answer_cells,
+    choices_cells,
+    count_ties,
+)
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.interrupts import advise
 
 if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line come first
+    import pyarrow
+
     from self_ensemble.attention.fusion import Fusion
     from self_ensemble.generation.answering import AnyEngine
     from self_ensemble.generation.engine import Batch
@@ -44,12 +65,12 @@ if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line
     from self_ensemble.methods.base import Method
     from self_ensemble.models.loading import ModelSource
 
-# Makes a row of the table; its arguments are further columns.
-MakeRow = Callable[..., dict[str, Any]]
+# Rows are made of so many records at a time.
+RECORDS_AT_ONCE = 1 << 14
 
 
 class Run(ResumableRun):
-    """One run of a generating script, from its configuration to its three files.
+    """One run of a generating script, from its configuration to its files.
 
     Args:
         config: what is asked for.
@@ -63,7 +84,6 @@ class Run(ResumableRun):
         records: inside `claimed`, the questions that no finished file has answered.
     """
 
-    result_suffix = ".feather"
     verb = "answered"
 
     def __init__(
@@ -85,6 +105,7 @@ class Run(ResumableRun):
             num_questions=len(questions.records),
             overwrite=config.output.overwrite,
         )
+        self._earlier: _FinishedPart | None = None
 
     def _stem(self, method_name: str, identity: dict[str, Any]) -> Path:
         """Where the result lies: under its own name, or where an earlier release began it."""
@@ -105,6 +126,10 @@ class Run(ResumableRun):
         return stem
 
     @property
+    def finished_file(self) -> Path:
+        return result_path(self.stem)
+
+    @property
     def records(self) -> list[Record]:
         return self.questions.records[self.journal.after :]
 
@@ -117,6 +142,7 @@ class Run(ResumableRun):
         return False
 
     def open_journal(self) -> Journal | None:
+        remove_unlisted(self.stem)
         if self.overwrite:
             return self._journal_of_remake()
         journal = Journal.read(self.stem)
@@ -161,29 +187,39 @@ class Run(ResumableRun):
                 "begin anew"
             )
 
-    def _finished_part(self, count: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the finished file that this run extends, and what its manifest says."""
-        path = result_file(self.stem, ".feather")
-        frame = read_results(path)
-        expected = [record.uuid for record in self.questions.records[:count]]
-        # More than the manifest tells of are there if a run was killed as it wrote both anew.
-        if list(dict.fromkeys(frame.get("uuid", ())))[:count] != expected:
-            raise UserError(
-                f"{path} does not hold the {count} questions that its manifest says; "
-                "--overwrite makes it again"
-            )
-        frame = frame[frame["uuid"].isin(expected)]
+    def _finished_part(self, count: int) -> _FinishedPart:
+        """Of the finished file that this run extends, what it holds; all of it is read once.
+
+        Raises UserError where it is damaged, or not what its manifest says.
+        """
         manifest = read_manifest(self.stem) or {}
-        manifest.pop("identity", None)
-        if self.questions.give_choices and "choices" not in frame:  # an earlier release's
-            given = {record.uuid: list(record.choices) for record in self.questions.records}
-            frame = frame.assign(choices=[given[uuid] for uuid in frame["uuid"]])
-        lemmas = [name for name in ("predict_lemma", "answer_lemmas") if name in frame]
+        paths = table_files(self.stem, manifest)
+        expected = {record.uuid: None for record in self.questions.records[:count]}
+        found: dict[str, None] = {}
+        rows, schema = 0, None
+        for table in read_tables(paths):
+            uuids = table["uuid"].to_pylist() if "uuid" in table.column_names else []
+            found |= dict.fromkeys(uuids)
+            rows += sum(uuid in expected for uuid in uuids)
+            schema = schema or table.schema
+        # More than the manifest tells of are there if a run was killed as it wrote both anew.
+        if schema is None or list(islice(found, count)) != list(expected):
+            raise UserError(
+                f"{result_path(self.stem)} does not hold the {count} questions that its manifest "
+                "says; --overwrite makes it again"
+            )
+        for name in ("identity", "parts"):
+            manifest.pop(name, None)
+        lemmas = [name for name in LEMMA_COLUMNS if name in schema.names]
         if lemmas:
             manifest.pop("lemmatizer", None)
-            frame = frame.drop(columns=lemmas)
             say("the lemmas that were there will go: --lemmaize adds them to all questions")
-        return frame.to_dict("records"), manifest
+        for name in lemmas:
+            schema = schema.remove(schema.get_field_index(name))
+        given: dict[str, Record] = {}
+        if self.questions.give_choices and "choices" not in schema.names:  # an earlier release's
+            given = {record.uuid: record for record in self.questions.records[:count]}
+        return _FinishedPart(paths, schema, rows, manifest, given)
 
     def load(self, engine: AnyEngine, fusion: Fusion) -> None:
         """The model is there, and the fusion is known: see `begin`."""
@@ -191,28 +227,29 @@ class Run(ResumableRun):
         computes = engine.environment(fusion, asked=self.config.model.attention, weighed=weighed)
         self.begin(engine, computes | {"batch_size": self.config.generation.batch_size or "auto"})
 
-    def answer(self, method: Method, *, each_paraphrase: bool = False) -> list[dict[str, Any]]:
+    def answer(self, method: Method, *, each_paraphrase: bool = False) -> ResultRows:
         """Have a method answer `records`, or score their choices: the table's rows.
 
         each_paraphrase: a row a paraphrase, with the column `paraphrase`; else a row a question.
         """
-        task = self._score_choices if self.config.task.name == "choices" else self._generate
-        rows = []
-        for record, make_rows in zip(self.records, task(method), strict=True):
-            if each_paraphrase:
-                pairs = zip(make_rows, record.paraphrases, strict=True)
-                rows += [make_row(paraphrase=paraphrase) for make_row, paraphrase in pairs]
-            else:
-                [make_row] = make_rows
-                rows.append(make_row())
-        return rows
+        is_scored = self.config.task.name == "choices"
+        found: list[Sequence[Cells]] = [()] * len(self.records)
+        for question, rows in (self._score_choices if is_scored else self._generate)(method):
+            assert each_paraphrase or len(rows) == 1, (question, len(rows))
+            found[question] = rows
+        columns = CHOICE_COLUMNS if is_scored else ANSWER_COLUMNS
+        # A choice's scores stand behind the choices.
+        give_choices = is_scored or self.questions.give_choices
+        assert all(found), found.index(())
+        return ResultRows(self.records, found, columns, give_choices, each_paraphrase)
 
-    def _generate(self, method: Method) -> Iterator[list[MakeRow]]:
-        """Of each record the rows of its answers, which take further columns."""
+    def _generate(self, method: Method) -> Iterator[tuple[int, Sequence[Cells]]]:
+        """Of each record its index, and what the rows of its answers hold; as they are finished."""
         from self_ensemble.methods.base import Asked
 
         config, records = self.config, self.records
-        config.task.extract.check_shown(self.engine.tokenizer)
+        extract, tokenizer = config.task.extract, self.engine.tokenizer
+        extract.check_shown(tokenizer)
         asked = Asked(
             engine=self.engine,
             template=self.template,
@@ -220,24 +257,14 @@ class Run(ResumableRun):
             uuids=[record.uuid for record in records],
             ask=self.ask,
             config=config.generation,
-            extract=config.task.extract,
+            extract=extract,
         )
-        answers = {outcome.question: outcome.answers for outcome in method.answer(asked)}
-        for index, record in enumerate(records):
-            yield [
-                partial(
-                    answer_row,
-                    record,
-                    answer,
-                    self.engine.tokenizer,
-                    config.task.extract,
-                    choices=self.questions.give_choices,
-                )
-                for answer in answers[index]
-            ]
+        for outcome in method.answer(asked):
+            cells = tuple(answer_cells(answer, tokenizer, extract) for answer in outcome.answers)
+            yield outcome.question, cells
 
-    def _score_choices(self, method: Method) -> Iterator[list[MakeRow]]:
-        """Of each record the rows of its scored choices, which take further columns."""
+    def _score_choices(self, method: Method) -> Iterator[tuple[int, Sequence[Cells]]]:
+        """Of each record its index, and what the rows of its scored choices hold."""
         from self_ensemble.methods.base import AskedChoices, ScoringMethod
 
         if not isinstance(method, ScoringMethod):
@@ -252,9 +279,10 @@ class Run(ResumableRun):
             batch_size=self.config.generation.batch_size,
             norm=norm,
         )
-        scored = {outcome.question: outcome.likelihoods for outcome in method.score(asked)}
-        for index, record in enumerate(records):
-            yield [partial(choices_row, record, each, norm) for each in scored[index]]
+        for outcome in method.score(asked):
+            record = records[outcome.question]
+            cells = tuple(choices_cells(record, each, norm) for each in outcome.likelihoods)
+            yield outcome.question, cells
 
     def ask(
         self, name: str, request: Request, *, batch_size: int | None, unit: str = "questions"
@@ -277,13 +305,11 @@ class Run(ResumableRun):
             name, request, LIKELIHOODS, compute=compute, batch_size=batch_size, unit=unit
         )
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
+    def write(self, rows: ResultRows) -> None:
         """Write the table and its manifest, and say what was done.
 
         rows: of `records`; those of a finished file that this run extends come before them.
         """
-        import pandas as pd
-
         seconds, stats = self.seconds, self.stats
         manifest = {
             "identity": self.identity,
@@ -295,18 +321,34 @@ class Run(ResumableRun):
             "seconds": round(seconds, 3),
         }
         manifest |= self.told_of_workers() | self._counted_questions() | self.begun_with()
-        extends = self.journal.after > 0
-        if extends:
-            earlier, manifest["extends"] = self._earlier
-            rows = earlier + rows
-        count, done, ties = len(self.records), "decoded", ""
+        earlier = self._earlier
+        if earlier is not None:
+            manifest["extends"] = earlier.manifest
+        done, ties = "decoded", ""
         if self.config.task.name == "choices":
-            manifest["ties"] = count_ties(rows, self.config.task.choice_norm)
+            norm = self.config.task.choice_norm
+            manifest["ties"] = rows.count_ties(norm)
+            if earlier is not None:
+                manifest["ties"] += earlier.count_ties(norm)
             done, ties = "scored", f"; ties that went to the earlier choice: {manifest['ties']}"
-        write_results(self.stem, pd.DataFrame(rows), manifest, same_answers=extends)
+        count, tables = len(rows), rows.tables(RECORDS_AT_ONCE)
+        schema = schema_with(earlier and earlier.schema, rows.names)
+        if earlier is not None:
+            count, tables = earlier.rows + count, chain(earlier.tables(), tables)
+        part_rows = self.config.output.part_rows
+        write_result_tables(
+            self.stem,
+            (in_schema(table, schema) for table in tables),
+            schema,
+            manifest,
+            part_rows=None if part_rows is None else even_parts(count, part_rows),
+            same_answers=earlier is not None,
+        )
         advise(None)
         self.journal.remove()
-        say(f"wrote {result_file(self.stem, '.feather')} (.csv and .json beside it)")
+        beside = ".csv and .json beside it" if part_rows is None else "it names the parts"
+        say(f"wrote {result_path(self.stem)} ({beside})")
+        count = len(self.records)
         say(
             f"{count} questions in {seconds:.1f} s, {count / seconds:.1f} questions/s; "
             f"{stats.encoded_tokens:,} tokens encoded, "
@@ -324,6 +366,35 @@ class Run(ResumableRun):
         return {name: count for name, count in counts.items() if count}
 
 
+@dataclass(frozen=True)
+class _FinishedPart:
+    """A finished file that a run extends.
+
+    paths: its table's. schema: of the columns that stay. rows: that stay, the first ones.
+    manifest: what the new manifest says of it.
+    given: of an earlier release's file, which lacks the choices, the questions that give them.
+    """
+
+    paths: Sequence[Path]
+    schema: pyarrow.Schema
+    rows: int
+    manifest: dict[str, Any]
+    given: Mapping[str, Record]
+
+    def tables(self) -> Iterator[pyarrow.Table]:
+        left = self.rows
+        for table in read_tables(self.paths):
+            table = table.select(self.schema.names).slice(0, left)
+            left -= len(table)
+            if self.given:
+                choices = [self.given[uuid].choices for uuid in table["uuid"].to_pylist()]
+                table = table.append_column("choices", table_of({"choices": choices})["choices"])
+            yield table
+
+    def count_ties(self, norm: str) -> int:
+        return sum(count_ties(table[f"choice_{norm}"].to_pylist()) for table in self.tables())
+
+
 def _identity_at(stem: Path) -> dict[str, Any] | None:
     """Of the run that is interrupted or finished there; None where nothing of the kind is."""
     with suppress(UserError):  # what cannot be read is not gone on with
@@ -331,6 +402,6 @@ def _identity_at(stem: Path) -> dict[str, Any] | None:
         if journal is not None:
             return dict(journal.identity)
         manifest = read_manifest(stem)
-        if manifest is not None and result_file(stem, ".feather").exists():
+        if manifest is not None and has_table(stem, manifest):
             return dict(manifest["identity"])
     return None

@@ -44,7 +44,15 @@ class PackedStreams(Sequence[list[Stream]]):
 def _pack(group: Sequence[Stream]) -> bytes:
     return pickle.dumps(
         [
-            (s.segments, s.tail, s.separators, p.starts, p.fused_start, p.rope_offsets, p.separators)
+            (
+                s.segments,
+                s.tail,
+                s.separators,
+                p.starts,
+                p.fused_start,
+                p.rope_offsets,
+                p.separators,
+            )
             for s, p in ((stream, stream.positions) for stream in group)
         ]
     )

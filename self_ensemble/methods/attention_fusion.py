@@ -11,7 +11,7 @@ import torch
 from self_ensemble.attention.continuations import concatenate_choices, split_choices
 from self_ensemble.attention.fusion import FUSIONS, Fusion, FusionKind
 from self_ensemble.attention.positions import POSITIONS, default_positions
-from self_ensemble.attention.segments import concatenate_prompts
+from self_ensemble.attention.segments import SplitQuestion, concatenate_prompts
 from self_ensemble.data.names import SEPARATOR
 from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.generation.config import GenerationConfig
@@ -106,7 +106,7 @@ class AttentionFusion(AttentionFusionConfig):
         tokenizer = engine.tokenizer
         prefix: tuple[int, ...] = ()
         if self.layout == "concat":
-            split = (
+            split: Iterator[SplitQuestion] = (
                 concatenate_prompts(tokenizer, template, paraphrases, SEPARATOR)
                 for paraphrases in questions
             )

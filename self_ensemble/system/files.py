@@ -3,7 +3,9 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 def make_folder(folder: Path) -> None:
@@ -40,11 +42,18 @@ def remove_leftovers(stem: Path) -> None:
             unlink_quietly(path)
 
 
-def write_synced(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def synced_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, on the disk once the block has ended."""
     with open(path, "wb") as handle:
-        handle.write(content)
+        yield handle
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    with synced_file(path) as handle:
+        handle.write(content)
 
 
 def append_synced(path: Path, content: bytes, *, at: int) -> None:

@@ -39,11 +39,11 @@ from self_ensemble.attention.segments import split_prompts
 from self_ensemble.data import Record, prompt_template
 from self_ensemble.data.extraction import FIRST_LINE
 from self_ensemble.data.result_files import (
-    LIST_DEPTHS,
     REQUIRED_COLUMNS,
     read_manifest,
     read_results,
 )
+from self_ensemble.data.result_tables import LIST_DEPTHS
 from self_ensemble.evaluation import lemmatizer
 from self_ensemble.experiment.rows import answer_row
 from self_ensemble.generation.attaching import make_engine
