@@ -77,6 +77,12 @@ FILES = [
     ),
     ("`….csv`, `….json` beside it", "both", "the same table as text; the manifest"),
     (
+        "`….parts/<first row>-<end>[-lemmas].parquet`",
+        "both, with `--part_rows K`",
+        "the table in parts, in place of `.feather` and `.csv`; the manifest `….json` stands for "
+        "all of them",
+    ),
+    (
         "`results/<dataset>/<model>/diversity/<method>-<i>_<j>.feather`",
         "both, with `--indexs i,j`",
         "the same for chosen paraphrases",
@@ -147,6 +153,7 @@ MANIFEST = {
     "begun_with": "only where an interrupted run went on elsewhere: what computed before",
     "extends": "only of a file that a larger `--max_samples` extended: the manifest before",
     "lemmatizer": "only with `--lemmaize`: what made the lemmas, and its version",
+    "parts": "only with `--part_rows`: the `file` of each part of the table, and its `rows`",
 }
 
 IDENTITY = {

@@ -148,8 +148,19 @@ def result_path(stem: str | Path) -> Path:
 
 
 def has_table(stem: str | Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether every file is there that the table is in."""
-    return all(path.exists() for path in table_files(stem, manifest))
+    """Whether the files are there that the table is in.
+
+    Raises:
+        UserError: some are, and others are not.
+    """
+    paths = table_files(stem, manifest)
+    missing = [path for path in paths if not path.exists()]
+    if missing and len(missing) < len(paths):
+        raise UserError(
+            f"{missing[0]} is missing, of {len(paths)} parts that "
+            f"{result_file(stem, '.json')} names: put it back, or --overwrite"
+        )
+    return not missing
 
 
 def count_finished(stem: str | Path, identity: Mapping[str, Any]) -> int:

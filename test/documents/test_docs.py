@@ -117,7 +117,7 @@ def runs(small, tmp_path_factory):
             run(
                 flex_attention_generate, "--max_samples", 2, "--lemmaize", "--spacy_model", "lookup"
             ),
-            run(generate, "--method", "weighted_avg", "--max_samples", 2),
+            run(generate, "--method", "weighted_avg", "--max_samples", 2, "--part_rows", 1),
             run(generate, "--method", "weighted_avg", "--weights_by", "entropy:1"),
             run(generate, "--method", "avg", "--max_samples", 2, *drawn),
             run(generate, "--method", "avg", "--max_samples", 2, *scored),
