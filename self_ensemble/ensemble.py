@@ -14,13 +14,15 @@ scored.choices[scored.best()], scored.sum, scored.greedy
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from self_ensemble.data.choices import NORMS, choose, normalized
 from self_ensemble.data.extraction import parse_extraction
 from self_ensemble.data.prompts import Prompt
 from self_ensemble.data.templates import WholePrompts
+from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.config import (
     DEFAULT_MAX_NEW_TOKENS,
@@ -42,6 +44,7 @@ from self_ensemble.methods.questions import checked_questions, is_text, own_uuid
 from self_ensemble.methods.self_consistency import SelfConsistency
 from self_ensemble.models.config import ModelConfig
 from self_ensemble.system.errors import UserError
+from self_ensemble.workers.config import WorkersConfig
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,9 @@ class Ensemble:
         capture: on a GPU, run decode steps as CUDA graphs where that can be had. Compiles for up to
             a minute the first time.
 
+    One that has workers (see `from_pretrained`) has no model of its own: ``model`` is None. It ends
+    its workers with `close`, or as a context manager.
+
     Raises:
         UserError: the model's architecture cannot work, or the attention is not to be had.
     """
@@ -151,7 +157,8 @@ class Ensemble:
         self.model = model
         self.tokenizer = tokenizer
         self.prompt = Prompt() if prompt is None else prompt
-        self.engine = make_engine(model, tokenizer, attention=attention, capture=capture)
+        self.engine: AnyEngine = make_engine(model, tokenizer, attention=attention, capture=capture)
+        self._open = ExitStack()
 
     @classmethod
     def from_pretrained(
@@ -164,6 +171,8 @@ class Ensemble:
         prompt: Prompt | WholePrompts | None = None,
         attention: str = ModelConfig.attention,
         capture: bool = True,
+        workers: int | Literal["auto"] = WorkersConfig.number,
+        ray_address: str | None = WorkersConfig.address,
     ) -> Ensemble:
         """Load a model.
 
@@ -176,20 +185,45 @@ class Ensemble:
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             prompt: see `Ensemble`; by default, for the model ``demo``, the prompt it was made for.
             attention, capture: see `Ensemble`.
+            workers: more than one: processes on Ray that hold the model each, and share the
+                questions; ``auto``: one a GPU. docs/scale.md tells what of it is as with one.
+            ray_address: of a Ray cluster that is running; None: one of the ensemble's own. Where
+                this process is connected to one already, that.
 
         Raises:
             UserError: no such model, device, dtype or attention, damaged files, too little memory,
-                or an architecture that cannot work.
+                an architecture that cannot work, or workers that are not to be had.
         """
         from self_ensemble.models.loading import find_model, load_model
+        from self_ensemble.workers.loading import worker_pool
 
         config = ModelConfig(
             name=name, revision=revision, device=device, dtype=dtype, attention=attention
         )
-        model, tokenizer = load_model(find_model(config))
         if prompt is None and name == "demo":
             prompt = Prompt.of_demo()
-        return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)
+        asked = WorkersConfig(number=workers, address=ray_address)
+        asked.check_installed()
+        source = find_model(config)
+        if not asked.needs_ray(source.device):
+            model, tokenizer = load_model(source)
+            return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)
+        ensemble = cls.__new__(cls)
+        ensemble._open = ExitStack()
+        ensemble.engine = ensemble._open.enter_context(worker_pool(source, config, asked))
+        ensemble.model, ensemble.tokenizer = None, ensemble.engine.tokenizer
+        ensemble.prompt = Prompt() if prompt is None else prompt
+        return ensemble
+
+    def close(self) -> None:
+        """End the workers, where there are some."""
+        self._open.close()
+
+    def __enter__(self) -> Ensemble:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def generate(
         self,

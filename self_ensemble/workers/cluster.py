@@ -22,13 +22,17 @@ from self_ensemble.workers import keeper
 OBJECT_STORE_BYTES = 256 << 20
 # Until the keeper has ended a local Ray.
 END_SECONDS = 12
+# What is said of a worker's death, the driver says. Ray prints it on stdout, where results belong.
+QUIET_ENVIRONMENT = {
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 # Ray takes 127.0.0.1 for a wish to be reached from elsewhere, unless this machine is said to be no
 # part of a cluster. The token is for what of it other users of this machine could reach.
-LOCAL_ENVIRONMENT = {
+LOCAL_ENVIRONMENT = QUIET_ENVIRONMENT | {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
@@ -61,29 +65,19 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Cluster
     Raises:
         UserError: nothing can be reached under the address.
     """
-    if address is None and not _is_connected():
-        with _local(verbose) as cluster:
-            yield cluster
-        return
-    import ray
-
-    if ray.is_initialized():
+    if _is_connected():
         yield Cluster(is_local=False)
+    elif address is None:
+        with _environment(LOCAL_ENVIRONMENT), _local(verbose) as cluster:
+            yield cluster
     else:
-        try:
-            ray.init(address, **_settings(verbose))
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--ray_address {address}: no Ray cluster answers: {reason}") from error
-        try:
-            yield Cluster(is_local=False)
-        finally:
-            ray.shutdown()
+        with _environment(QUIET_ENVIRONMENT), _joined(address, verbose) as cluster:
+            yield cluster
 
 
 def _is_connected() -> bool:
-    ray = sys.modules.get("ray")  # what is imported has read its environment
-    return ray is not None and ray.is_initialized()
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _settings(verbose: bool) -> dict[str, Any]:
@@ -91,8 +85,25 @@ def _settings(verbose: bool) -> dict[str, Any]:
 
 
 @contextmanager
+def _joined(address: str, verbose: bool) -> Iterator[Cluster]:
+    import ray
+
+    try:
+        ray.init(address, **_settings(verbose))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--ray_address {address}: no Ray cluster answers: {reason}") from error
+    try:
+        yield Cluster(is_local=False)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def _local(verbose: bool) -> Iterator[Cluster]:
     """A Ray of our own, on the loopback interface, with its keeper."""
+    import ray
+
     # Short: the paths of its sockets may have 107 bytes. Resolved: the keeper looks for its name.
     folder = Path(tempfile.mkdtemp(prefix="self-ensemble-ray-")).resolve()
     with subprocess.Popen(
@@ -101,13 +112,7 @@ def _local(verbose: bool) -> Iterator[Cluster]:
         start_new_session=True,  # a Ctrl-C on the terminal is not for it
     ) as kept:
         assert kept.stdin is not None
-        os.set_inheritable(kept.stdin.fileno(), False)
-        before = {name: os.environ.get(name) for name in LOCAL_ENVIRONMENT}
-        os.environ.update(LOCAL_ENVIRONMENT)
         try:
-            import ray
-
-            _read_environment()
             ray.init(
                 "local",
                 num_cpus=os.cpu_count(),
@@ -128,21 +133,28 @@ def _local(verbose: bool) -> Iterator[Cluster]:
             ray.shutdown()
         finally:
             kept.stdin.close()
-            _restore(before)
             kept.wait(END_SECONDS)
 
 
-def _restore(environment: dict[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Ray with these settings, which it reads from the environment when it is imported."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     _read_environment()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _read_environment()
 
 
 def _read_environment() -> None:
-    """Have Ray read its settings again, which it does when it is imported."""
+    """Have Ray read its settings, also where it was imported before."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")

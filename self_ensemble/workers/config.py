@@ -1,10 +1,15 @@
 """How many workers answer, and on which cluster."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from self_ensemble.system.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,14 @@ class WorkersConfig:
     @property
     def may_need_ray(self) -> bool:
         return self.number != 1 or self.address is not None
+
+    def needs_ray(self, device: torch.device) -> bool:
+        """Whether others than this process answer. device: of the model, as found here."""
+        if self.number == "auto" and self.address is None:
+            import torch
+
+            return device.type == "cuda" and torch.cuda.device_count() > 1
+        return self.may_need_ray
 
     def check_installed(self) -> None:
         """Raises UserError where workers are asked for and Ray is not installed."""

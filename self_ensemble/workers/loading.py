@@ -33,23 +33,21 @@ def answering_engine(
             not as many GPUs.
     """
     workers.check_installed()
-    number = workers.number
-    if number == "auto" and workers.address is None:
-        number = torch.cuda.device_count() if source.device.type == "cuda" else 1
-        if number == 1:
+    if workers.needs_ray(source.device):
+        with worker_pool(source, model, workers, verbose=verbose) as pool:
+            yield pool
+    else:
+        if workers.number == "auto":
             say("--workers auto: one GPU or none, so one worker, in this process")
-    if number == 1 and workers.address is None:
         with loading.loaded_engine(source, attention=model.attention) as engine:
             yield engine
-    else:
-        with _worker_pool(source, model, replace(workers, number=number), verbose) as pool:
-            yield pool
 
 
 @contextmanager
-def _worker_pool(
-    source: ModelSource, model: ModelConfig, workers: WorkersConfig, verbose: bool
+def worker_pool(
+    source: ModelSource, model: ModelConfig, workers: WorkersConfig, *, verbose: bool = False
 ) -> Iterator[AnyEngine]:
+    """An engine that has workers; arguments and errors are those of `answering_engine`."""
     from self_ensemble.workers.cluster import connected
     from self_ensemble.workers.pool import Place, WorkerPool
     from self_ensemble.workers.worker import Assignment, code_fingerprint

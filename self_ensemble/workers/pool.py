@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from self_ensemble.generation.streams import Stream
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 from self_ensemble.workers.parts import Broken, Failed, open_with, part_of
-from self_ensemble.workers.worker import Assignment, Loaded, Worker
+from self_ensemble.workers.worker import PACKAGE, Assignment, Loaded, Worker
 
 Given = TypeVar("Given")
 
@@ -42,6 +43,14 @@ PATIENCE_SECONDS, LAST_PATIENCE_SECONDS = 60.0, 600.0
 TICK_SECONDS = 0.5
 # Characters that are shown of a question that kills workers.
 SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS_OF_AN_ERROR = 200
+# What Ray says of a death → what is told of it.
+DEATHS = {
+    "its node has died": "its host is gone",
+    "running low on memory": "memory ran out on its host",
+    "worker process has died": "its process was killed or has crashed",
+}
+ANSI_COLOUR = re.compile(r"\x1b\[\d+m")
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ class _Slot:
     @property
     def kind(self) -> str:
         """What it computes with, for the manifest."""
-        assert self.environment is not None
-        return str(self.environment["device"])
+        assert self.loaded is not None
+        return self.loaded.device
 
 
 class WorkerPool:
@@ -118,7 +127,12 @@ class WorkerPool:
         self._asked: tuple[Fusion, str, bool] | None = None
         self._starting: dict[Any, _Slot] = {}  # by the reference of what it waits for
         self._actor = self._ray.remote(Worker).options(
-            num_cpus=place.cpus, num_gpus=place.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            # Ray adds the folder of the driver's script, where the package need not be.
+            runtime_env={"env_vars": {"PYTHONPATH": f"{PACKAGE.parent}:${{PYTHONPATH}}"}},
         )
         self._slots = [_Slot(number) for number in range(1, number + 1)]
         for slot in self._slots:
@@ -233,10 +247,10 @@ class WorkerPool:
         slot.deaths += 1
         for at, each in reversed(list(enumerate(lost))):
             # Only the first was being answered.
-            if at == 0 and each.owner.died_with(each.batch, slot.number, reason):
-                slot.deaths = 0  # the batch is to blame
-            else:
+            if at > 0:
                 each.owner.give_back(each.batch)
+            elif each.owner.died_with(each.batch, reason):
+                slot.deaths = 0  # the batch is to blame
         if slot.deaths > RESTARTS:
             self._give_up(slot, f"has died {slot.deaths} times in a row ({reason})")
         else:
@@ -377,8 +391,8 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         """A worker died before it came to it."""
         self.waiting.appendleft(batch)
 
-    def died_with(self, batch: int, worker: int, reason: str) -> bool:
-        """A worker died while it answered it. Whether it was one too many."""
+    def died_with(self, batch: int, reason: str) -> bool:
+        """A worker died while it answered it. Whether that was one too many."""
         self._deaths[batch] += 1
         if self._deaths[batch] < DEATHS_OF_A_BATCH:
             self.give_back(batch)
@@ -423,6 +437,11 @@ def _fetch(reference: Any) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a worker is gone, in a few words."""
-    text = " ".join(str(error).split())
-    return text[:200]
+    """Why a worker is gone, in a few words: Ray's are a page."""
+    text = ANSI_COLOUR.sub("", str(error))
+    for sign, reason in DEATHS.items():
+        if sign in text:
+            return reason
+    errors = re.findall(r"^\w*(?:Error|Exception): .*$", text, re.MULTILINE)
+    last: str = errors[-1] if errors else text.split("\n", 1)[0]
+    return last[:SHOWN_CHARACTERS_OF_AN_ERROR]

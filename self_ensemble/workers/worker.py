@@ -22,6 +22,7 @@ from self_ensemble.generation.passes import Pass
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stats import Stats
 from self_ensemble.models.config import ModelConfig
+from self_ensemble.models.environment import describe_device
 from self_ensemble.models.loading import find_model, load_model
 from self_ensemble.system.errors import UserError
 from self_ensemble.workers.parts import Broken, Failed, Opening, Reply, on_device
@@ -51,9 +52,10 @@ class Assignment:
 class Loaded:
     """A worker that has its model.
 
-    tokens_at_once: see `batching.tokens_at_once`.
+    device: see `describe_device`. tokens_at_once: see `batching.tokens_at_once`.
     """
 
+    device: str
     tokens_at_once: int
 
 
@@ -99,7 +101,7 @@ class Worker:
             return Failed(str(error))
         self._engine.wrapper.__enter__()  # until the process ends
         memory = self._engine.config, self._engine.device, model.dtype.itemsize
-        return Loaded(tokens_at_once(*memory))
+        return Loaded(describe_device(self._engine.device), tokens_at_once(*memory))
 
     def environment(
         self, fusion: Fusion, *, asked: str, weighed: bool
