@@ -13,6 +13,10 @@ the seconds, and nothing else may lie in its folder. The moments:
     file   at one of its own file operations, before or after it
 
 After a third of the kills the end of the journal is cut off as well, as a loss of power may do.
+
+    python benchmark/kill.py --workers 2 --runs 100
+
+kills workers, their hosts and drivers instead: see kill_workers.py.
 """
 
 import os
@@ -286,6 +290,11 @@ def kill_and_finish(case: Case, moment: str, normal: Undisturbed, chance: random
 
 
 def main(args) -> None:
+    if args.workers > 1:
+        import kill_workers
+
+        kill_workers.main(args)
+        return
     import pandas
     import torch
 
@@ -325,6 +334,7 @@ def parse_args(argv: Sequence[str] | None = None):
     parser = Parser(description=__doc__)
     parser.add_argument("--runs", type=positive_int, default=200, metavar="N")
     parser.add_argument("--questions", type=positive_int, default=40, metavar="N")
+    parser.add_argument("--workers", type=positive_int, default=1, metavar="N")
     parser.add_argument("--seed", type=positive_int, default=1, metavar="N")
     return parser.parse_args(argv)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,15 @@ from self_ensemble.workers import keeper
 # Of a local Ray: requests and answers go through its object store, weights never. Where /dev/shm
 # has less (64 MB in a container, if nothing is said), Ray keeps them in its folder.
 OBJECT_STORE_BYTES = 256 << 20
+FOLDER_PREFIX = "se-ray-"
+# Characters: Ray adds 62 for the paths of its sockets, which may have 107.
+LONGEST_FOLDER = 45
 # Until the keeper has ended a local Ray.
 END_SECONDS = 12
-# What is said of a worker's death, the driver says. Ray prints it on stdout, where results belong.
+# What is to be said of deaths, the driver says. Ray prints it on stdout, where results belong.
 QUIET_ENVIRONMENT = {
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed while executing a task",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|Raylet is terminated|"
+    "has been marked dead|cannot be scheduled right now",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # Ray takes 127.0.0.1 for a wish to be reached from elsewhere, unless this machine is said to be no
@@ -104,8 +110,7 @@ def _local(verbose: bool) -> Iterator[Cluster]:
     """A Ray of our own, on the loopback interface, with its keeper."""
     import ray
 
-    # Short: the paths of its sockets may have 107 bytes. Resolved: the keeper looks for its name.
-    folder = Path(tempfile.mkdtemp(prefix="self-ensemble-ray-")).resolve()
+    folder = _new_folder()
     with subprocess.Popen(
         [sys.executable, "-S", "-E", keeper.__file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -113,6 +118,7 @@ def _local(verbose: bool) -> Iterator[Cluster]:
     ) as kept:
         assert kept.stdin is not None
         try:
+            on_terminate = signal.getsignal(signal.SIGTERM)
             ray.init(
                 "local",
                 num_cpus=os.cpu_count(),
@@ -123,6 +129,8 @@ def _local(verbose: bool) -> Iterator[Cluster]:
                 _temp_dir=str(folder),
                 **_settings(verbose),
             )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)  # Ray's aborts, with a page of text
             yield Cluster(is_local=True)
         except KeyboardInterrupt:
             raise  # the keeper is quicker than Ray itself
@@ -134,6 +142,13 @@ def _local(verbose: bool) -> Iterator[Cluster]:
         finally:
             kept.stdin.close()
             kept.wait(END_SECONDS)
+
+
+def _new_folder() -> Path:
+    """An empty folder with a short path, as Ray's sockets in it need, resolved: as /proc has it."""
+    root = tempfile.gettempdir()
+    long = len(root) > LONGEST_FOLDER - len(FOLDER_PREFIX) - len("/12345678")
+    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp" if long else root)).resolve()
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def worker_pool(
         assignment = Assignment(
             model=replace(
                 model,
-                name=str(Path(model.name).absolute()) if Path(model.name).exists() else model.name,
+                name=_name_elsewhere(source),
                 device=source.device.type,
                 dtype=str(source.dtype).removeprefix("torch."),
             ),
@@ -87,3 +87,10 @@ def worker_pool(
         )
         tokenizer = load_tokenizer(source)
         yield WorkerPool(tokenizer, source.config.get_text_config(), number, assignment, place)
+
+
+def _name_elsewhere(source: ModelSource) -> str:
+    """What a process in another folder, or on another host, finds the model by."""
+    if source.name == "demo":
+        return source.name  # it lies beside the package, wherever that is
+    return str(Path(source.path).absolute()) if Path(source.path).exists() else source.path
