@@ -118,7 +118,7 @@ def in_pieces(tables: Iterable[pyarrow.Table], sizes: Iterable[int]) -> Iterator
 
 
 def write_feather(tables: Iterable[pyarrow.Table], schema: pyarrow.Schema, file: IO[bytes]) -> None:
-    """The bytes are those of `pyarrow.feather.write_feather` of the whole table."""
+    """As `pyarrow.feather.write_feather`: a table that comes as one has the same bytes."""
     import pyarrow as pa
 
     options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
