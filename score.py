@@ -6,12 +6,12 @@
     python score.py results/math/demo/*.feather --extract 'after:####' --match number
 
 A file is .feather, .parquet, .csv or .jsonl with the columns `prediction` and `answers`, or .json,
-the manifest of a result, whose table may be in parts (--part_rows); comparing needs `uuid` too. Lemmas are matched where the columns `predict_lemma` and `answer_lemmas` are, or
-with --lemmas recompute. A file of the method per_prompt (a row a paraphrase, with a column
-`paraphrase`) also gets the accuracy of each paraphrase, their spread, the fraction of questions
-that any of them got right, and how often they agree. A file of --task choices gets the accuracy by
-every norm for the length of a choice, and how far its probabilities can be believed. No language
-model is loaded.
+the manifest of a result, whose table may be in parts (--part_rows); comparing needs `uuid` too.
+Lemmas are matched where the columns `predict_lemma` and `answer_lemmas` are, or with --lemmas
+recompute. A file of the method per_prompt (a row a paraphrase, with a column `paraphrase`) also
+gets the accuracy of each paraphrase, their spread, the fraction of questions that any of them got
+right, and how often they agree. A file of --task choices gets the accuracy by every norm for the
+length of a choice, and how far its probabilities can be believed. No language model is loaded.
 """
 
 import argparse
