@@ -210,8 +210,9 @@ class Ensemble:
             return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)
         ensemble = cls.__new__(cls)
         ensemble._open = ExitStack()
-        ensemble.engine = ensemble._open.enter_context(worker_pool(source, config, asked))
-        ensemble.model, ensemble.tokenizer = None, ensemble.engine.tokenizer
+        pool = ensemble._open.enter_context(worker_pool(source, config, asked))
+        pool.wait()
+        ensemble.engine, ensemble.model, ensemble.tokenizer = pool, None, pool.tokenizer
         ensemble.prompt = Prompt() if prompt is None else prompt
         return ensemble
 

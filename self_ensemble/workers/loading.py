@@ -15,7 +15,10 @@ from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import ModelSource, load_tokenizer
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
+from self_ensemble.workers.cluster import connected
 from self_ensemble.workers.config import WorkersConfig
+from self_ensemble.workers.pool import Place, WorkerPool
+from self_ensemble.workers.worker import Assignment, code_fingerprint
 
 
 @contextmanager
@@ -46,12 +49,8 @@ def answering_engine(
 @contextmanager
 def worker_pool(
     source: ModelSource, model: ModelConfig, workers: WorkersConfig, *, verbose: bool = False
-) -> Iterator[AnyEngine]:
+) -> Iterator[WorkerPool]:
     """An engine that has workers; arguments and errors are those of `answering_engine`."""
-    from self_ensemble.workers.cluster import connected
-    from self_ensemble.workers.pool import Place, WorkerPool
-    from self_ensemble.workers.worker import Assignment, code_fingerprint
-
     if ":" in model.device:
         raise UserError(
             f"--device {model.device} is one GPU; with --workers say cuda, and choose among GPUs "

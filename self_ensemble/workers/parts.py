@@ -6,8 +6,9 @@ some way, which decide shapes and sizes, and is then sent batch after batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from self_ensemble.attention.fusion import FUSIONS, FusionKind
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stats import Stats
-from self_ensemble.generation.streams import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +74,14 @@ def open_with(
     batches: all that it may be sent; not empty. The first has the most questions, the last the
         longest.
     """
-    chosen = dict.fromkeys((*batches[0], *batches[-1]))
-    answered = [index for batch in batches for index in batch]
-    for size in _sizes(request):
-        chosen[max(answered, key=size)] = None
+    largest: list[tuple[int, int]] = []  # of each size, and the question that has it
+    for index in chain.from_iterable(batches):
+        sizes = _sizes(request, index)
+        largest = largest or [(size, index) for size in sizes]
+        for at, size in enumerate(sizes):
+            if size > largest[at][0]:
+                largest[at] = size, index
+    chosen = dict.fromkeys([*batches[0], *batches[-1], *(index for _, index in largest)])
     place = {index: at for at, index in enumerate(chosen)}
     return Opening(
         part_of(request, list(chosen)),
@@ -87,21 +91,17 @@ def open_with(
     )
 
 
-def _sizes(request: Request) -> list[Callable[[int], int]]:
-    """Of a question, by index: whatever a pass takes the largest of, see `Engine` and `Pass`."""
-
-    def of_streams(size: Callable[[Stream], int]) -> Callable[[int], int]:
-        return lambda index: max(map(size, request.questions[index]))
-
+def _sizes(request: Request, index: int) -> list[int]:
+    """Of a question: whatever a pass takes the largest of, see `Engine` and `Pass`."""
+    streams = request.questions[index]
     sizes = [
-        lambda index: len(request.questions[index]),
-        of_streams(lambda stream: len(stream.segments)),
-        of_streams(lambda stream: max(stream.positions.rope_offsets)),
-        of_streams(lambda stream: stream.answer_start),
+        len(streams),
+        max(len(stream.segments) for stream in streams),
+        max(max(stream.positions.rope_offsets) for stream in streams),
+        max(stream.answer_start for stream in streams),
     ]
     if isinstance(request, ScoringRequest):
-        given = request.continuations
-        sizes.append(lambda index: max(len(each.token_ids) for each in given[index]))
+        sizes.append(max(len(each.token_ids) for each in request.continuations[index]))
     return sizes
 
 

@@ -147,7 +147,7 @@ class WorkerPool:
         among: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """The same batches however many workers there are; of unlike GPUs the smallest decides."""
-        self._until(lambda: all(slot.loaded or slot.is_gone for slot in self._slots))
+        self.wait()
         tokens = min(slot.loaded.tokens_at_once for slot in self._slots if slot.loaded)
         return batching.schedule_batches(questions, batch_size, tokens, among)
 
@@ -205,6 +205,10 @@ class WorkerPool:
     def put(self, value: Any) -> Any:
         """A reference of a value that several workers may fetch."""
         return self._ray.put(value)
+
+    def wait(self) -> None:
+        """Until every worker has its model, or is given up."""
+        self._until(lambda: all(slot.loaded or slot.is_gone for slot in self._slots))
 
     # ---- workers --------------------------------------------------------------------------------
 
@@ -288,6 +292,8 @@ class WorkerPool:
                 if not asking.waiting and not any(
                     sent.owner is asking for slot in self._slots for sent in slot.sent.values()
                 ):
+                    if asking.error is not None:
+                        raise asking.error
                     return None
                 self._hand_out(asking)
                 self._step()
@@ -321,20 +327,24 @@ class WorkerPool:
         self._lose_patience()
 
     def _take_in(self, slot: _Slot, reference: Any) -> None:
+        found: Any
         try:
             found = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a fault of the program's
+        except self._ray.exceptions.RayTaskError as error:
+            found = error  # a fault of the program's: its traceback is shown
         except self._ray.exceptions.RayError as error:
-            self._died(slot, reason_of(error))
-            return
+            found = Broken(reason_of(error))
         if isinstance(found, Failed):
-            raise UserError(found.sentence)
+            found = UserError(found.sentence)
         if isinstance(found, Broken):
             self._died(slot, found.reason)
         elif reference in self._starting:
             del self._starting[reference]
+            if isinstance(found, Exception):
+                raise found
             self._started(slot, found)
+        elif isinstance(found, Exception):
+            slot.sent.pop(reference).owner.fail(found)
         else:
             sent = slot.sent.pop(reference)
             slot.deaths, slot.max_batch_size = 0, found.max_batch_size
@@ -358,6 +368,7 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     Attributes:
         opening: the reference of what a worker opens it with.
         waiting: batches that no worker has, by index. done: those that wait to be taken.
+        error: what ends it, once all that workers have of it is there.
     """
 
     def __init__(
@@ -376,6 +387,7 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self.opening = pool.put(open_with(request, batches, batch_size)) if batches else None
         self.waiting = deque(range(len(batches)))
         self.done: deque[list[tuple[int, Given]]] = deque()
+        self.error: Exception | None = None
         self._pool = pool
         self._deaths: Counter[int] = Counter()
         self._fatal: dict[int, str] = {}  # batches that are not handed out again, and why
@@ -389,7 +401,13 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
 
     def give_back(self, batch: int) -> None:
         """A worker died before it came to it."""
-        self.waiting.appendleft(batch)
+        if self.error is None:
+            self.waiting.appendleft(batch)
+
+    def fail(self, error: Exception) -> None:
+        """No more is handed out."""
+        self.error = self.error or error
+        self.waiting.clear()
 
     def died_with(self, batch: int, reason: str) -> bool:
         """A worker died while it answered it. Whether that was one too many."""
