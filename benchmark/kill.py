@@ -78,6 +78,7 @@ def cases(questions: int) -> tuple[Case, ...]:
         ),
         Case(generate, ("--temperature", "1", "--stop", "none"), questions, questions // 2),
         Case(generate, ("--method", "self_consistency"), questions),
+        Case(generate, ("--part_rows", "7"), questions, questions // 2),
     )
 
 
@@ -243,7 +244,8 @@ def stage(folder: Path) -> str:
     suffixes = {path.suffix for path in folder.rglob("*") if not path.name.startswith(".")}
     if ".json" in suffixes:
         return "result whole"
-    if {".feather", ".csv"} & suffixes or list(folder.rglob(".*.feather.*")):
+    begun = [*folder.rglob(".*.feather.*"), *folder.rglob(".*.parquet.*")]
+    if begun or {".feather", ".csv", ".parquet"} & suffixes:
         return "writing the result"
     return "batches" if ".journal" in suffixes else "before the first batch"
 

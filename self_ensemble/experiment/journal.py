@@ -55,7 +55,7 @@ class Journal:
         self.identity = identity
         self.after = after
         self.remake = remake
-        self.answered: dict[str, set[int]] = {}
+        self.answered: dict[str, Indices] = {}
         self.state: dict[str, Any] | None = None
         self.environment: dict[str, Any] | None = None
         self.environments: list[dict[str, Any]] = []
@@ -122,7 +122,7 @@ class Journal:
             self.schedules[record["pass"]] = record
             self.questions = max(self.questions, record["questions"])
         else:
-            self.answered.setdefault(record["pass"], set()).update(record["batch"])
+            self.answered.setdefault(record["pass"], Indices()).add(record["batch"])
             self._places.setdefault(record["pass"], []).append(begin)
             self.state = record["state"]
 
@@ -152,7 +152,7 @@ class Journal:
             schedule: makes batches of indices.
             questions: of the run, those of `after` included.
         """
-        answered = self.answered.get(name, set())
+        answered = self.answered.get(name, Indices())
         old = self.schedules.get(name)
         kept = old["batches"] if old and old["batch_size"] == batch_size else []
         left = [batch for batch in kept if batch[0] not in answered]
@@ -226,6 +226,25 @@ class Journal:
             sync_folder(self.path.parent)
         except OSError as error:
             raise UserError(f"cannot remove {self.path}: {error.strerror or error}") from None
+
+
+class Indices:
+    """A set of whole numbers from 0 on, a byte each up to the largest."""
+
+    def __init__(self) -> None:
+        self._flags = bytearray()
+
+    def add(self, indices: Sequence[int]) -> None:
+        """All of them; at least one."""
+        self._flags.extend(bytes(max(0, max(indices) + 1 - len(self._flags))))
+        for index in indices:
+            self._flags[index] = 1
+
+    def __contains__(self, index: int) -> bool:
+        return index < len(self._flags) and self._flags[index] == 1
+
+    def __len__(self) -> int:
+        return self._flags.count(1)
 
 
 def _line(record: dict[str, Any]) -> bytes:

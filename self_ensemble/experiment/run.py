@@ -67,6 +67,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: mistakes on the command line
 
 # Rows are made of so many records at a time.
 RECORDS_AT_ONCE = 1 << 14
+# Of so many it takes a quarter of a minute and more until the first one is answered.
+MANY_RECORDS = 50_000
 
 
 class Run(ResumableRun):
@@ -233,6 +235,8 @@ class Run(ResumableRun):
         each_paraphrase: a row a paraphrase, with the column `paraphrase`; else a row a question.
         """
         is_scored = self.config.task.name == "choices"
+        if len(self.records) >= MANY_RECORDS:
+            say(f"the prompts of {len(self.records)} questions are split into tokens first")
         found: list[Sequence[Cells]] = [()] * len(self.records)
         for question, rows in (self._score_choices if is_scored else self._generate)(method):
             assert each_paraphrase or len(rows) == 1, (question, len(rows))

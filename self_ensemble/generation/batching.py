@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from self_ensemble.attention.checks import head_shape
@@ -47,20 +48,25 @@ def schedule_batches(
         tokens_at_once: encoded tokens that are answered at a time where no size is given.
         among: the indices of those that are to be answered; None for all.
     """
-    indices = range(len(questions)) if among is None else among
-    cost = {i: sum(stream.encoded_tokens for stream in questions[i]) for i in indices}
-    order = sorted(cost, key=lambda index: (cost[index], index))
+    indices = np.array(range(len(questions)) if among is None else [*among], dtype=np.int64)
+    costs = np.fromiter(
+        (sum(stream.encoded_tokens for stream in questions[index]) for index in indices.tolist()),
+        dtype=np.int64,
+        count=len(indices),
+    )
+    by_cost = np.lexsort((indices, costs))
+    order = indices[by_cost].tolist()
     if batch_size is not None:
         size = FILLINGS * batch_size
         return [order[at : at + size] for at in range(0, len(order), size)]
     batches: list[list[int]] = []
     tokens = limit = FILLINGS * tokens_at_once
-    for index in order:
-        if tokens + cost[index] > limit:
+    for index, cost in zip(order, costs[by_cost].tolist(), strict=True):
+        if tokens + cost > limit:
             batches.append([])
             tokens = 0
         batches[-1].append(index)
-        tokens += cost[index]
+        tokens += cost
     return batches
 
 

@@ -126,7 +126,7 @@ class AttentionFusion(AttentionFusionConfig):
         """See `methods.base.Method`."""
         config = asked.config
         request = self.request(asked.engine, asked.template, asked.questions, config)
-        request = replace(request, sampling=sampling_of(asked, [(u, 0) for u in asked.uuids]))
+        request = replace(request, sampling=sampling_of(asked, ((u, 0) for u in asked.uuids)))
         for batch in asked.ask(PASS_NAME, request, batch_size=config.batch_size):
             for index, answer in batch:
                 yield Outcome(index, (answer,))

@@ -90,13 +90,14 @@ class Asked:
         assert len(self.questions) == len(self.uuids), (len(self.questions), len(self.uuids))
 
 
-def sampling_of(asked: Asked, keys: Sequence[tuple[str, int]]) -> Sampling | None:
+def sampling_of(asked: Asked, keys: Iterable[tuple[str, int]]) -> Sampling | None:
     """How the tokens of a request are drawn, where they are.
 
-    keys: of each of the request's questions a uuid, and which of the draws for it this is.
+    keys: of each of the request's questions a uuid, and which of the draws for it this is; not
+        looked at where nothing is drawn.
     """
     sampling = asked.config.sampling
-    return None if sampling is None else Sampling(**asdict(sampling), keys=keys)
+    return None if sampling is None else Sampling(**asdict(sampling), keys=list(keys))
 
 
 @dataclass(frozen=True)
