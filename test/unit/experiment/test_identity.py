@@ -61,7 +61,7 @@ TOLD: dict[str, Any] = {
 # it as a text; of the model, whose fingerprint and number format are.
 READ = ("questions.dataset", "questions.options", "prompt", "model")
 # Where a result lies, how fast it comes, and what is done with it later.
-FREE = ("output", "lemmas", "verbose", "generation.batch_size")
+FREE = ("output", "lemmas", "verbose", "workers", "generation.batch_size")
 
 
 def settings_of(config: ExperimentConfig) -> dict[str, Any]:
