@@ -21,6 +21,7 @@ GPU_TOKENS_AT_ONCE = 65536
 # A batch has questions for so many fillings of its places. A batch is what an interrupted run
 # answers again; at its end places stay empty.
 FILLINGS = 4
+SHARES = 8
 # Keys and values of a CPU's batch; so many tokens of a long answer are counted on a GPU.
 CPU_BYTES_KEPT = 2 << 30
 EXPECTED_TOKENS = 512
@@ -38,6 +39,8 @@ def schedule_batches(
     batch_size: int | None,
     tokens_at_once: int,
     among: Iterable[int] | None = None,
+    *,
+    shrink: bool = False,
 ) -> list[list[int]]:
     """Indices of questions, batch by batch, shortest first: a function of data and settings.
 
@@ -47,6 +50,9 @@ def schedule_batches(
             ``tokens_at_once``. A batch has up to `FILLINGS` times as many.
         tokens_at_once: encoded tokens that are answered at a time where no size is given.
         among: the indices of those that are to be answered; None for all.
+        shrink: where no size is given, batches get smaller towards the end, so that workers who
+            share them end together: none has more than a `SHARES`-th of the tokens that are left,
+            or half a filling.
     """
     indices = np.array(range(len(questions)) if among is None else [*among], dtype=np.int64)
     costs = np.fromiter(
@@ -61,8 +67,12 @@ def schedule_batches(
         return [order[at : at + size] for at in range(0, len(order), size)]
     batches: list[list[int]] = []
     tokens = limit = FILLINGS * tokens_at_once
+    left = int(costs.sum())
     for index, cost in zip(order, costs[by_cost].tolist(), strict=True):
         if tokens + cost > limit:
+            if shrink:
+                left -= tokens if batches else 0
+                limit = min(FILLINGS * tokens_at_once, max(left // SHARES, tokens_at_once // 2))
             batches.append([])
             tokens = 0
         batches[-1].append(index)

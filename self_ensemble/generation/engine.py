@@ -154,7 +154,8 @@ class Engine(PatchedModel):
         A batch has more questions than are answered at a time: others wait in it for a place.
         """
         tokens = batching.tokens_at_once(self.config, self.device, self.model.dtype.itemsize)
-        return batching.schedule_batches(questions, batch_size, tokens, among)
+        shrink = self.device.type == "cpu"  # there a small batch costs nothing
+        return batching.schedule_batches(questions, batch_size, tokens, among, shrink=shrink)
 
     def capture_problem(self, fusion: Fusion) -> str | None:
         """Why decode steps under this fusion are not captured; None where they are.

@@ -149,7 +149,7 @@ class WorkerPool:
         """The same batches however many workers there are; of unlike GPUs the smallest decides."""
         self.wait()
         tokens = min(slot.loaded.tokens_at_once for slot in self._slots if slot.loaded)
-        return batching.schedule_batches(questions, batch_size, tokens, among)
+        return batching.schedule_batches(questions, batch_size, tokens, among, shrink=True)
 
     def environment(self, fusion: Fusion, *, asked: str, weighed: bool = False) -> dict[str, Any]:
         """See `Engine.environment`: what all workers have alike, lists where they differ, and their

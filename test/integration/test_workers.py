@@ -1,6 +1,7 @@
 """Workers on Ray: the same answers as one process gives, whatever dies. All tests share a Ray."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,15 @@ def test_scored_choices_and_paraphrases(two, tmp_path, monkeypatch):
             files = [path for path in folder.rglob("*") if path.suffix in (".csv", ".jsonl")]
             found.append({path.name: path.read_bytes() for path in files})
         assert found[0] and found[0] == found[1], name
+
+
+def test_what_the_page_says_of_python(two, monkeypatch):
+    monkeypatch.setattr(loading, "worker_pool", lambda *args, **settings: nullcontext(two.engine))
+    page = (ROOT / "docs" / "scale.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    names: dict = {}
+    exec(code, names)
+    assert [answer.text for answer in names["answers"]] == ["Paris"]
 
 
 def test_streams_side_by_side(one, two, asked):

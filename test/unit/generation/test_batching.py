@@ -61,6 +61,19 @@ def test_a_batch_has_questions_for_several_fillings_of_its_places(batch_size, to
     assert [index for batch in batches for index in batch] == list(range(7))
 
 
+def test_batches_shrink_for_workers_to_end_together():
+    """Each has a `SHARES`-th of what was left before it, at most a filling's `FILLINGS`, at least
+    half a filling; all questions are there, in order."""
+    questions, tokens = costing(*[1] * 1000), 40
+    batches = schedule_batches(questions, None, tokens, shrink=True)
+    assert [index for batch in batches for index in batch] == list(range(1000))
+    left, most = 1000, batching.FILLINGS * tokens
+    for batch in batches:
+        assert len(batch) == min(left, most, max(left // batching.SHARES, tokens // 2))
+        left -= len(batch)
+    assert len(batches[0]) == 125 and len(batches[-2]) == 20
+
+
 @pytest.mark.parametrize(
     "kept, new_tokens, expected",
     [(10**6, 20, 8), (10**6, 4096, 8), (210, 20, 7), (300, 90, 3), (300, 4096, 1)],

@@ -185,7 +185,7 @@ def test_a_token_beyond_the_vocabulary_is_told(llama_engine, place_of):
 def test_answers_come_with_their_question(llama_engine, monkeypatch):
     """Shortest first, in several batches, each answer with the index of its question."""
     monkeypatch.setattr(batching, "FILLINGS", 1)
-    monkeypatch.setattr(batching, "CPU_TOKENS_AT_ONCE", 10)
+    monkeypatch.setattr(batching, "CPU_TOKENS_AT_ONCE", 20)
     questions = [attention_streams(split(cost), 0, "left") for cost in (6, 2, 9, 4)]
     generation = llama_engine.generate(ask(questions))
     found = [pair for batch in generation for pair in batch]
