@@ -227,7 +227,9 @@ class Run(ResumableRun):
         """The model is there, and the fusion is known: see `begin`."""
         weighed = self.config.method.weights_by is not None
         computes = engine.environment(fusion, asked=self.config.model.attention, weighed=weighed)
-        self.begin(engine, computes | {"batch_size": self.config.generation.batch_size or "auto"})
+        versions = computes.pop("versions")  # they come last, as in every manifest
+        batch_size = self.config.generation.batch_size or "auto"
+        self.begin(engine, {**computes, "batch_size": batch_size, "versions": versions})
 
     def answer(self, method: Method, *, each_paraphrase: bool = False) -> ResultRows:
         """Have a method answer `records`, or score their choices: the table's rows.
