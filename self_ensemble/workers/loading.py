@@ -85,7 +85,12 @@ def worker_pool(
             threads=share,
         )
         tokenizer = load_tokenizer(source)
-        yield WorkerPool(tokenizer, source.config.get_text_config(), number, assignment, place)
+        config = source.config.get_text_config()
+        pool = WorkerPool(tokenizer, config, number, assignment, place)
+        try:
+            yield pool
+        finally:
+            pool.end()
 
 
 def _name_elsewhere(source: ModelSource) -> str:

@@ -38,7 +38,8 @@ Given = TypeVar("Given")
 RESTARTS = 3
 # A batch that was being answered when so many workers died is not handed out again.
 DEATHS_OF_A_BATCH = 3
-# How long a worker may wait for a place on the cluster, where others work; and where none does.
+# How long a worker that the cluster has no place for is waited for before the run begins without it
+# (it joins in once there is one), and how long where there is no other.
 PATIENCE_SECONDS, LAST_PATIENCE_SECONDS = 60.0, 600.0
 TICK_SECONDS = 0.5
 # Characters that are shown of a question that kills workers.
@@ -76,6 +77,7 @@ class _Slot:
     waiting: for what, while it starts: `where`, `load` or `environment`; None once it can answer.
     since: when it began to wait for a place.
     deaths: since it has last answered a batch.
+    is_late: the cluster has no place for it, and it is not waited for.
     """
 
     number: int
@@ -88,11 +90,16 @@ class _Slot:
     max_batch_size: int | None = None
     deaths: int = 0
     is_gone: bool = False
+    is_late: bool = False
     sent: dict[Any, _Sent] = field(default_factory=dict)  # by reference, in order
 
     @property
     def is_ready(self) -> bool:
         return not self.is_gone and self.waiting is None
+
+    @property
+    def is_left_out(self) -> bool:
+        return self.is_gone or self.is_late
 
     @property
     def kind(self) -> str:
@@ -158,7 +165,7 @@ class WorkerPool:
         for slot in self._slots:
             if slot.is_ready:
                 self._ask_environment(slot)
-        self._until(lambda: all(slot.is_ready or slot.is_gone for slot in self._slots))
+        self._until(lambda: all(slot.is_ready or slot.is_left_out for slot in self._slots))
         found = [slot.environment for slot in self._slots if slot.environment]
         merged: dict[str, Any] = {}
         for name in found[0]:
@@ -208,7 +215,13 @@ class WorkerPool:
 
     def wait(self) -> None:
         """Until every worker has its model, or is given up."""
-        self._until(lambda: all(slot.loaded or slot.is_gone for slot in self._slots))
+        self._until(lambda: all(slot.loaded or slot.is_left_out for slot in self._slots))
+
+    def end(self) -> None:
+        """End the workers."""
+        for slot in self._slots:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(slot.actor)
 
     # ---- workers --------------------------------------------------------------------------------
 
@@ -230,7 +243,7 @@ class WorkerPool:
     def _started(self, slot: _Slot, found: Any) -> None:
         """What it waited for is there."""
         if slot.waiting == "where":
-            slot.host = found.name
+            slot.host, slot.is_late = found.name, False
             self._wait_for(slot, "load", slot.actor.load.remote(self._assignment))
             return
         slot.waiting = None
@@ -354,12 +367,16 @@ class WorkerPool:
 
     def _lose_patience(self) -> None:
         """Workers that the cluster has no place for are not waited for any longer."""
-        others = any(slot.is_ready for slot in self._slots)
-        patience = PATIENCE_SECONDS if others else LAST_PATIENCE_SECONDS
+        others = any(slot.loaded for slot in self._slots if not slot.is_gone)
         for slot in self._slots:
+            if slot.is_gone or slot.waiting != "where":
+                continue
             waited = time.monotonic() - slot.since
-            if not slot.is_gone and slot.waiting == "where" and waited > patience:
-                self._give_up(slot, f"has found no place on the cluster for {patience:.0f} s")
+            if not others and waited > LAST_PATIENCE_SECONDS:
+                self._give_up(slot, f"has found no place on the cluster for {waited:.0f} s")
+            elif others and not slot.is_late and waited > PATIENCE_SECONDS:
+                slot.is_late = True
+                say(f"worker {slot.number} waits for a place on the cluster; the others work")
 
 
 class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
