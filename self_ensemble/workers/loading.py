@@ -67,12 +67,12 @@ def worker_pool(
             )
         if not on_gpu and workers.number == "auto":
             raise UserError("--workers auto is one a GPU; on CPUs say how many")
-        share = max(1, (threads if cluster.is_local else cluster.cpus) // number)
-        place = Place(gpus=1 if on_gpu else 0, cpus=share)
-        if number * place.cpus > cluster.cpus and not cluster.is_local:
-            raise UserError(
-                f"--workers {number}: each takes a CPU, and the cluster has {cluster.cpus}"
-            )
+        if number > cluster.cpus:
+            raise UserError(f"--workers {number}: each takes a CPU, and there are {cluster.cpus}")
+        cpus = min(threads, cluster.cpus) if cluster.is_local else cluster.cpus
+        share = max(1, cpus // number)
+        # Beside a GPU threads do little: they are no reason to find no place on a host.
+        place = Place(gpus=1, cpus=1) if on_gpu else Place(gpus=0, cpus=share)
         assignment = Assignment(
             model=replace(
                 model,
