@@ -188,8 +188,9 @@ def simulated_cluster() -> Iterator:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="kill-", dir="/tmp") as folder:
-        head = {"num_cpus": 1, "temp_dir": folder}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        os.environ["RAY_TMPDIR"] = folder
+        Path(folder, "ray").mkdir()
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         try:
             yield cluster
         finally:
