@@ -154,6 +154,17 @@ def test_killed_twice_and_started_again():
     assert int(re.search(r"(\d+) kills: ", ended.stdout)[1]) >= 2
 
 
+@pytest.mark.parametrize("flags", [["--part_rows", "20"], ["--method", "per_prompt"]])
+def test_scale_measures_every_phase(flags):
+    """And the run that goes on from a journal ends in the same bytes, or it would fail."""
+    command = [sys.executable, FOLDER / "scale.py", "--questions", "50", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    rows = [row.split(" | ")[1:] for row in ended.stdout.splitlines() if row.startswith("| 50 |")]
+    assert [row[0] for row in rows] == ["read", "plan", "journal", "write", "restart"]
+    assert all(float(row[3].strip(" |").replace(",", "")) > 100 for row in rows)  # MB, with torch
+
+
 def child(code):
     said = tempfile.TemporaryFile()  # noqa: SIM115, closed by `wait`
     process = subprocess.Popen([sys.executable, "-c", code], stderr=said)
