@@ -354,10 +354,10 @@ def read_results(path: str | Path) -> "DataFrame":
 
 def refuse_part(path: Path) -> None:
     """Raises UserError where a file is one part of a result: its rows alone say little."""
-    stem = path.parent.with_suffix("")
-    if path.parent.suffix == PARTS_SUFFIX and result_file(stem, ".json").exists():
-        manifest = result_file(stem, ".json")
-        raise UserError(f"{path} is one part of a result; {manifest} stands for all of it")
+    if path.parent.suffix == PARTS_SUFFIX:
+        manifest = path.parent.with_suffix(".json")
+        if manifest.exists():
+            raise UserError(f"{path} is one part of a result; {manifest} stands for all of it")
 
 
 def _joined(paths: Sequence[Path]) -> dict[str, list[Any]]:
