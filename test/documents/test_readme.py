@@ -173,8 +173,8 @@ def test_the_readme_has_no_gap_left():
 
 def test_the_readme_names_what_is_pinned():
     text = (ROOT / "README.md").read_text()
-    for file in (*(f"requirements{of}.txt" for of in ("", "-lm-eval", "-inspect", "-ray", "-dev")),):
-        for line in (ROOT / file).read_text().splitlines():
+    for of in ("", "-lm-eval", "-inspect", "-ray", "-dev"):
+        for line in (ROOT / f"requirements{of}.txt").read_text().splitlines():
             if "==" in line:
                 package, pin = line.split("==")
                 row = next(row for row in text.splitlines() if re.match(rf"\|.*\b{package}\b", row))
