@@ -4,6 +4,9 @@ A state receives one layer's queries, keys and values, keeps the keys and values
 returns the attention's output. A model is never given a cache of transformers: the states are the
 cache.
 
+A model's layers may be on several devices. A layer's keys and values are where the layer is; what
+all layers share is where the model takes its tokens, and `Copies` has it beside the others.
+
 Legend: ``T`` packed tokens, ``R`` rows (decode streams), ``K`` partitions of a row, ``S`` queries
 of a row, ``H`` query heads, ``J`` key/value heads, ``G = H / J``, ``D`` head size, ``P`` prefix
 tokens, ``M`` tokens of the longest segment, ``F`` fused tokens so far.
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 
 from self_ensemble.attention.backends import Mask, attend_under_mask, make_mask
 from self_ensemble.attention.buffers import Buffers
+from self_ensemble.attention.copies import Copies
 from self_ensemble.attention.fusion import Fusion, split_attention
 from self_ensemble.attention.masks import Visible, packed_segment_mask, spread_over_group
 from self_ensemble.attention.rotary import RotaryTables
@@ -69,19 +73,15 @@ class EncodeState:
         self.backend = backend
         self.compiled = compiled
         self.layers: dict[int, KeyValues] = {}
-        self._masks: dict[int | None, Mask] = {}
+        self._masks: dict[tuple[int | None, torch.device], Mask] = {}
+        self._padding: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    @cached_property
-    def padding(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def padding(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """See `padding_indices`."""
-        indices = padding_indices(self.lengths, self.segment_ids.shape[0])
-        gather, scatter = (index.to(self.segment_ids.device) for index in indices)
-        return gather, scatter
-
-    @property
-    def gather(self) -> torch.Tensor:
-        """[rows, M], see `padding_indices`."""
-        return self.padding[0]
+        if device not in self._padding:
+            gather, scatter = padding_indices(self.lengths, self.segment_ids.shape[0])
+            self._padding[device] = gather.to(device), scatter.to(device)
+        return self._padding[device]
 
     def attend(
         self,
@@ -103,17 +103,18 @@ class EncodeState:
 
         own = KeyValues(key[0], value[0])
         self.layers[layer] = own
-        rows = self.gather.shape[0]
-        padded_query = query[0][:, self.gather].transpose(0, 1)  # [rows, H, M, D]
-        keys = own.keys[:, self.gather].transpose(0, 1)  # [rows, J, M, D]
-        values = own.values[:, self.gather].transpose(0, 1)
+        gather, scatter = self.padding(query.device)
+        rows = gather.shape[0]
+        padded_query = query[0][:, gather].transpose(0, 1)  # [rows, H, M, D]
+        keys = own.keys[:, gather].transpose(0, 1)  # [rows, J, M, D]
+        values = own.values[:, gather].transpose(0, 1)
         if self.prefix:
             prefix = self.prefix[layer]
             keys = torch.cat([prefix.keys.expand(rows, -1, -1, -1), keys], dim=2)
             values = torch.cat([prefix.values.expand(rows, -1, -1, -1), values], dim=2)
         mask = self._mask(scoring.window, query.device)
         out = attend_under_mask(padded_query, keys, values, mask, scoring, self.backend)
-        return out.transpose(0, 1).flatten(1, 2)[:, self.padding[1]][None]  # [1, H, T, D]
+        return out.transpose(0, 1).flatten(1, 2)[:, scatter][None]  # [1, H, T, D]
 
     def _behind(
         self, prefix: torch.Tensor | None, own: torch.Tensor, name: Hashable
@@ -132,23 +133,24 @@ class EncodeState:
         return joined
 
     def _mask(self, window: int | None, device: torch.device) -> Mask:
-        if window not in self._masks:
+        if (window, device) not in self._masks:
             P, T = self.prefix_length, self.segment_ids.shape[0]
             if self.backend == "flex":
-                mask_mod = packed_segment_mask(self.segment_ids, self.position_ids, P, window)
-                self._masks[window] = make_mask(mask_mod, T, P + T, device, "flex")
+                ids, positions = (x.to(device) for x in (self.segment_ids, self.position_ids))
+                mask_mod = packed_segment_mask(ids, positions, P, window)
+                self._masks[window, device] = make_mask(mask_mod, T, P + T, device, "flex")
             else:
-                self._masks[window] = self._padded_mask(window)
-        return self._masks[window]
+                self._masks[window, device] = self._padded_mask(window, device)
+        return self._masks[window, device]
 
-    def _padded_mask(self, window: int | None) -> torch.Tensor:
+    def _padded_mask(self, window: int | None, device: torch.device) -> torch.Tensor:
         """[rows or 1, 1, M, P + M]: the prefix and the row's own earlier tokens."""
-        P, M = self.prefix_length, self.gather.shape[1]
-        device = self.gather.device
+        gather, _ = self.padding(device)
+        P, M = self.prefix_length, gather.shape[1]
         causal = torch.ones(M, P + M, dtype=torch.bool, device=device).tril(P)
         if window is None:
             return causal[None, None]
-        q_position = self.position_ids[self.gather]  # [rows, M]
+        q_position = self.position_ids.to(device)[gather]  # [rows, M]
         prefix_position = torch.arange(P, device=device).expand(q_position.shape[0], P)
         kv_position = torch.cat([prefix_position, q_position], dim=1)
         near = q_position[:, :, None] - kv_position[:, None, :] < window
@@ -194,6 +196,7 @@ class FusedTokenState:
         slots: room for fused tokens a row, to begin with.
         most_slots: for as many as a row can ever have; None for ``slots``.
         fusion: how the partitions are combined.
+        device: where what all layers share is; None: where the first layer is.
         buffers: where the tensors lie: `Buffers`, or a `BufferPool`.
     """
 
@@ -208,9 +211,11 @@ class FusedTokenState:
         slots: int,
         most_slots: int | None = None,
         fusion: Fusion,
+        device: torch.device | None = None,
         buffers: Buffers,
     ) -> None:
         self.buffers = buffers
+        self.copies = Copies()
         self.most_slots = most_slots or slots
         self.begun = [0] * rows  # the slot of each row's first token; beyond all of one that left
         self.prefix = prefix
@@ -221,7 +226,8 @@ class FusedTokenState:
         self.rotary = rotary
         self.fusion = fusion
         self.prefix_length = next(iter(prefix.values())).keys.shape[1] if prefix else 0
-        device = next(iter(segments.values())).keys.device
+        if device is None:
+            device = next(iter(segments.values())).keys.device
         empty = torch.zeros(rows, slots, dtype=torch.bool, device=device)
         self.own_mask = buffers.keep("own mask", empty)
         self.own_positions = buffers.keep("own positions", empty.long())
@@ -270,6 +276,7 @@ class FusedTokenState:
         self.queries = queries
         at = torch.arange(self.filled, self.filled + self.queries, device=self.at.device)
         self.at = self.buffers.keep(("at", queries), at)
+        self.copies.clear()
 
     def mark(self, positions: torch.Tensor, mask: torch.Tensor) -> None:
         """Say what these tokens are. positions, mask: [R, S]."""
@@ -317,8 +324,9 @@ class FusedTokenState:
 
     def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """keys, values: [J, R, S, D]."""
-        self.own[layer].keys.index_copy_(2, self.at, keys)
-        self.own[layer].values.index_copy_(2, self.at, values)
+        at = self.copies.on(keys.device, self.at, "at")
+        self.own[layer].keys.index_copy_(2, at, keys)
+        self.own[layer].values.index_copy_(2, at, values)
 
     def leave(self, rows: Sequence[int]) -> None:
         """These rows have finished: nothing of them is needed any more."""
@@ -340,12 +348,12 @@ class FusedTokenState:
             drop = self.used - width
             self._move_slots(drop, max(self.own_mask.shape[1], width))
         begin, end = self.used - width, self.used
-        at = torch.tensor(rows, device=self.at.device)
+        at, beside = torch.tensor(rows, device=self.at.device), Copies()
         for layer, kv in self.own.items():
-            new = others.own[layer]
-            kv.keys[:, at, begin:end] = new.keys[:, :count, :width]
-            kv.values[:, at, begin:end] = new.values[:, :count, :width]
-            kv.values[:, at, :begin] = 0  # no infinity of a row that left may reach this one
+            new, there = others.own[layer], beside.on(kv.keys.device, at)
+            kv.keys[:, there, begin:end] = new.keys[:, :count, :width]
+            kv.values[:, there, begin:end] = new.values[:, :count, :width]
+            kv.values[:, there, :begin] = 0  # no infinity of a row that left may reach this one
         self.own_mask[at] = False
         self.own_mask[at, begin:end] = others.own_mask[:count, :width]
         self.own_positions[at, begin:end] = others.own_positions[:count, :width]
@@ -354,6 +362,7 @@ class FusedTokenState:
         for row in rows:
             self.begun[row] = begin
         self._put_segments(at, others)
+        self.copies.clear()
 
     def _put_segments(self, at: torch.Tensor, others: Any) -> None:
         """The segments of the rows ``at`` become those of the others' first rows."""
@@ -367,12 +376,15 @@ class FusedTokenState:
         self.own_positions = self.buffers.keep("own positions", self.own_positions[rows])
         if self.rope_offsets is not None:
             self.rope_offsets = self.buffers.keep("rope offsets", self.rope_offsets[rows])
+        self.copies.clear()
 
     def _keep_rows(self, layers: dict[int, KeyValues], name: str, rows: torch.Tensor) -> None:
+        beside = Copies()
         for layer, kv in layers.items():
+            there = beside.on(kv.keys.device, rows)
             layers[layer] = KeyValues(
-                self.buffers.keep((layer, f"{name} keys"), kv.keys[:, rows]),
-                self.buffers.keep((layer, f"{name} values"), kv.values[:, rows]),
+                self.buffers.keep((layer, f"{name} keys"), kv.keys[:, there]),
+                self.buffers.keep((layer, f"{name} values"), kv.values[:, there]),
             )
 
     def angles(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, bool] | None:
@@ -420,7 +432,7 @@ class DecodeState(FusedTokenState):
         self.counts = [K] * R if counts is None else list(counts)
         self.weights = weights
         self.observe = observe
-        self._masks: dict[tuple[int | None, int], Visible] = {}
+        self._masks: dict[tuple[int | None, int, torch.device], Visible] = {}
 
     def advance(self, queries: int) -> None:
         super().advance(queries)
@@ -439,10 +451,13 @@ class DecodeState(FusedTokenState):
     def _put_segments(self, at: torch.Tensor, others: Any) -> None:
         count, M = len(at), max(self.segment_mask.shape[2], others.segment_mask.shape[2])
 
+        beside = Copies()
+
         def put(tensor: torch.Tensor, new: torch.Tensor, dim: int) -> torch.Tensor:
             """[..., R, K, M, ...], the rows at ``dim``, in room for the longest segment."""
             tensor, new = (_widened(x, dim + 2, M) for x in (tensor, new))
-            return tensor.index_copy_(dim, at, new.narrow(dim, 0, count))
+            there = beside.on(tensor.device, at)
+            return tensor.index_copy_(dim, there, new.narrow(dim, 0, count))
 
         for layer, kv in self.segments.items():
             new = others.segments[layer]
@@ -468,7 +483,7 @@ class DecodeState(FusedTokenState):
         S, J = query.shape[2], key.shape[1]
         assert self.queries == S, (self.queries, S)
         self._write(layer, key.transpose(0, 1), value.transpose(0, 1))
-        visible = self._visible(scoring.window, query.shape[1] // J)
+        visible = self._visible(scoring.window, query.shape[1] // J, query.device)
         if len(set(self.counts)) == 1:
             return self._attend(layer, query, visible, scoring, slice(None), self.counts[0])
         # Questions with unlike numbers of paraphrases: those with as many are fused together.
@@ -497,7 +512,7 @@ class DecodeState(FusedTokenState):
         if (tables := self.angles(layer)) is not None:
             assert self.rope_offsets is not None
             cos, sin, interleaved = tables
-            offsets = self.rope_offsets[rows, :K]
+            offsets = self.copies.on(query.device, self.rope_offsets, "rope offsets")[rows, :K]
             angles = cos[offsets], sin[offsets]  # [R, K, rotated size]
         return split_attention(
             query,
@@ -508,19 +523,30 @@ class DecodeState(FusedTokenState):
             angles,
             interleaved,
             scoring,
-            self._fusion_of(rows, K),
+            self._fusion_of(rows, K, query.device),
             None if self.observe is None else partial(self.observe, layer),
         )
 
-    def _fusion_of(self, rows: torch.Tensor | slice, K: int) -> Fusion:
-        if self.weights is None:
-            return self.fusion.of_first(K)
-        return replace(self.fusion, weights=self.weights[rows, :K])
+    def _fusion_of(self, rows: torch.Tensor | slice, K: int, device: torch.device) -> Fusion:
+        if self.weights is not None:
+            weights = self.copies.on(device, self.weights, "weights")[rows, :K]
+        elif self.fusion.weights is not None:
+            fusion = self.fusion.of_first(K)
+            assert fusion.weights is not None
+            weights = fusion.weights.to(device)
+        else:
+            return self.fusion
+        return replace(self.fusion, weights=weights)
 
-    def _visible(self, window: int | None, group: int) -> Visible:
-        if (window, group) not in self._masks:
-            self._masks[window, group] = self._build_masks(window, group)
-        return self._masks[window, group]
+    def _visible(self, window: int | None, group: int, device: torch.device) -> Visible:
+        if (window, group, device) not in self._masks:
+            home = self.segment_mask.device
+            if device == home:
+                found = self._build_masks(window, group)
+            else:
+                found = self._visible(window, group, home).to(device)
+            self._masks[window, group, device] = found
+        return self._masks[window, group, device]
 
     def _build_masks(self, window: int | None, group: int) -> Visible:
         """Masks that broadcast to the scores' [J, R, K, G*S, keys]."""

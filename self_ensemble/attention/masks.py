@@ -127,6 +127,10 @@ class Visible:
             prefix = prefix[:, rows, : K if prefix.shape[2] > 1 else 1]
         return Visible(prefix, self.segments[:, rows, :K], self.fused[:, rows])
 
+    def to(self, device: torch.device) -> Visible:
+        prefix = None if self.prefix is None else self.prefix.to(device)
+        return Visible(prefix, self.segments.to(device), self.fused.to(device))
+
 
 def spread_over_group(mask: torch.Tensor, group: int) -> torch.Tensor:
     """[R, K, S, keys] → [R, K, G*S, keys]: the query heads of a kv head see the same."""

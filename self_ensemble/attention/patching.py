@@ -62,7 +62,7 @@ class MaskedState:
         self.mask_mod = mask_mod or (lambda b, h, q_idx, kv_idx: q_idx >= kv_idx)
         self.backend = backend
         self.compiled = compiled
-        self._masks: dict[tuple[int, int | None], Mask] = {}
+        self._masks: dict[tuple[int, int | None, torch.device], Mask] = {}
 
     def attend(
         self,
@@ -85,7 +85,7 @@ class MaskedState:
             visible = self.mask_mod(b, h, q_idx, kv_idx)
             return visible & (q_idx - kv_idx < scoring.window) if scoring.window else visible
 
-        cached = (S, scoring.window)
+        cached = (S, scoring.window, query.device)
         if cached not in self._masks:
             self._masks[cached] = make_mask(windowed, S, S, query.device, self.backend)
         return attend_under_mask(

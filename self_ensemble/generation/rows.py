@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from self_ensemble.attention.buffers import BufferPool
+from self_ensemble.attention.copies import Copies
 from self_ensemble.attention.cuda_graphs import CapturedDecodeState
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.kv_state import DecodeState, EncodeState
@@ -100,6 +101,7 @@ def make_rows(
         "slots": slots,
         "most_slots": most_slots,
         "fusion": context.fusion,
+        "device": device,
         "counts": segments.counts,
         "weights": None if weights is None else weights[list(rows)],
     }
@@ -122,10 +124,7 @@ def make_rows(
         end = (segments.lengths - 1).clamp(min=0)[:, :, None]
         gather = (segments.starts[:, :, None] + torch.minimum(within, end)).to(device)  # [R, K, M]
         state = DecodeState(
-            segments={
-                layer: KeyValues(kv.keys[:, gather], kv.values[:, gather])
-                for layer, kv in encoded.layers.items()
-            },
+            segments=_tokens_at(gather, encoded),
             segment_mask=(within < segments.lengths[:, :, None]).to(device),
             segment_positions=encoded.position_ids[gather],
             observe=context.observe,
@@ -216,7 +215,14 @@ def _put_separators(
     packed = encoded.starts[which.clamp(max=len(encoded.starts) - 1)]
     device, chosen = encoded.position_ids.device, torch.tensor(rows)
     at = packed[chosen].to(device)
-    layers = {
-        layer: KeyValues(kv.keys[:, at], kv.values[:, at]) for layer, kv in encoded.layers.items()
-    }
-    state.put(layers, encoded.position_ids[at], (step >= 0)[chosen].to(device))
+    mask = (step >= 0)[chosen].to(device)
+    state.put(_tokens_at(at, encoded), encoded.position_ids[at], mask)
+
+
+def _tokens_at(packed: torch.Tensor, encoded: EncodeState) -> dict[int, KeyValues]:
+    """Keys and values of every layer at packed indices of any shape, [J, *shape, D]."""
+    beside, found = Copies(), {}
+    for layer, kv in encoded.layers.items():
+        at = beside.on(kv.keys.device, packed)
+        found[layer] = KeyValues(kv.keys[:, at], kv.values[:, at])
+    return found

@@ -10,7 +10,7 @@ from self_ensemble.system.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 GIB = 2**30
 CONTROL_GROUP = Path("/sys/fs/cgroup")
@@ -37,15 +37,25 @@ def available_memory() -> int | None:
     return min(free, max(0, limit - used + sum(map(int, read))))
 
 
-def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """What the weights of a model of this configuration take. None is loaded or even made."""
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this configuration whose weights are neither loaded nor made."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    tensors = (*model.parameters(), *model.buffers())  # tied ones come once
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model
+
+
+def tensor_bytes(module: torch.nn.Module) -> int:
+    """What a module's weights and buffers take; tied ones come once."""
+    tensors = (*module.parameters(), *module.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """What the weights of a model of this configuration take. None is loaded or even made."""
+    return tensor_bytes(empty_model(config, dtype))
 
 
 def check_fits(
