@@ -171,6 +171,7 @@ class Ensemble:
         prompt: Prompt | WholePrompts | None = None,
         attention: str = ModelConfig.attention,
         capture: bool = True,
+        gpus_per_worker: int | None = ModelConfig.gpus_per_worker,
         workers: int | Literal["auto"] = WorkersConfig.number,
         ray_address: str | None = WorkersConfig.address,
     ) -> Ensemble:
@@ -185,8 +186,10 @@ class Ensemble:
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             prompt: see `Ensemble`; by default, for the model ``demo``, the prompt it was made for.
             attention, capture: see `Ensemble`.
+            gpus_per_worker: over how many GPUs the model's layers are spread; None: over as few as
+                hold them, where the device is ``auto``.
             workers: more than one: processes on Ray that hold the model each, and share the
-                questions; ``auto``: one a GPU. docs/scale.md tells what of it is as with one.
+                questions; ``auto``: as many as there are GPUs for. docs/scale.md tells what of it is as with one.
             ray_address: of a Ray cluster that is running; None: one of the ensemble's own. Where
                 this process is connected to one already, that.
 
@@ -194,18 +197,23 @@ class Ensemble:
             UserError: no such model, device, dtype or attention, damaged files, too little memory,
                 an architecture that cannot work, or workers that are not to be had.
         """
-        from self_ensemble.models.loading import find_model, load_model
+        from self_ensemble.models.loading import find_model, gpus_each, load_model
         from self_ensemble.workers.loading import worker_pool
 
         config = ModelConfig(
-            name=name, revision=revision, device=device, dtype=dtype, attention=attention
+            name=name,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            gpus_per_worker=gpus_per_worker,
         )
         if prompt is None and name == "demo":
             prompt = Prompt.of_demo()
         asked = WorkersConfig(number=workers, address=ray_address)
         asked.check_installed()
         source = find_model(config)
-        if not asked.needs_ray(source.device):
+        if not asked.needs_ray(source.device, lambda: gpus_each(source)):
             model, tokenizer = load_model(source)
             return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)
         ensemble = cls.__new__(cls)

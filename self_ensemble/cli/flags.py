@@ -249,7 +249,8 @@ def add_workers_arguments(running: Flags) -> None:
         "--workers",
         type=number_of_workers,
         metavar="{auto,N}",
-        help="processes that hold the model each and share the questions, on Ray; auto: one a GPU "
+        help="processes that hold the model each and share the questions, on Ray; auto: as many as "
+        "there are GPUs for "
         f"(default: {WorkersConfig.number}, without Ray)",
     )
     running.add_argument(
@@ -257,6 +258,13 @@ def add_workers_arguments(running: Flags) -> None:
         metavar="ADDRESS",
         help="a Ray cluster that is running, such as auto or host:6379 (default: with --workers "
         "one of the run's own, on this machine)",
+    )
+    running.add_argument(
+        "--gpus_per_worker",
+        type=positive_int,
+        metavar="N",
+        help="spread the model's layers over N GPUs, also without --workers (default: one, under "
+        "--device auto as few as hold the model)",
     )
 
 
@@ -582,14 +590,15 @@ def columns_config(args: argparse.Namespace) -> Columns:
     )
 
 
-def model_config(args: argparse.Namespace) -> ModelConfig:
-    """Of `add_model_arguments`."""
+def model_config(args: argparse.Namespace, gpus_per_worker: int | None = 1) -> ModelConfig:
+    """Of `add_model_arguments`. gpus_per_worker: see `ModelConfig`."""
     return ModelConfig(
         name=args.model,
         revision=args.revision,
         device=args.device,
         dtype=args.dtype,
         attention=args.attention,
+        gpus_per_worker=gpus_per_worker,
     )
 
 
@@ -649,7 +658,7 @@ def experiment_config(
         method=method,
         questions=question_config(args),
         prompt=prompt_config(args),
-        model=model_config(args),
+        model=model_config(args, args.gpus_per_worker),
         workers=workers_config(args),
         task=TaskConfig(name=args.task, extract=args.extract, choice_norm=args.choice_norm),
         generation=generation_config(args, draws),

@@ -34,7 +34,7 @@ SAMPLING_FLAGS = (
     *("dataset", "data_dir", *HUB_OPTIONS),
     *("model", "revision", "device", "dtype", "attention", "chat_template"),
     *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
-    *("workers", "ray_address", "verbose"),
+    *("workers", "ray_address", "gpus_per_worker", "verbose"),
 )
 
 
@@ -204,7 +204,7 @@ def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
                 max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
             ),
         ),
-        model=model_config(args),
+        model=model_config(args, args.gpus_per_worker),
         workers=workers_config(args),
         output_dir=args.output_dir,
         output=args.output,

@@ -27,7 +27,7 @@ def check_model(config: CertificateConfig) -> tuple[list[Check], list[Certificat
     try:
         method = method_of(config.method)
         questions, plain = demo_questions(config)
-        model = ModelConfig(name=config.model, revision=config.revision)
+        model = ModelConfig(name=config.model, revision=config.revision, gpus_per_worker=1)
         source = find_model(model)
         with loaded_engine(source, attention=model.attention, capture=False) as engine:
             certificates = [_certificate(engine, plain, questions, method, chat=False)]

@@ -101,24 +101,30 @@ def places(
     )
 
 
-def tokens_at_once(config: Any, device: torch.device, bytes_per_value: int) -> int:
+def tokens_at_once(config: Any, devices: Sequence[torch.device], bytes_per_value: int) -> int:
     """How many tokens are encoded at a time where no batch size is asked for.
 
-    config: the text model's. bytes_per_value: of the model's number format.
+    config: the text model's. devices: that it is on. bytes_per_value: of its number format.
     """
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return CPU_TOKENS_AT_ONCE
     _, heads, size = head_shape(config)
     # Keys and values of all layers, packed and (uncaptured) by row, and the widest activations.
     values = 2 * 3 * config.num_hidden_layers * heads * size + 32 * config.hidden_size
-    free, _ = torch.cuda.mem_get_info(device)
-    tokens = free // 2 // (values * bytes_per_value)
+    tokens = free_memory(devices) // 2 // (values * bytes_per_value)
     least = 1024
     rounded = tokens // least * least  # slightly less free memory gives the same batches
     return max(least, min(GPU_TOKENS_AT_ONCE, rounded))
 
 
-def tokens_kept(config: Any, device: torch.device, bytes_per_value: int, new_tokens: int) -> int:
+def free_memory(devices: Sequence[torch.device]) -> int:
+    """Bytes that a batch may count on: those of the fullest GPU, as though all layers were there."""
+    return min(torch.cuda.mem_get_info(device)[0] for device in devices)
+
+
+def tokens_kept(
+    config: Any, devices: Sequence[torch.device], bytes_per_value: int, new_tokens: int
+) -> int:
     """Of how many tokens, encoded and fused, keys and values are kept at a time.
 
     On a GPU long answers count for less than they may have, since few have it, and memory that runs
@@ -128,11 +134,10 @@ def tokens_kept(config: Any, device: torch.device, bytes_per_value: int, new_tok
     """
     _, heads, size = head_shape(config)
     each = 2 * config.num_hidden_layers * heads * size * bytes_per_value
-    if device.type != "cuda":
+    if devices[0].type != "cuda":
         return CPU_BYTES_KEPT // each
-    free, _ = torch.cuda.mem_get_info(device)
     expected = min(new_tokens, EXPECTED_TOKENS)
-    tokens = free // 2 // each * new_tokens // expected
+    tokens = free_memory(devices) // 2 // each * new_tokens // expected
     return int(max(1024, tokens // 1024 * 1024))
 
 

@@ -33,7 +33,7 @@ from self_ensemble.generation.passes import Generation, OnProgress
 from self_ensemble.generation.patched_model import PatchedModel
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.streams import Stream
-from self_ensemble.models.environment import describe_device, versions
+from self_ensemble.models.environment import versions
 from self_ensemble.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class Engine(PatchedModel):
 
         A batch has more questions than are answered at a time: others wait in it for a place.
         """
-        tokens = batching.tokens_at_once(self.config, self.device, self.model.dtype.itemsize)
+        tokens = batching.tokens_at_once(self.config, self.devices, self.model.dtype.itemsize)
         shrink = self.device.type == "cpu"  # there a small batch costs nothing
         return batching.schedule_batches(questions, batch_size, tokens, among, shrink=shrink)
 
@@ -195,7 +195,7 @@ class Engine(PatchedModel):
         asked: see `ModelConfig.attention`. weighed: see `decode_path`.
         """
         return {
-            "device": describe_device(self.device),
+            "device": self.device_name,
             "attention": {
                 "asked": asked,
                 "encode": self.wrapper.backend,

@@ -91,7 +91,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self._batch_size = batch_size
         self._captured = captured
         self._on_progress = on_progress
-        memory = engine.config, engine.device, engine.model.dtype.itemsize
+        memory = engine.config, engine.devices, engine.model.dtype.itemsize
         self._tokens_at_once = batching.tokens_at_once(*memory)
         self._tokens_kept = batching.tokens_kept(*memory, request.max_new_tokens)
         stop = request.stop

@@ -18,6 +18,8 @@ from self_ensemble.generation.stopping import (
     end_of_sequence_ids,
     make_stop_rule,
 )
+from self_ensemble.models.devices import describe_layers, devices_of
+from self_ensemble.models.environment import describe_device
 from self_ensemble.system.console import say_if_slow
 
 STARTING = (
@@ -53,6 +55,8 @@ class PatchedModel:
         self.tokenizer = tokenizer
         self.wrapper = wrapper
         self.device: torch.device = model.device
+        self.devices = devices_of(model)
+        assert not capture or len(self.devices) == 1, "a captured step is of one device"
         self.config = model.config.get_text_config()
         vocabulary = self.config.vocab_size
         self.eos_ids = end_of_sequence_ids(model, tokenizer, vocabulary)
@@ -66,6 +70,18 @@ class PatchedModel:
     def captures(self) -> bool:
         """Whether decode steps are captured, for the fusions that a kernel knows."""
         return self.captured_steps is not None
+
+    @property
+    def device_name(self) -> str:
+        """What computes, for a manifest: the device, or which ones have which layers."""
+        if len(self.devices) == 1:
+            return describe_device(self.device)
+        self.wrapper.meet_layers()
+        layers = {
+            index: next(module.parameters()).device
+            for index, (module, _) in self.wrapper.layers.items()
+        }
+        return describe_layers(layers, {each: describe_device(each) for each in self.devices})
 
     def stop_rule(self, stop: tuple[str, ...] | None) -> StopRule:
         """What `GenerationConfig.stop` asks for."""

@@ -19,9 +19,11 @@ class ModelConfig:
     device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     dtype: number format of the weights: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
     attention: what computes attention: ``auto``, ``flex``, ``sdpa`` or ``eager``.
+    gpus_per_worker: over how many GPUs the model's layers are spread; None: under ``auto`` over as
+        few as hold them, else one.
 
     Raises:
-        UserError: device, dtype or attention is none of these.
+        UserError: device, dtype or attention is none of these, or device is no number of GPUs.
     """
 
     name: str = "demo"
@@ -29,6 +31,7 @@ class ModelConfig:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
+    gpus_per_worker: int | None = None
 
     def __post_init__(self) -> None:
         if not DEVICE_NAME.fullmatch(self.device):
@@ -36,6 +39,16 @@ class ModelConfig:
         if self.dtype not in DTYPES:
             raise UserError(f"--dtype: {self.dtype!r} is none of {', '.join(DTYPES)}")
         check_attention(self.attention)
+        gpus = self.gpus_per_worker
+        if gpus is None:
+            return
+        if isinstance(gpus, bool) or gpus not in range(1, 10**3):
+            raise UserError(f"--gpus_per_worker: {gpus!r} is no whole number above 0")
+        if gpus > 1 and self.device not in ("auto", "cuda"):
+            raise UserError(
+                f"--gpus_per_worker {gpus}: --device {self.device} is one device; say cuda, and "
+                "choose among GPUs with CUDA_VISIBLE_DEVICES"
+            )
 
 
 def check_attention(name: str) -> None:

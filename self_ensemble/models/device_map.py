@@ -6,66 +6,79 @@ logits come out. Hidden states go from GPU to GPU with the layers, and back at t
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 
+from self_ensemble.models.devices import layer_names
 from self_ensemble.models.memory import GIB, empty_model, tensor_bytes
 from self_ensemble.system.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 # Of a GPU's free memory, what weights may take where there is a choice: batches need some too.
 WEIGHTS_FRACTION = 0.9
 FIRST = 0
 
 
-def find_gpus(
-    name: str, config: Any, dtype: torch.dtype, device: torch.device, gpus: int | None
-) -> list[int]:
-    """The GPU of each layer; empty where one device has the whole model.
+def find_device_map(
+    name: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    gpus: int | None,
+    memory: Callable[[int], int],
+) -> dict[str, int]:
+    """Which module is on which GPU, as transformers takes it; empty where one device has them all.
 
     Args:
         name: of the model, for messages.
         config, dtype: of the model.
         device: that it is loaded onto, or its first one.
         gpus: over how many its layers are to be spread; None: as few as hold them.
+        memory: bytes that a GPU has for it: `free_bytes`, or `all_bytes`.
 
     Raises:
         UserError: there are not as many, or all of them together have too little memory.
     """
     if device.type != "cuda" or gpus == 1:
-        return []
+        return {}
     count = torch.cuda.device_count()
     if gpus is not None and gpus > count:
         raise UserError(
             f"--gpus_per_worker {gpus}: this machine has {count} GPUs that torch can use"
         )
-    outside, layers = _bytes(empty_model(config, dtype), name)
-    needed = outside + sum(layers)
-    # Asking a GPU for its memory takes some of it, so that others are left alone until needed.
-    if gpus is None and (count == 1 or needed <= WEIGHTS_FRACTION * _free(device.index or 0)):
-        return []
-    free = [_free(index) for index in range(count)]
+    if count == 1:
+        return {}
+    model = empty_model(config, dtype)
+    needed = tensor_bytes(model)
+    # Asking a GPU for its free memory takes some of it, so that others are asked only if needed.
+    if gpus is None and needed <= WEIGHTS_FRACTION * memory(FIRST):
+        return {}
+    outside, layers = _bytes(model, name)
+    room = [memory(index) for index in range(gpus or count)]
     for number in range(2, count + 1) if gpus is None else [gpus]:
-        found = spread(outside, layers, [int(WEIGHTS_FRACTION * each) for each in free[:number]])
+        found = spread(outside, layers, [int(WEIGHTS_FRACTION * each) for each in room[:number]])
         if found is not None:
-            return found
-    if gpus is None and needed <= free[device.index or 0]:  # barely, and the others are in use
-        return []
+            return make_device_map(model, found) if any(found) else {}
+    if gpus is None and needed <= room[FIRST]:  # barely, and the others have no room either
+        return {}
     raise UserError(
         f"--model: the weights of {name} take {needed / GIB:.1f} GiB in "
-        f"{str(dtype).removeprefix('torch.')}, and {gpus or count} GPUs have "
-        f"{sum(free[: gpus or count]) / GIB:.1f} GiB free together: take a smaller model, more "
+        f"{str(dtype).removeprefix('torch.')}, and {len(room)} GPUs have {sum(room) / GIB:.1f} GiB "
+        f"for them, of which {1 - WEIGHTS_FRACTION:.0%} must stay free: take a smaller model, more "
         "GPUs, or where it is float32 --dtype bfloat16"
     )
 
 
-def _free(index: int) -> int:
-    return torch.cuda.mem_get_info(index)[0]
+def free_bytes(gpu: int) -> int:
+    """What nobody uses of a GPU's memory."""
+    return torch.cuda.mem_get_info(gpu)[0]
+
+
+def all_bytes(gpu: int) -> int:
+    """A GPU's memory, as a process will have it that is to have the GPU for itself."""
+    return torch.cuda.get_device_properties(gpu).total_memory
 
 
 def _bytes(model: Any, name: str) -> tuple[int, list[int]]:
@@ -81,7 +94,7 @@ def _bytes(model: Any, name: str) -> tuple[int, list[int]]:
 
 
 def spread(outside: int, layers: Sequence[int], room: Sequence[int]) -> list[int] | None:
-    """Which device each layer goes to, in their order, each device used in proportion to its room.
+    """Which device each layer goes to, in their order, each device in proportion to its room.
 
     Args:
         outside: bytes of the first device that no layer has.
@@ -89,31 +102,19 @@ def spread(outside: int, layers: Sequence[int], room: Sequence[int]) -> list[int
         room: bytes that each device has.
 
     Returns:
-        A device for every layer, or None where that does not fit, or leaves a device without one.
+        A device for every layer, or None where they do not fit.
     """
-    total = outside + sum(layers)
-    if total > sum(room):
+    left = [room[FIRST] - outside, *room[1:]]
+    if left[FIRST] < 0 or sum(layers) > sum(left):
         return None
-    ends = list(accumulate(total * each / sum(room) for each in room))
-    found, used, at = [], [outside, *[0] * (len(room) - 1)], outside
+    ends = list(accumulate(sum(layers) * each / sum(left) for each in left))
+    found, at = [], 0
     for size in layers:
         device = sum(at + size / 2 > end for end in ends[:-1])
         found.append(device)
-        used[device] += size
+        left[device] -= size
         at += size
-    fits = all(taken <= has for taken, has in zip(used, room, strict=True))
-    return found if fits and len(set(found)) == len(room) else None
-
-
-def layer_names(model: Any) -> list[str]:
-    """The modules of a model that transformers never divides between devices, in their order."""
-    kinds = set(model._no_split_modules or ())
-    found: list[str] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if type(module).__name__ in kinds and not inside:
-            found.append(name)
-    return found
+    return found if min(left) >= 0 else None
 
 
 def make_device_map(model: Any, gpus: Sequence[int]) -> dict[str, int]:
@@ -133,39 +134,3 @@ def make_device_map(model: Any, gpus: Sequence[int]) -> dict[str, int]:
         elif name not in found and name.rpartition(".")[0] in parents:
             found[name] = FIRST
     return found
-
-
-def devices_of(model: Any) -> list[torch.device]:
-    """The devices that a model's weights are on, the first one first."""
-    return list(dict.fromkeys([model.device, *(each.device for each in model.parameters())]))
-
-
-def check_devices(model: Any) -> None:
-    """Refuses a model that somebody else has spread in a way that is not ours.
-
-    Raises:
-        UserError: with what to do.
-    """
-    devices = devices_of(model)
-    if len(devices) == 1:
-        return
-    layers = tuple(f"{name}." for name in layer_names(model))
-    outside = {p.device for name, p in model.named_parameters() if not name.startswith(layers)}
-    if len(outside) > 1 or len({device.type for device in devices}) > 1:
-        raise UserError(
-            f"the model is spread over {', '.join(map(str, devices))} in a way that is not known "
-            "here: let Ensemble.from_pretrained load it, which keeps all but the layers on the "
-            "first GPU and none on cpu or disk"
-        )
-
-
-def describe_layers(layers: Mapping[int, torch.device], names: Mapping[torch.device, str]) -> str:
-    """For a manifest: which devices have which layers, such as `2 GPUs: A (layers 0-13), ...`.
-
-    layers: index → device. names: of the devices.
-    """
-    parts = []
-    for device, name in names.items():
-        its = sorted(index for index, where in layers.items() if where == device)
-        parts.append(f"{name} (layers {its[0]}-{its[-1]})" if its else name)
-    return f"{len(names)} GPUs: {', '.join(parts)}"

@@ -57,9 +57,13 @@ def dequantising_bytes(header: GgufHeader) -> int:
 
 
 def read_weights(
-    header: GgufHeader, config: Any, dtype: torch.dtype, name: str
+    header: GgufHeader,
+    config: Any,
+    dtype: torch.dtype,
+    name: str,
+    device_map: dict[str, int],
 ) -> tuple[Any, dict[str, Any]]:
-    """The model on the CPU, and transformers' report of missing, unexpected and mismatched keys.
+    """The model on the CPU, or where the device map has it, and transformers' report of missing, unexpected and mismatched keys.
 
     Raises:
         UserError: tensors that the configuration has no place for.
@@ -74,6 +78,7 @@ def read_weights(
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
             output_loading_info=True,
+            device_map=device_map or None,
         )
     model, report = loaded
     unused = _unused(header, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from self_ensemble.attention.checks import check_config
 from self_ensemble.models.aliases import resolve_model
 from self_ensemble.models.config import ModelConfig
+from self_ensemble.models.device_map import all_bytes, find_device_map, free_bytes
 from self_ensemble.models.gguf_config import check_packages, read_config
 from self_ensemble.models.gguf_header import GgufHeader, read_header
 from self_ensemble.models.gguf_tokenizer import read_tokenizer
@@ -42,6 +43,7 @@ class ModelSource:
     path: a hub id, a folder or a .gguf file.
     fingerprint: of its content; the commit for a model of the hub.
     header: of a .gguf file.
+    gpus: over how many its layers are to be spread; None: over as few as hold them.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ModelSource:
     device: torch.device
     dtype: torch.dtype
     header: GgufHeader | None = None
+    gpus: int | None = 1
 
 
 def find_model(model: ModelConfig) -> ModelSource:
@@ -79,6 +82,9 @@ def find_model(model: ModelConfig) -> ModelSource:
         check_config(config)
         check_quantised(config, name)
         device = choose_device(model.device)
+        gpus = model.gpus_per_worker
+        if gpus is not None and gpus > 1 and device.type != "cuda":
+            raise UserError(f"--gpus_per_worker {gpus}: there is no GPU that torch can use")
         fingerprint = hub_commit(path, revision) if not place.exists() else content_of(place)
     return ModelSource(
         name=name,
@@ -89,6 +95,31 @@ def find_model(model: ModelConfig) -> ModelSource:
         device=device,
         dtype=choose_dtype(model.dtype, device),
         header=header,
+        gpus=None if gpus is None and model.device == "auto" else gpus or 1,
+    )
+
+
+def gpus_each(source: ModelSource) -> int:
+    """How many GPUs a worker takes that has them for itself: as many as asked for, else as few of
+    this host's as hold the model.
+
+    Raises:
+        UserError: see `device_map.find_device_map`.
+    """
+    return len(set(_device_map(source, all_bytes).values())) or 1
+
+
+def _device_map(source: ModelSource, memory: Callable[[int], int]) -> dict[str, int]:
+    """See `device_map.find_device_map`."""
+    if method_of(source.config) is not None:
+        if source.gpus is not None and source.gpus > 1:
+            raise UserError(
+                f"--gpus_per_worker {source.gpus}: {source.name} is quantised, and such models "
+                "are not spread over GPUs"
+            )
+        return {}  # what their weights take, their quantiser knows
+    return find_device_map(
+        source.name, source.config, source.dtype, source.device, source.gpus, memory
     )
 
 
@@ -181,7 +212,10 @@ def load_weights(source: ModelSource) -> Any:
             "loaded, since loading them can run any code"
         )
     try:
-        if method_of(source.config) is None:  # what quantised weights take, its quantiser knows
+        device_map = _device_map(source, free_bytes)
+        # What quantised weights take, their quantiser knows; weights that are spread go to their
+        # GPUs one by one, and were checked there.
+        if method_of(source.config) is None and not device_map:
             check_fits(
                 source.name,
                 source.config,
@@ -190,9 +224,11 @@ def load_weights(source: ModelSource) -> Any:
                 while_reading=0 if source.header is None else dequantising_bytes(source.header),
             )
         if source.header is not None:
-            model, report = read_weights(source.header, source.config, source.dtype, source.name)
+            model, report = read_weights(
+                source.header, source.config, source.dtype, source.name, device_map
+            )
         else:
-            model, report = _read_safetensors(source)
+            model, report = _read_safetensors(source, device_map)
     except UserError:
         raise
     except Exception as error:
@@ -218,6 +254,14 @@ def load_weights(source: ModelSource) -> Any:
             len(unused),
             unused[0],
         )
+    if device_map:
+        logger.warning(
+            "the layers of %s are spread over %d GPUs, which compute one after the other; their "
+            "decode steps are not captured as CUDA graphs",
+            source.name,
+            len(set(device_map.values())),
+        )
+        return model.eval()
     try:
         return model.eval().to(source.device)
     except torch.OutOfMemoryError as error:
@@ -227,7 +271,9 @@ def load_weights(source: ModelSource) -> Any:
         ) from error
 
 
-def _read_safetensors(source: ModelSource) -> tuple[Any, dict[str, Any]]:
+def _read_safetensors(
+    source: ModelSource, device_map: dict[str, int]
+) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' report of missing, unexpected and mismatched keys."""
     with without_conversion():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -238,6 +284,7 @@ def _read_safetensors(source: ModelSource) -> tuple[Any, dict[str, Any]]:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are reported, and refused by the caller
             output_loading_info=True,
+            device_map=device_map or None,
         )
     model, report = loaded
     return model, report

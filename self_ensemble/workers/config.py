@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 class WorkersConfig:
     """Workers hold a whole model each; the defaults stand here alone.
 
-    number: of workers; ``auto``: one a GPU. One without an address is this very process.
+    number: of workers; ``auto``: as many as there are GPUs for. One without an address is this very process.
     address: of a Ray cluster that is running, such as ``auto`` or ``host:6379``; None: a Ray of the
         run's own on this machine.
 
@@ -36,12 +37,17 @@ class WorkersConfig:
     def may_need_ray(self) -> bool:
         return self.number != 1 or self.address is not None
 
-    def needs_ray(self, device: torch.device) -> bool:
-        """Whether others than this process answer. device: of the model, as found here."""
+    def needs_ray(self, device: torch.device, gpus_each: Callable[[], int]) -> bool:
+        """Whether others than this process answer.
+
+        device: of the model, as found here. gpus_each: how many a worker takes, asked if needed.
+        """
         if self.number == "auto" and self.address is None:
             import torch
 
-            return device.type == "cuda" and torch.cuda.device_count() > 1
+            if device.type != "cuda" or torch.cuda.device_count() == 1:
+                return False
+            return torch.cuda.device_count() // gpus_each() > 1
         return self.may_need_ray
 
     def check_installed(self) -> None:

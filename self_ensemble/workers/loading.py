@@ -12,7 +12,7 @@ import torch
 from self_ensemble.generation import loading
 from self_ensemble.generation.answering import AnyEngine
 from self_ensemble.models.config import ModelConfig
-from self_ensemble.models.loading import ModelSource, load_tokenizer
+from self_ensemble.models.loading import ModelSource, gpus_each, load_tokenizer
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 from self_ensemble.workers.cluster import connected
@@ -36,12 +36,12 @@ def answering_engine(
             not as many GPUs.
     """
     workers.check_installed()
-    if workers.needs_ray(source.device):
+    if workers.needs_ray(source.device, lambda: gpus_each(source)):
         with worker_pool(source, model, workers, verbose=verbose) as pool:
             yield pool
     else:
         if workers.number == "auto":
-            say("--workers auto: one GPU or none, so one worker, in this process")
+            say("--workers auto: there are no GPUs for more, so one worker, in this process")
         with loading.loaded_engine(source, attention=model.attention) as engine:
             yield engine
 
@@ -59,26 +59,29 @@ def worker_pool(
     threads = torch.get_num_threads()
     with connected(workers.address, verbose=verbose) as cluster:
         on_gpu = source.device.type == "cuda"
-        number = cluster.gpus if workers.number == "auto" else workers.number
-        if on_gpu and not 0 < number <= cluster.gpus:
+        gpus = gpus_each(source) if on_gpu else 0
+        number = cluster.gpus // max(1, gpus) if workers.number == "auto" else workers.number
+        if on_gpu and not 0 < number * gpus <= cluster.gpus:
+            each = "" if gpus == 1 else f", and each worker takes {gpus} of them"
             raise UserError(
-                f"--workers {workers.number}: there are {cluster.gpus} GPUs; take as many workers "
-                "at most, or --device cpu"
+                f"--workers {workers.number}: there are {cluster.gpus} GPUs{each}; take "
+                f"{cluster.gpus // gpus} workers at most, or --device cpu"
             )
         if not on_gpu and workers.number == "auto":
-            raise UserError("--workers auto is one a GPU; on CPUs say how many")
+            raise UserError("--workers auto counts GPUs; on CPUs say how many")
         if number > cluster.cpus:
             raise UserError(f"--workers {number}: each takes a CPU, and there are {cluster.cpus}")
         cpus = min(threads, cluster.cpus) if cluster.is_local else cluster.cpus
         share = max(1, cpus // number)
         # Beside a GPU threads do little: they are no reason to find no place on a host.
-        place = Place(gpus=1, cpus=1) if on_gpu else Place(gpus=0, cpus=share)
+        place = Place(gpus=gpus, cpus=1) if on_gpu else Place(gpus=0, cpus=share)
         assignment = Assignment(
             model=replace(
                 model,
                 name=_name_elsewhere(source),
                 device=source.device.type,
                 dtype=str(source.dtype).removeprefix("torch."),
+                gpus_per_worker=gpus if on_gpu else None,
             ),
             fingerprint=source.fingerprint,
             code=code_fingerprint(),

@@ -22,7 +22,6 @@ from self_ensemble.generation.passes import Pass
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stats import Stats
 from self_ensemble.models.config import ModelConfig
-from self_ensemble.models.environment import describe_device
 from self_ensemble.models.loading import find_model, load_model
 from self_ensemble.system.errors import UserError
 from self_ensemble.workers.parts import Broken, Failed, Opening, Reply, on_device
@@ -52,7 +51,7 @@ class Assignment:
 class Loaded:
     """A worker that has its model.
 
-    device: see `describe_device`. tokens_at_once: see `batching.tokens_at_once`.
+    device: see `PatchedModel.device_name`. tokens_at_once: see `batching.tokens_at_once`.
     """
 
     device: str
@@ -68,7 +67,7 @@ class Host:
 
 
 class Worker:
-    """A whole model on a device of its own.
+    """A whole model on a device of its own, or on several.
 
     Args:
         fetch: what an opening's reference stands for.
@@ -100,8 +99,8 @@ class Worker:
         except UserError as error:
             return Failed(str(error))
         self._engine.wrapper.__enter__()  # until the process ends
-        memory = self._engine.config, self._engine.device, model.dtype.itemsize
-        return Loaded(describe_device(self._engine.device), tokens_at_once(*memory))
+        memory = self._engine.config, self._engine.devices, model.dtype.itemsize
+        return Loaded(self._engine.device_name, tokens_at_once(*memory))
 
     def environment(
         self, fusion: Fusion, *, asked: str, weighed: bool

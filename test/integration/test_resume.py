@@ -266,7 +266,7 @@ def test_what_computed_it_is_told_where_it_changed(command, tmp_path, monkeypatc
     argv = command(tmp_path)
     assert interrupt(monkeypatch, generate, argv, 2)
     monkeypatch.setattr(
-        "self_ensemble.generation.engine.describe_device", lambda device: "another device"
+        "self_ensemble.generation.patched_model.describe_device", lambda device: "another device"
     )
     assert run_script(generate, *argv) == 0
     manifest = manifest_in(tmp_path)
@@ -296,7 +296,7 @@ def test_a_halved_batch_stays_halved(command, tmp_path, monkeypatch):
     assert tables_in(tmp_path / "killed") == tables_in(tmp_path / "undisturbed")
     # Another device has other memory.
     monkeypatch.setattr(
-        "self_ensemble.generation.engine.describe_device", lambda device: "another device"
+        "self_ensemble.generation.patched_model.describe_device", lambda device: "another device"
     )
     assert run_script(generate, *argv[2]) == 0
     assert manifest_in(tmp_path / "elsewhere")["counts"]["out_of_memory"] == 2

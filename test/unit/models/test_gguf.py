@@ -197,7 +197,7 @@ def test_device_and_number_format(tiny):
         model = load_weights(source)
         assert (source.dtype, model.dtype, model.device.type) == (dtype, dtype, "cpu")
         source = source_of(tiny.file)
-        model, _ = read_weights(source.header, source.config, dtype, "it")
+        model, _ = read_weights(source.header, source.config, dtype, "it", {})
         assert model.dtype == dtype
 
 
