@@ -98,9 +98,7 @@ def measure_case(source, case: Case, request, *, batch_size: int, attention: str
         for _ in range(1 + runs):
             begun = time.perf_counter()
             found = dict(
-                pair
-                for batch in engine.generate(request, batch_size=batch_size)
-                for pair in batch
+                pair for batch in engine.generate(request, batch_size=batch_size) for pair in batch
             )
             times.append(time.perf_counter() - begun)
         told = engine.environment(request.fusion, asked=attention)
@@ -119,7 +117,9 @@ def compare(name: str, found, expected) -> bool:
         for a, b in zip(found, expected, strict=True)
         for p, q in zip(a.logprobs, b.logprobs, strict=True)
     )
-    print(f"{name}: {same} of {len(expected)} answers the same, log-probabilities by {furthest:.2g}")
+    print(
+        f"{name}: {same} of {len(expected)} answers the same, log-probabilities by {furthest:.2g}"
+    )
     return same == len(expected) and furthest <= TOLERANCE
 
 
@@ -162,7 +162,7 @@ def main(args: argparse.Namespace) -> None:
         rates = [measure_case(half, case, request, runs=RUNS, **settings)[1] for case in cases]
     captured, plain, split = rates
     print(
-        f"spread over {args.gpus} GPUs: {split / plain:.2f} of one GPU's speed without CUDA graphs, "
+        f"on {args.gpus} GPUs: {split / plain:.2f} of one GPU's speed without CUDA graphs, "
         f"{split / captured:.2f} with them"
     )
     if not right:

@@ -189,7 +189,8 @@ class Ensemble:
             gpus_per_worker: over how many GPUs the model's layers are spread; None: over as few as
                 hold them, where the device is ``auto``.
             workers: more than one: processes on Ray that hold the model each, and share the
-                questions; ``auto``: as many as there are GPUs for. docs/scale.md tells what of it is as with one.
+                questions; ``auto``: as many as there are GPUs for. docs/scale.md tells what
+                of it is as with one.
             ray_address: of a Ray cluster that is running; None: one of the ensemble's own. Where
                 this process is connected to one already, that.
 

@@ -118,7 +118,7 @@ def tokens_at_once(config: Any, devices: Sequence[torch.device], bytes_per_value
 
 
 def free_memory(devices: Sequence[torch.device]) -> int:
-    """Bytes that a batch may count on: those of the fullest GPU, as though all layers were there."""
+    """Bytes that a batch may count on: as if all layers were on the fullest GPU."""
     return min(torch.cuda.mem_get_info(device)[0] for device in devices)
 
 

@@ -1,7 +1,7 @@
 """Over which GPUs the layers of a model are spread, where one cannot hold them all.
 
-What is in no layer (embeddings, the last norm, the head) is on the first GPU, where tokens go in and
-logits come out. Hidden states go from GPU to GPU with the layers, and back at the end.
+What is in no layer (embeddings, the last norm, the head) is on the first GPU, where tokens go in
+and logits come out. Hidden states go from GPU to GPU with the layers, and back at the end.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def make_device_map(model: Any, gpus: Sequence[int]) -> dict[str, int]:
             parents.add(layer)
     for name, module in model.named_modules():
         if name in parents:
-            tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            tensors = (
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            )
             found |= {f"{name}.{own}".removeprefix("."): FIRST for own, _ in tensors}
         elif name not in found and name.rpartition(".")[0] in parents:
             found[name] = FIRST

@@ -63,7 +63,8 @@ def read_weights(
     name: str,
     device_map: dict[str, int],
 ) -> tuple[Any, dict[str, Any]]:
-    """The model on the CPU, or where the device map has it, and transformers' report of missing, unexpected and mismatched keys.
+    """The model on the CPU, or where the device map has it, and transformers' report of missing,
+    unexpected and mismatched keys.
 
     Raises:
         UserError: tensors that the configuration has no place for.

@@ -106,6 +106,8 @@ def gpus_each(source: ModelSource) -> int:
     Raises:
         UserError: see `device_map.find_device_map`.
     """
+    if source.gpus is not None:
+        return source.gpus
     return len(set(_device_map(source, all_bytes).values())) or 1
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
 class WorkersConfig:
     """Workers hold a whole model each; the defaults stand here alone.
 
-    number: of workers; ``auto``: as many as there are GPUs for. One without an address is this very process.
+    number: of workers; ``auto``: as many as there are GPUs for. One without an address is this
+        very process.
     address: of a Ray cluster that is running, such as ``auto`` or ``host:6379``; None: a Ray of the
         run's own on this machine.
 
