@@ -131,7 +131,8 @@ MANIFEST = {
     "num_questions": "how many questions the file answers",
     "dataset": "its name",
     "model": "`name` and `revision` as they were asked for",
-    "device": "of a GPU its name; of a CPU its instruction set and the number of threads",
+    "device": "of a GPU its name; of several, which layers each has; of a "
+    "CPU its instruction set and the number of threads",
     "attention": "`asked` (`--attention`), `encode` (flex, sdpa or eager), `fallback` (why auto "
     "did not take FlexAttention), `decode` (split softmax, or on a GPU one kernel, recorded)",
     "batch_size": "as it was asked for",
