@@ -407,6 +407,7 @@ def test_every_flag_reaches_the_configuration():
         *("prompt.instruction", "prompt.few_shot", "prompt.num_few_shot", "prompt.chat_template"),
         *("generation.max_new_tokens", "generation.batch_size", "output.folder", "lemmas"),
         *("generation.stop", "generation.sampling", "task.extract", "questions.options.fewer"),
+        *("workers.number", "workers.address", "model.gpus_per_worker", "output.part_rows"),
         "verbose",
     }
     assert differing(config, usual) == changed
