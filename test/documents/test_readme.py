@@ -27,7 +27,7 @@ PAGES = ["README.md", "demo/README.md", *(str(page.relative_to(ROOT)) for page i
 # The tests themselves, what takes minutes, what needs a GPU; and the public datasets, which
 # test_end_to_end.py asks a hub for, or which are cloned. Run elsewhere or by hand.
 ELSEWHERE = re.compile(
-    r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu|pretrained)\.py|"
+    r"python -m pytest|python demo/train\.py|python benchmark/(kill|gpu|pretrained|split)\.py|"
     r".*--test-flex-attention|\./download_resources\.sh|git clone |"
     r".*--dataset (webqa|myriadlama|ibm-research/|qintongli/)|.*results/(webqa|myriadlama)/"
 )

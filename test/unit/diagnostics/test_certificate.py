@@ -263,8 +263,8 @@ def padded_mask_with(patch, row, q, kv, value):
     """The mask of sdpa and plain math, a row a segment; ``kv`` a slice or a number behind P."""
     intact = EncodeState._padded_mask
 
-    def mask(self, window):
-        found = intact(self, window)
+    def mask(self, window, *beside):
+        found = intact(self, window, *beside)
         if not self.prefix:
             return found
         found = found.expand(len(self.gather), -1, -1, -1).clone()
@@ -368,8 +368,8 @@ def looks_ahead_sdpa(patch):
 def prefix_looks_ahead(patch):
     intact = EncodeState._padded_mask
 
-    def mask(self, window):
-        found = intact(self, window)
+    def mask(self, window, *beside):
+        found = intact(self, window, *beside)
         if not self.prefix:
             found[..., 0, 1] = True
         return found
