@@ -267,7 +267,7 @@ def padded_mask_with(patch, row, q, kv, value):
         found = intact(self, window, *beside)
         if not self.prefix:
             return found
-        found = found.expand(len(self.gather), -1, -1, -1).clone()
+        found = found.expand(len(self.lengths), -1, -1, -1).clone()
         found[row, :, q, kv if isinstance(kv, slice) else self.prefix_length + kv] = value
         return found
 
