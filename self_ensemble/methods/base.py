@@ -127,7 +127,7 @@ class AskLikelihood(Protocol):
         ...
 
 
-def asking(engine: Engine) -> Ask:
+def asking(engine: AnyEngine) -> Ask:
     """Has requests answered by the engine itself, and keeps nothing."""
 
     def ask(
@@ -138,7 +138,7 @@ def asking(engine: Engine) -> Ask:
     return ask
 
 
-def asking_likelihood(engine: Engine) -> AskLikelihood:
+def asking_likelihood(engine: AnyEngine) -> AskLikelihood:
     """The same for scoring requests."""
 
     def ask(
