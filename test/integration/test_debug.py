@@ -428,10 +428,10 @@ def test_the_drawn_mask_is_measured(engine, asked, positions, monkeypatch):
     # What is wrong in the engine is wrong in the drawing.
     intact = EncodeState._padded_mask
 
-    def hidden(self, window):
-        mask = intact(self, window)
+    def hidden(self, window, device):
+        mask = intact(self, window, device)
         if self.prefix:
-            mask = mask.expand(len(self.gather), -1, -1, -1).clone()
+            mask = mask.expand(len(self.lengths), -1, -1, -1).clone()
             mask[1, :, 2, 0] = False
         return mask
 

@@ -573,8 +573,8 @@ def test_figures_of_json_are_numbers(folder, capsys, monkeypatch):
     """What is no number is null in JSON, and fails."""
     intact = EncodeState._padded_mask
 
-    def empty(self, window):
-        found = intact(self, window).clone()
+    def empty(self, window, device):
+        found = intact(self, window, device).clone()
         if self.prefix:
             found[..., 1, :] = False
         return found
