@@ -127,6 +127,8 @@ def fill_first_gpu(weights: int):
     """Take memory of the first GPU, so that the weights do not fit beside it."""
     import torch
 
+    gc.collect()  # the models before, and what torch keeps of their memory
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(0)
     return torch.empty(max(0, free - int(LEFT_FREE * weights)), dtype=torch.uint8, device="cuda:0")
 

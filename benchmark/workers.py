@@ -9,9 +9,9 @@ random weights in a shape of Llama 3 answers random questions, those of benchmar
 in bfloat16. Answers are held against those of the first number of workers: in float32 a token that
 differs, or a log-probability by more than 1e-4, is exit status 1.
 
-Of each number of workers a row: how long it took until a tenth of the questions was answered, with
-everything that is loaded, compiled and captured, and then questions a second over all of them, a
-median. The numbers of workers take turns, so that a machine whose speed drifts shows in all.
+Of each number of workers a row: how long loading took, how long the questions took the first time,
+with what is compiled and captured then, and questions a second the second time; medians. The
+numbers of workers take turns, so that a machine whose speed drifts shows in all.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -42,15 +44,22 @@ from self_ensemble.cli.flags import (
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.types import index_list, positive_int
 
-# Of the questions, one in so many is answered before the time is taken.
-WARM_UP = 10
 TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """loading, first, second: seconds. answers: in order."""
+
+    loading: float
+    first: float
+    second: float
+    answers: list
 
 
 @contextmanager
 def model_and_request(args: argparse.Namespace) -> Iterator[tuple]:
-    """The configuration of a model, and a function of an engine and a share of the questions that
-    gives the request to make of it."""
+    """The configuration of a model, and a function from an engine to the request to make of it."""
     from split import make_request, save_model
 
     from self_ensemble.data import chat_prompt_template
@@ -63,42 +72,38 @@ def model_and_request(args: argparse.Namespace) -> Iterator[tuple]:
         with tempfile.TemporaryDirectory(prefix="workers-") as folder:
             save_model(Path(folder), args.shape)
             config = ModelConfig(name=folder, dtype="bfloat16")
-            yield config, lambda engine, share: make_request(args.questions // share)
+            request = make_request(args.questions)
+            yield config, lambda engine: request
         return
     limit = GenerationConfig(args.max_new_tokens)
     data = read_questions(question_config(args), prompt_config(args), model=args.model)
     questions = [record.paraphrases for record in data.records]
 
-    def request(engine, share):
+    def request_of(engine):
         template = data.template
         if args.chat_template:
             template = chat_prompt_template(engine.tokenizer, template)
-        asked = questions[: max(1, len(questions) // share)]
-        return AttentionFusion().request(engine, template, asked, limit)
+        return AttentionFusion().request(engine, template, questions, limit)
 
-    yield model_config(args), request
+    yield model_config(args), request_of
 
 
-def measure_one(source, config, number: int, request, args) -> tuple[float, float, list]:
-    """Seconds until the first tenth is answered, questions a second, and the answers in order."""
+def measure_one(source, config, number: int, request_of, batch_size) -> Measured:
     from self_ensemble.workers.config import WorkersConfig
     from self_ensemble.workers.loading import answering_engine
 
-    def answer(engine, share):
-        asked = request(engine, share)
-        begun = time.perf_counter()
-        answers = dict(
-            pair for batch in engine.generate(asked, batch_size=args.batch_size) for pair in batch
-        )
-        seconds = time.perf_counter() - begun
-        return [answers[at] for at in range(len(answers))], seconds
-
-    begun = time.perf_counter()
+    times = [time.perf_counter()]
     with answering_engine(source, config, WorkersConfig(number=number)) as engine:
-        answer(engine, WARM_UP)
-        started = time.perf_counter() - begun
-        answers, seconds = answer(engine, 1)
-    return started, len(answers) / seconds, answers
+        request = request_of(engine)
+        engine.schedule(request.questions, batch_size)  # once all workers have their model
+        times.append(time.perf_counter())
+        for _ in range(2):
+            answers = dict(
+                pair for batch in engine.generate(request, batch_size=batch_size) for pair in batch
+            )
+            times.append(time.perf_counter())
+    seconds = [after - before for before, after in pairwise(times)]
+    return Measured(*seconds, [answers[at] for at in range(len(answers))])
 
 
 def compare(answers: list, expected: list) -> tuple[int, float]:
@@ -114,29 +119,33 @@ def main(args: argparse.Namespace) -> None:
     from self_ensemble.models.loading import find_model
 
     set_up_logging(verbose=False)
-    found: dict[int, list[tuple[float, float, list]]] = {number: [] for number in args.workers}
-    with model_and_request(args) as (config, request):
+    found: dict[int, list[Measured]] = {number: [] for number in args.workers}
+    with model_and_request(args) as (config, request_of):
         source = find_model(config)
         on_gpu = source.device.type == "cuda"
         for _ in range(args.rounds):
             for number in args.workers:
-                found[number].append(measure_one(source, config, number, request, args))
+                measured = measure_one(source, config, number, request_of, args.batch_size)
+                found[number].append(measured)
     what = torch.cuda.get_device_name(0) if on_gpu else f"{torch.get_num_threads()} threads"
-    [(_, _, expected), *_] = found[args.workers[0]]
-    print(
-        f"{args.shape or args.model}, {len(expected)} questions, {what}, torch {torch.__version__}"
-    )
-    print("| workers | started after s | questions/s | times the first | same answers | apart |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    rates = {n: statistics.median(rate for _, rate, _ in each) for n, each in found.items()}
+    [first, *_] = found.values()
+    expected = first[0].answers
+    name, count = args.shape or args.model, len(expected)
+    print(f"{name}, {count} questions, {what}, torch {torch.__version__}")
+    print("| workers | loading, s | first time, s | questions/s | times the first | same | apart |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    base = statistics.median(each.second for each in first)
     right = True
-    for number, each in found.items():
-        started = statistics.median(seconds for seconds, _, _ in each)
-        same, apart = min(compare(answers, expected) for _, _, answers in each)
-        right &= same == len(expected) and apart <= TOLERANCE
+    for number, measured in found.items():
+        loading, took, seconds = (
+            statistics.median(getattr(each, field) for each in measured)
+            for field in ("loading", "first", "second")
+        )
+        same, apart = min(compare(each.answers, expected) for each in measured)
+        right &= same == count and apart <= TOLERANCE
         print(
-            f"| {number} | {started:.1f} | {rates[number]:.4g} "
-            f"| {rates[number] / rates[args.workers[0]]:.2f} | {same} | {apart:.2g} |"
+            f"| {number} | {loading:.1f} | {took:.1f} | {count / seconds:.4g} "
+            f"| {base / seconds:.2f} | {same} | {apart:.2g} |"
         )
     if not right and str(source.dtype) == "torch.float32":
         sys.exit(1)

@@ -47,12 +47,12 @@ def schedule_batches(
     Args:
         questions: the streams of each.
         batch_size: questions that are answered at a time; None for as many as have
-            ``tokens_at_once``. A batch has up to `FILLINGS` times as many.
+            ``tokens_at_once``, see `filling`. A batch has up to `FILLINGS` times as many.
         tokens_at_once: encoded tokens that are answered at a time where no size is given.
         among: the indices of those that are to be answered; None for all.
         shrink: where no size is given, batches get smaller towards the end, so that workers who
-            share them end together: none has more than a `SHARES`-th of the tokens that are left,
-            or half a filling.
+            share them end together: a whole number of fillings, at most a `SHARES`-th of those
+            that are left, and half ones once only half as many as `SHARES` are left.
     """
     indices = np.array(range(len(questions)) if among is None else [*among], dtype=np.int64)
     costs = np.fromiter(
@@ -66,18 +66,33 @@ def schedule_batches(
         size = FILLINGS * batch_size
         return [order[at : at + size] for at in range(0, len(order), size)]
     batches: list[list[int]] = []
-    tokens = limit = FILLINGS * tokens_at_once
-    left = int(costs.sum())
+    left, tokens = int(costs.sum()), 0
+    fillings = float(FILLINGS)
     for index, cost in zip(order, costs[by_cost].tolist(), strict=True):
-        if tokens + cost > limit:
+        most = max(1, int(fillings * filling(tokens_at_once // cost)))  # no question costs more yet
+        if not batches or len(batches[-1]) >= most:
+            left -= tokens
             if shrink:
-                left -= tokens if batches else 0
-                limit = min(FILLINGS * tokens_at_once, max(left // SHARES, tokens_at_once // 2))
+                fillings = _fillings(left / tokens_at_once)
             batches.append([])
             tokens = 0
         batches[-1].append(index)
         tokens += cost
     return batches
+
+
+def _fillings(left: float) -> float:
+    """Of a batch, where so many are left."""
+    if left < SHARES / 2:
+        return 0.5
+    return float(min(FILLINGS, max(1, left // SHARES)))
+
+
+def filling(questions: int) -> int:
+    """Of so many questions those that are answered at a time: where steps are captured no row of
+    them is padding, see `captured_slots`."""
+    step = _slots_step(questions)
+    return max(1, questions // step * step)
 
 
 def places(
@@ -96,9 +111,8 @@ def places(
     """
     encoded = max(sum(s.encoded_tokens for s in streams) for streams in questions)
     streams = max(map(len, questions))
-    return max(
-        1, min(tokens_at_once // encoded, tokens_kept // (encoded + streams * max_new_tokens))
-    )
+    kept = tokens_kept // (encoded + streams * max_new_tokens)
+    return filling(min(tokens_at_once // encoded, kept))
 
 
 def tokens_at_once(config: Any, devices: Sequence[torch.device], bytes_per_value: int) -> int:
@@ -150,8 +164,12 @@ def padded_length(total: int, device: torch.device) -> int:
 
 def captured_slots(questions: int, fewest: int) -> int:
     """Slots of a batch that is to be captured: four sizes to an octave, at least ``fewest``."""
-    step = 1 << max(0, (questions - 1).bit_length() - 3)
+    step = _slots_step(questions)
     return max(-(-questions // step) * step, fewest)
+
+
+def _slots_step(questions: int) -> int:
+    return 1 << max(0, (questions - 1).bit_length() - 3)
 
 
 def fill_slots(running: Sequence[int], size: int) -> list[int]:

@@ -10,6 +10,7 @@ from self_ensemble.generation.batching import (
     captured_slots,
     compacted,
     compacted_captured,
+    filling,
     padded_length,
     places,
     schedule_batches,
@@ -38,8 +39,8 @@ def costing(*costs):
         ((5, 3, 4), 1, 99, [[1], [2], [0]]),
         ((5, 3, 4), 10, 1, [[1, 2, 0]]),
         ((3, 3, 3), 2, 99, [[0, 1], [2]]),
-        ((5, 3, 4), None, 12, [[1, 2, 0]]),
-        ((5, 3, 4), None, 11, [[1, 2], [0]]),
+        ((5, 3, 4), None, 15, [[1, 2, 0]]),  # three as long as the longest
+        ((5, 3, 4), None, 14, [[1, 2], [0]]),
         ((5, 3, 4), None, 1, [[1], [2], [0]]),  # a question that fits nowhere is asked alone
         ((2, 9, 2, 2), None, 4, [[0, 2], [3], [1]]),
         ((), 3, 9, []),
@@ -52,7 +53,7 @@ def test_batch_plan(costs, batch_size, tokens, expected, one_filling):
 
 @pytest.mark.parametrize(
     "batch_size, tokens, expected",
-    [(1, 99, [4, 3]), (2, 99, [7]), (None, 5, [4, 3]), (None, 1, [1] * 7), (None, 9, [7])],
+    [(1, 99, [4, 3]), (2, 99, [7]), (None, 5, [4, 3]), (None, 1, [4, 3]), (None, 10, [7])],
 )
 def test_a_batch_has_questions_for_several_fillings_of_its_places(batch_size, tokens, expected):
     assert FILLINGS == 4
@@ -62,16 +63,26 @@ def test_a_batch_has_questions_for_several_fillings_of_its_places(batch_size, to
 
 
 def test_batches_shrink_for_workers_to_end_together():
-    """Each has a `SHARES`-th of what was left before it, at most a filling's `FILLINGS`, at least
-    half a filling; all questions are there, in order."""
-    questions, tokens = costing(*[1] * 1000), 40
+    """A `SHARES`-th of the fillings that were left before it, at most `FILLINGS`, in whole ones,
+    and the last half of `SHARES` in halves; all questions are there, in order."""
+    questions, tokens = costing(*[1] * 1600), 40
     batches = schedule_batches(questions, None, tokens, shrink=True)
-    assert [index for batch in batches for index in batch] == list(range(1000))
-    left, most = 1000, batching.FILLINGS * tokens
-    for batch in batches:
-        assert len(batch) == min(left, most, max(left // batching.SHARES, tokens // 2))
-        left -= len(batch)
-    assert len(batches[0]) == 125 and len(batches[-2]) == 20
+    assert [index for batch in batches for index in batch] == list(range(1600))
+    sizes = [len(batch) / tokens for batch in batches]
+    assert sizes == [4, 4, 4, 3, 3, 2, 2, 2, 2, *[1] * 11, *[0.5] * 6]
+
+
+def test_questions_at_a_time_are_rows_without_padding():
+    for most in range(1, 3000):
+        assert 0.75 * most < filling(most) <= most
+        assert captured_slots(filling(most), 1) == filling(most)
+    assert [filling(n) for n in (0, 1, 9, 936, 1057)] == [1, 1, 8, 896, 1024]
+
+
+def test_batches_are_whole_fillings_of_their_longest():
+    """So that the last filling of none is a few questions that have the rows to themselves."""
+    batches = schedule_batches(costing(*[61] * 900, *[70] * 900), None, 65 * 100)
+    assert list(map(len, batches)) == [384, 384, 320, 320, 320, 72]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +107,7 @@ def test_batch_plan_counts_every_stream_and_every_separator(one_filling):
     fused = attention_streams(split(2, 3), 0, "left")
     apart = logit_streams(split(2, 2), 0)
     joined = attention_streams(SplitQuestion(((2, 3), (4,)), (), ((2, 9), (4, 9))), 0, "left")
-    assert schedule_batches([fused, apart, joined], None, 9) == [[1, 0], [2]]
+    assert schedule_batches([fused, apart, joined], None, 10) == [[1, 0], [2]]
     assert schedule_batches([fused, joined], None, 10) == [[0, 1]]
     assert schedule_batches([fused, joined], None, 9) == [[0], [1]]
 
