@@ -21,7 +21,7 @@ GPU_TOKENS_AT_ONCE = 65536
 # A batch has questions for so many fillings of its places. A batch is what an interrupted run
 # answers again; at its end places stay empty.
 FILLINGS = 4
-SHARES = 8
+SHARES, HALVED = 8, 2
 # Keys and values of a CPU's batch; so many tokens of a long answer are counted on a GPU.
 CPU_BYTES_KEPT = 2 << 30
 EXPECTED_TOKENS = 512
@@ -52,7 +52,7 @@ def schedule_batches(
         among: the indices of those that are to be answered; None for all.
         shrink: where no size is given, batches get smaller towards the end, so that workers who
             share them end together: a whole number of fillings, at most a `SHARES`-th of those
-            that are left, and half ones once only half as many as `SHARES` are left.
+            that are left, and half ones once fewer than `HALVED` are left.
     """
     indices = np.array(range(len(questions)) if among is None else [*among], dtype=np.int64)
     costs = np.fromiter(
@@ -83,7 +83,7 @@ def schedule_batches(
 
 def _fillings(left: float) -> float:
     """Of a batch, where so many are left."""
-    if left < SHARES / 2:
+    if left < HALVED:
         return 0.5
     return float(min(FILLINGS, max(1, left // SHARES)))
 

@@ -64,12 +64,12 @@ def test_a_batch_has_questions_for_several_fillings_of_its_places(batch_size, to
 
 def test_batches_shrink_for_workers_to_end_together():
     """A `SHARES`-th of the fillings that were left before it, at most `FILLINGS`, in whole ones,
-    and the last half of `SHARES` in halves; all questions are there, in order."""
+    and the last `HALVED` in halves; all questions are there, in order."""
     questions, tokens = costing(*[1] * 1600), 40
     batches = schedule_batches(questions, None, tokens, shrink=True)
     assert [index for batch in batches for index in batch] == list(range(1600))
     sizes = [len(batch) / tokens for batch in batches]
-    assert sizes == [4, 4, 4, 3, 3, 2, 2, 2, 2, *[1] * 11, *[0.5] * 6]
+    assert sizes == [4, 4, 4, 3, 3, 2, 2, 2, 2, *[1] * 13, *[0.5] * 2]
 
 
 def test_questions_at_a_time_are_rows_without_padding():
