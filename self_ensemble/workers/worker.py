@@ -3,6 +3,7 @@ but how to fetch an opening."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -77,6 +78,7 @@ class Worker:
         self._fetch = fetch
         self._passes: dict[str, Pass[Any]] = {}
         self._warnings: list[str] = []
+        self._has_answered = False
 
     def where(self) -> Host:
         return Host(socket.gethostname(), os.getpid())
@@ -126,6 +128,11 @@ class Worker:
             opened = self._passes[name]
             opened.stats = Stats()
             answers = opened.answer_part(on_device(part, self._engine.device))
+            if not self._has_answered:
+                # What is loaded and compiled now stays. To look through all of it for garbage
+                # takes half a second, in which the GPU waits.
+                gc.freeze()
+                self._has_answered = True
             found = [answer for _, answer in answers]
             warnings, self._warnings[:] = list(self._warnings), []
             return Reply(found, opened.stats, opened.max_batch_size, warnings)
