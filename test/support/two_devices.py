@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from accelerate import dispatch_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from self_ensemble.models.device_map import make_device_map
 
@@ -53,9 +52,24 @@ def held(value):
     return value.held if isinstance(value, Simulated) else value
 
 
+def mapped(function, value):
+    """Of all that operations are given and give: torch's own trees take most of the time here."""
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(function, each) for each in value])
+    return function(value)
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_in(each)
+
+
 def compute(function, args, kwargs):
     """An operation, on the device that its tensors are on, or that it asks for."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(tensors_in((*args, *kwargs.values())))
     devices = {tensor.device for tensor in tensors if isinstance(tensor, Simulated)}
     on_cpu = [t for t in tensors if not isinstance(t, Simulated) and t.dim() > 0]
     if function not in (COPY, MOVE) and (
@@ -69,19 +83,28 @@ def compute(function, args, kwargs):
         device = args[0].device
     else:
         device = next(iter(devices), CPU)
-    found = function(*tree_map(held, args), **tree_map(held, kwargs))
+    settings = {name: mapped(held, value) for name, value in kwargs.items()}
+    found = function(*mapped(held, args), **settings)
     if args and isinstance(args[0], Simulated) and found is args[0].held:  # in place
         return args[0]
     if device.type != KIND:
         return found
-    return tree_map(lambda x: Simulated(x, device) if isinstance(x, torch.Tensor) else x, found)
+    return mapped(lambda x: Simulated(x, device) if isinstance(x, torch.Tensor) else x, found)
 
 
 class _Simulating(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.not_composed = set()
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        with self:
-            found = function.decompose(*args, **(kwargs or {}))
-        return compute(function, args, kwargs or {}) if found is NotImplemented else found
+        if function not in self.not_composed:
+            with self:
+                found = function.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
+            self.not_composed.add(function)
+        return compute(function, args, kwargs or {})
 
 
 @contextmanager

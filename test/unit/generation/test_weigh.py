@@ -68,23 +68,25 @@ def test_attention_is_weighted_as_if_the_weights_were_given(name, tau):
     weights = [stock_weights(model, q) for q in QUESTIONS]
     assert all(float(w.max() / w.min()) > 1.05 for w in weights), "nothing to tell apart"
     streams = [own_streams(q, model) for q in QUESTIONS]
+    together = {"batch_size": 3, "batches": [[0, 1, 2]]}
+    given, plain = [Recorder() for _ in QUESTIONS], Recorder()
+    with attending(model, "eager") as wrapper:
+        engine = make_engine(wrapper, keep_prefix=True)
+        expected = [
+            alone(engine, own, u, tau=tau, reduce=reduce)
+            for own, u, reduce in zip(streams, weights, given, strict=True)
+        ]
+        unweighted = make_request(streams, Fusion(tau=tau), plain, steps=1)
+        tokens_of(engine.generate(unweighted, **together))
     for backend in backends(model):
         seen = Recorder()
         with attending(model, backend) as wrapper:
-            engine = make_engine(wrapper, keep_prefix=True)
-            together = {"batch_size": 3, "batches": [[0, 1, 2]]}
             request = make_request(streams, Fusion(tau=tau), seen, weigh=WEIGH)
-            found = tokens_of(engine.generate(request, **together))
-            plain = Recorder()
-            unweighted = make_request(streams, Fusion(tau=tau), plain, steps=1)
-            tokens_of(engine.generate(unweighted, **together))
-            for k, (own, u) in enumerate(zip(streams, weights, strict=True)):
-                given = Recorder()
-                expected = alone(engine, own, u, tau=tau, reduce=given)
-                assert found[k] == expected
-                first = seen.logits[0][k]
-                assert distance(first, given.logits[0][0]) < TOLERANCE
-                assert distance(first, plain.logits[0][k]) > TOLERANCE, "weights move nothing"
+            found = tokens_of(make_engine(wrapper).generate(request, **together))
+        assert found == expected
+        for k, first in enumerate(seen.logits[0]):
+            assert distance(first, given[k].logits[0][0]) < TOLERANCE
+            assert distance(first, plain.logits[0][k]) > TOLERANCE, "weights move nothing"
 
 
 def test_logits_are_weighted_as_if_the_weights_were_given():
