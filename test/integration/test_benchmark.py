@@ -26,6 +26,7 @@ def load(name):
 
 quality, throughput = load("quality"), load("throughput")
 batches, kill, self_consistency = load("batches"), load("kill"), load("self_consistency")
+scale = load("scale")
 
 
 @pytest.fixture
@@ -154,15 +155,33 @@ def test_killed_twice_and_started_again():
     assert int(re.search(r"(\d+) kills: ", ended.stdout)[1]) >= 2
 
 
-@pytest.mark.parametrize("flags", [["--part_rows", "20"], ["--method", "per_prompt"]])
-def test_scale_measures_every_phase(flags):
+@pytest.mark.parametrize(
+    ("flags", "in_a_process_of_its_own"),
+    [(("--part_rows", 20), "again"), (("--method", "per_prompt"), None)],
+)
+def test_scale_measures_every_phase(flags, in_a_process_of_its_own, capsys, monkeypatch):
     """And the run that goes on from a journal ends in the same bytes, or it would fail."""
-    command = [sys.executable, FOLDER / "scale.py", "--questions", "50", *flags]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
-    rows = [row.split(" | ")[1:] for row in ended.stdout.splitlines() if row.startswith("| 50 |")]
+    started = scale.child
+
+    def child(args, argv, output, kept):
+        if output.name == in_a_process_of_its_own:
+            return started(args, argv, output, kept)
+        return scale.measured_run([*argv, "--output_dir", str(output)], args.method, kept)
+
+    monkeypatch.setattr(scale, "child", child)
+    assert run_script(scale, "--questions", 50, *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [row.split(" | ")[1:] for row in lines if row.startswith("| 50 |")]
     assert [row[0] for row in rows] == ["read", "plan", "journal", "write", "restart"]
     assert all(float(row[3].strip(" |").replace(",", "")) > 100 for row in rows)  # MB, with torch
+
+
+def test_scale_compares_the_two_runs(tmp_path):
+    for name, content in (("first", "1,2"), ("again", "1,3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_text(content)
+    with pytest.raises(UserError, match=r"a\.csv of the run that went on differs"):
+        scale.check_same(tmp_path / "first", tmp_path / "again")
 
 
 def child(code):
