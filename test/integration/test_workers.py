@@ -24,7 +24,7 @@ from self_ensemble.experiment.journal import Journal
 from self_ensemble.methods.logit_fusion import LOGIT_METHODS, LogitMethod
 from self_ensemble.methods.prompt_by_prompt import LogitFusion
 from self_ensemble.system.errors import UserError
-from self_ensemble.workers import config, keeper, loading
+from self_ensemble.workers import config, keeper, loading, pool
 from self_ensemble.workers.cluster import connected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +74,9 @@ def tables(folder: Path) -> dict[str, bytes]:
 # ---- the same answers ---------------------------------------------------------------------------
 
 
-def test_a_run_that_goes_on_with_two_workers(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_with_two_workers(two, tmp_path, monkeypatch):
     """Begun with one worker and killed: the same bytes as if it had not been, and who computed."""
+    monkeypatch.setattr(loading, "worker_pool", lambda *args, **settings: nullcontext(two.engine))
     shared = ("--max_samples", 24, "--batch_size", 1, "--device", "cpu")
     alone, killed = ((*shared, "--output_dir", tmp_path / name) for name in ("alone", "killed"))
     assert run_script(flex_attention_generate, *alone) == 0
@@ -150,8 +151,8 @@ def registered(monkeypatch, name: str, reduce, *, weighted=False):
 
 
 def processes(two) -> list[int]:
-    pool = two.engine
-    return [pool._ray.get(slot.actor.where.remote()).process for slot in pool._slots]
+    asked = [slot.actor.where.remote() for slot in two.engine._slots]
+    return [host.process for host in two.engine._ray.get(asked)]
 
 
 def test_a_worker_that_is_killed(one, two, asked, capfd):
@@ -174,7 +175,9 @@ def test_a_worker_that_is_killed(one, two, asked, capfd):
 
 
 def test_a_batch_that_kills(two, asked, capfd, monkeypatch):
-    """It is named, all others are answered before, and the workers go on."""
+    """It is named, all others are answered before, and the workers go on. Three workers are as two,
+    and take longer to start."""
+    monkeypatch.setattr(pool, "DEATHS_OF_A_BATCH", 2)
 
     def deadly(logits, weights):
         if (weights[:, 0] == DEADLY).any():
@@ -186,7 +189,7 @@ def test_a_batch_that_kills(two, asked, capfd, monkeypatch):
     weights[7][0] = DEADLY
     stream = two.stream(asked, method=LogitFusion("deadly", weights=weights), batch_size=1)
     answered = []
-    with pytest.raises(UserError, match=r"has killed 3 workers .*all others are answered") as error:
+    with pytest.raises(UserError, match=r"has killed 2 workers .*all others are answered") as error:
         for answer in stream:
             answered.append(answer.question)
     left = sorted(set(range(len(asked))) - set(answered))
