@@ -11,8 +11,6 @@ SIGKILL, at any time from the first worker's start on:
 
 The run must end by itself within two minutes, with the table of an undisturbed run of one worker,
 byte for byte; then no process of it may run, and no folder or shared-memory file of it be left.
-With --runs 2, the fewest that kill one of each, a driver is killed and then, once it is started
-again, workers; and a host.
 """
 
 import contextlib
@@ -37,7 +35,6 @@ from self_ensemble.workers import keeper
 # Of ten runs; hosts last, since no process may be forked off one that is connected to a cluster.
 MOMENTS = ("worker", "driver", "host")
 SHARES = (5, 3, 2)
-DRIVER_THEN_WORKER = "driver, worker"
 LIMIT_SECONDS, SOON_SECONDS = 120.0, 5.0
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -157,14 +154,12 @@ def one_run(
     case: kill.Case, moment: str, args, chance: random.Random, seconds: float, expected: dict
 ) -> int:
     before = {path.name for path in SHARED_MEMORY.glob("plasma*")}
-    count = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind in moment.split(", "):
-            watched = start(case, folder, args.workers, None)
-            count += kill_some(watched, kind, chance, seconds)
-            watched.wait()
-            check_nothing_left(watched, before)
+        watched = start(case, folder, args.workers, None)
+        count = kill_some(watched, moment, chance, seconds)
+        watched.wait()
+        check_nothing_left(watched, before)
         if not watched.ended:
             watched = start(case, folder, args.workers, None)
             watched.workers()
@@ -228,9 +223,9 @@ def one_run_on_hosts(
 
 
 def moments(runs: int) -> list[str]:
-    """In shares of ten, each kind together."""
-    if runs == 2:
-        return [DRIVER_THEN_WORKER, "host"]
+    """In shares of ten, each kind together; of three runs one each."""
+    if runs <= len(MOMENTS):
+        return list(MOMENTS[:runs])
     counts = [share * runs // sum(SHARES) for share in SHARES]
     counts[0] += runs - sum(counts)
     return [moment for moment, count in zip(MOMENTS, counts, strict=True) for _ in range(count)]
