@@ -47,15 +47,15 @@ class Cluster:
 
     Attributes:
         is_local: it was started for this run, and ends with it.
-        gpus, cpus: that it has.
+        hosts: (GPUs, CPUs) of each.
     """
 
     def __init__(self, *, is_local: bool):
         import ray
 
         self.is_local = is_local
-        resources = ray.cluster_resources()
-        self.gpus, self.cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.hosts = [(int(has.get("GPU", 0)), int(has.get("CPU", 0))) for has in alive]
 
 
 @contextmanager

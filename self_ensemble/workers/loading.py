@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -60,19 +60,21 @@ def worker_pool(
     with connected(workers.address, verbose=verbose) as cluster:
         on_gpu = source.device.type == "cuda"
         gpus = gpus_each(source) if on_gpu else 0
-        number = cluster.gpus // max(1, gpus) if workers.number == "auto" else workers.number
-        if on_gpu and not 0 < number * gpus <= cluster.gpus:
-            each = "" if gpus == 1 else f", and each worker takes {gpus} of them"
+        all_gpus, all_cpus = map(sum, zip(*cluster.hosts, strict=True))
+        room = sum(on_host // gpus for on_host, _ in cluster.hosts) if on_gpu else 0
+        number = room if workers.number == "auto" else workers.number
+        if on_gpu and not 0 < number <= room:
+            each = "" if gpus == 1 else f", and each worker takes {gpus} of a host's"
             raise UserError(
-                f"--workers {workers.number}: there are {cluster.gpus} GPUs{each}; take "
-                f"{cluster.gpus // gpus} workers at most, or --device cpu"
+                f"--workers {workers.number}: there are {all_gpus} GPUs{each}; take "
+                f"{room} workers at most, or --device cpu"
             )
         if not on_gpu and workers.number == "auto":
             raise UserError("--workers auto counts GPUs; on CPUs say how many")
-        if number > cluster.cpus:
-            raise UserError(f"--workers {number}: each takes a CPU, and there are {cluster.cpus}")
-        cpus = min(threads, cluster.cpus) if cluster.is_local else cluster.cpus
-        share = max(1, cpus // number)
+        if number > all_cpus:
+            raise UserError(f"--workers {number}: each takes a CPU, and there are {all_cpus}")
+        cpus = [min(threads, each) if cluster.is_local else each for _, each in cluster.hosts]
+        share = equal_share(cpus, number)
         # Beside a GPU threads do little: they are no reason to find no place on a host.
         place = Place(gpus=gpus, cpus=1) if on_gpu else Place(gpus=0, cpus=share)
         assignment = Assignment(
@@ -94,6 +96,15 @@ def worker_pool(
             yield pool
         finally:
             pool.end()
+
+
+def equal_share(cpus: Sequence[int], number: int) -> int:
+    """The most CPUs that each of so many workers can have, none of them on two hosts; at least one.
+
+    cpus: of each host.
+    """
+    shares = range(1, max(cpus) + 1)
+    return max((s for s in shares if sum(each // s for each in cpus) >= number), default=1)
 
 
 def _name_elsewhere(source: ModelSource) -> str:

@@ -20,7 +20,7 @@ def started(monkeypatch):
     """(number of workers, assignment, place) of the pool that is started on five GPUs, of which
     each worker needs two."""
 
-    def start(number):
+    def start(number, hosts=((5, 8),)):
         made = []
 
         class Pool:
@@ -32,7 +32,7 @@ def started(monkeypatch):
 
         @contextmanager
         def connected(address, verbose):
-            yield SimpleNamespace(is_local=True, gpus=5, cpus=8)
+            yield SimpleNamespace(is_local=True, hosts=hosts)
 
         monkeypatch.setattr(loading, "WorkerPool", Pool)
         monkeypatch.setattr(loading, "connected", connected)
@@ -51,6 +51,21 @@ def test_each_worker_takes_what_it_needs(started, asked, number):
     assert (assignment.model.device, assignment.model.gpus_per_worker) == ("cuda", 2)
 
 
+def test_a_worker_is_on_one_host(started):
+    hosts = ((3, 16), (3, 16))
+    assert started("auto", hosts)[0] == 2
+    with pytest.raises(UserError, match="6 GPUs, and each worker takes 2 of a host's; take 2"):
+        started(3, hosts)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "number", "share"),
+    [([8], 2, 4), ([2], 3, 1), ([16, 16], 1, 16), ([16, 16, 16], 2, 16), ([16, 16], 3, 8)],
+)
+def test_each_has_an_equal_share_of_a_host(cpus, number, share):
+    assert loading.equal_share(cpus, number) == share
+
+
 def test_more_than_there_are(started):
-    with pytest.raises(UserError, match="5 GPUs, and each worker takes 2 of them; take 2 workers"):
+    with pytest.raises(UserError, match="5 GPUs, and each worker takes 2 of a host's; take 2 w"):
         started(3)
