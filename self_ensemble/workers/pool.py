@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from self_ensemble.attention.fusion import Fusion
+from self_ensemble.attention.fusion import FUSIONS, Fusion
 from self_ensemble.generation import batching
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
@@ -237,7 +237,8 @@ class WorkerPool:
     def _ask_environment(self, slot: _Slot) -> None:
         assert self._asked is not None
         fusion, asked, weighed = self._asked
-        reference = slot.actor.environment.remote(fusion, asked=asked, weighed=weighed)
+        kind = FUSIONS.get(fusion.kind)
+        reference = slot.actor.environment.remote(fusion, kind, asked=asked, weighed=weighed)
         self._wait_for(slot, "environment", reference)
 
     def _started(self, slot: _Slot, found: Any) -> None:

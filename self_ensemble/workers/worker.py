@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from self_ensemble.attention.fusion import FUSIONS, Fusion
+from self_ensemble.attention.fusion import FUSIONS, Fusion, FusionKind
 from self_ensemble.generation.attaching import make_engine
 from self_ensemble.generation.batching import tokens_at_once
 from self_ensemble.generation.likelihood import ScoringRequest
@@ -76,7 +76,7 @@ class Worker:
 
     def __init__(self, fetch: Callable[[Any], Opening]):
         self._fetch = fetch
-        self._passes: dict[str, Pass[Any]] = {}
+        self._passes: dict[str, tuple[Pass[Any], FusionKind]] = {}
         self._warnings: list[str] = []
         self._has_answered = False
 
@@ -105,10 +105,15 @@ class Worker:
         return Loaded(self._engine.device_name, tokens_at_once(*memory))
 
     def environment(
-        self, fusion: Fusion, *, asked: str, weighed: bool
+        self, fusion: Fusion, kind: FusionKind, *, asked: str, weighed: bool
     ) -> dict[str, Any] | Failed | Broken:
-        """See `Engine.environment`."""
-        return self._tried(lambda: self._engine.environment(fusion, asked=asked, weighed=weighed))
+        """See `Engine.environment`. kind: what the driver has under the fusion's name."""
+
+        def environment() -> dict[str, Any]:
+            _register(fusion.kind, kind)
+            return self._engine.environment(fusion, asked=asked, weighed=weighed)
+
+        return self._tried(environment)
 
     def answer(
         self, name: str, opening: list[Any], part: Request, max_batch_size: int | None
@@ -125,7 +130,8 @@ class Worker:
         def answer() -> Reply:
             if name not in self._passes:
                 self._open(name, self._fetch(opening[0]), max_batch_size)
-            opened = self._passes[name]
+            opened, kind = self._passes[name]
+            _register(part.fusion.kind, kind)
             opened.stats = Stats()
             answers = opened.answer_part(on_device(part, self._engine.device))
             if not self._has_answered:
@@ -140,19 +146,19 @@ class Worker:
         return self._tried(answer)
 
     def _open(self, name: str, opening: Opening, max_batch_size: int | None) -> None:
+        _register(opening.request.fusion.kind, opening.fusion_kind)
         request = on_device(opening.request, self._engine.device)
-        if request.fusion.kind not in FUSIONS:
-            FUSIONS.add(request.fusion.kind, opening.fusion_kind)
         while len(self._passes) >= OPEN_PASSES:
             del self._passes[next(iter(self._passes))]
         scores = isinstance(request, ScoringRequest)
         begin: Callable[..., Pass[Any]] = self._engine.score if scores else self._engine.generate
-        self._passes[name] = begin(
+        opened = begin(
             request,
             batch_size=opening.batch_size,
             batches=opening.batches,
             max_batch_size=max_batch_size,
         )
+        self._passes[name] = opened, opening.fusion_kind
 
     def _tried(self, compute: Callable[[], Any]) -> Any:
         try:
@@ -172,6 +178,13 @@ class _Keeping(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.kept.append(record.getMessage())
+
+
+def _register(name: str, kind: FusionKind) -> None:
+    """What the driver has under a fusion's name: a notebook may register another one there."""
+    if name in FUSIONS:
+        FUSIONS.remove(name)
+    FUSIONS.add(name, kind)
 
 
 def code_fingerprint() -> str:
