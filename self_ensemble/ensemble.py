@@ -218,9 +218,10 @@ class Ensemble:
             model, tokenizer = load_model(source)
             return cls(model, tokenizer, prompt=prompt, attention=attention, capture=capture)
         ensemble = cls.__new__(cls)
-        ensemble._open = ExitStack()
-        pool = ensemble._open.enter_context(worker_pool(source, config, asked))
-        pool.wait()
+        with ExitStack() as stack:  # workers that cannot begin end here, not with the traceback
+            pool = stack.enter_context(worker_pool(source, config, asked))
+            pool.wait()
+            ensemble._open = stack.pop_all()
         ensemble.engine, ensemble.model, ensemble.tokenizer = pool, None, pool.tokenizer
         ensemble.prompt = Prompt() if prompt is None else prompt
         return ensemble

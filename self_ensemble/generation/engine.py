@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from self_ensemble.generation.encode import Prefix, encode_prefix
 from self_ensemble.generation.forward import Forward
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.likelihood_pass import LikelihoodPass
-from self_ensemble.generation.limits import check_request, check_tokens
+from self_ensemble.generation.limits import check_continuations, check_request
 from self_ensemble.generation.passes import Generation, OnProgress
 from self_ensemble.generation.patched_model import PatchedModel
 from self_ensemble.generation.request import Request
@@ -126,9 +125,7 @@ class Engine(PatchedModel):
             An iterator of batches of (index into ``request.questions``, likelihoods of its
             continuations).
         """
-        given = chain.from_iterable(request.continuations)
-        tokens = chain.from_iterable(continuation.token_ids for continuation in given)
-        check_tokens(tokens, self.config, self.tokenizer, where="choices")
+        check_continuations(request, self.config, self.tokenizer)
         if batches is None:
             batches = self.schedule(request.questions, batch_size)
         prefix, rotary = self._prepare(request, captured=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
+from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.system.errors import UserError
 
@@ -22,6 +24,13 @@ def check_request(request: Request, config: Any, tokenizer: Any) -> None:
     if request.questions:
         check_length(request.extent.answer_start + request.max_new_tokens, config)
     check_tokens([*request.prefix, request.extent.token], config, tokenizer)
+
+
+def check_continuations(request: ScoringRequest, config: Any, tokenizer: Any) -> None:
+    """Raises UserError where a continuation has a token that the model does not know."""
+    given = chain.from_iterable(request.continuations)
+    tokens = chain.from_iterable(continuation.token_ids for continuation in given)
+    check_tokens(tokens, config, tokenizer, where="choices")
 
 
 def check_length(length: int, config: Any) -> None:

@@ -22,7 +22,7 @@ from self_ensemble.attention.fusion import FUSIONS, Fusion
 from self_ensemble.generation import batching
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
-from self_ensemble.generation.limits import check_request
+from self_ensemble.generation.limits import check_continuations, check_request
 from self_ensemble.generation.passes import OnProgress
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stats import Stats
@@ -68,6 +68,15 @@ class _Sent:
 
     owner: RemotePass[Any]
     batch: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Done(Generic[Given]):
+    """A batch that is answered. kind: of the worker."""
+
+    batch: list[tuple[int, Given]]
+    stats: Stats
+    kind: str
 
 
 @dataclass(eq=False)
@@ -165,7 +174,12 @@ class WorkerPool:
         for slot in self._slots:
             if slot.is_ready:
                 self._ask_environment(slot)
-        self._until(lambda: all(slot.is_ready or slot.is_left_out for slot in self._slots))
+        self._until(
+            lambda: (
+                any(slot.is_ready for slot in self._slots)
+                and all(slot.is_ready or slot.is_left_out for slot in self._slots)
+            )
+        )
         found = [slot.environment for slot in self._slots if slot.environment]
         merged: dict[str, Any] = {}
         for name in found[0]:
@@ -195,6 +209,7 @@ class WorkerPool:
         max_batch_size: int | None = None,
     ) -> RemotePass[tuple[Likelihood, ...]]:
         """See `Engine.score`."""
+        check_continuations(request, self.config, self.tokenizer)
         return self._begin(request, batch_size, batches, max_batch_size)
 
     def _begin(
@@ -204,6 +219,7 @@ class WorkerPool:
         batches: Sequence[Sequence[int]] | None,
         max_batch_size: int | None,
     ) -> RemotePass[Any]:
+        self._check_left()
         check_request(request, self.config, self.tokenizer)
         if batches is None:
             batches = self.schedule(request.questions, batch_size)
@@ -214,20 +230,40 @@ class WorkerPool:
         return self._ray.put(value)
 
     def wait(self) -> None:
-        """Until every worker has its model, or is given up."""
-        self._until(lambda: all(slot.loaded or slot.is_left_out for slot in self._slots))
+        """Until every worker has its model, or is not waited for; at least one has it then.
+
+        Raises:
+            UserError: none is left.
+        """
+        self._until(
+            lambda: (
+                any(slot.loaded for slot in self._slots if not slot.is_gone)
+                and all(slot.loaded or slot.is_left_out for slot in self._slots)
+            )
+        )
 
     def end(self) -> None:
         """End the workers."""
         for slot in self._slots:
+            slot.is_gone = True
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.kill(slot.actor)
+
+    def _check_left(self) -> None:
+        """Raises UserError where no worker is left. Ray itself would start another cluster."""
+        if all(slot.is_gone for slot in self._slots):
+            raise UserError(
+                "all workers have ended: start the script again, or in Python make another Ensemble"
+            )
 
     # ---- workers --------------------------------------------------------------------------------
 
     def _start(self, slot: _Slot) -> None:
         slot.actor = self._actor.remote(_fetch)
         slot.loaded, slot.since = None, time.monotonic()
+        if not any(each.loaded for each in self._slots if not each.is_gone):
+            for each in self._slots:  # those that wait for a place are the last hope from now on
+                each.since = slot.since
         self._wait_for(slot, "where", slot.actor.where.remote())
 
     def _wait_for(self, slot: _Slot, what: str, reference: Any) -> None:
@@ -297,7 +333,7 @@ class WorkerPool:
             while not done():
                 self._step()
 
-    def next_of(self, asking: RemotePass[Given]) -> list[tuple[int, Given]] | None:
+    def next_of(self, asking: RemotePass[Given]) -> _Done[Given] | None:
         """The next batch of a pass that is there; None where all are."""
         while True:
             with self._lock:
@@ -331,6 +367,7 @@ class WorkerPool:
 
     def _step(self) -> None:
         """Wait for the next things that workers say, not long, and take them in."""
+        self._check_left()
         slots = self._starting | {ref: slot for slot in self._slots for ref in slot.sent}
         ready, _ = self._ray.wait(list(slots), timeout=TICK_SECONDS)
         ready += self._ray.wait([ref for ref in slots if ref not in ready] or ready, timeout=0)[0]
@@ -354,9 +391,13 @@ class WorkerPool:
             self._died(slot, found.reason)
         elif reference in self._starting:
             del self._starting[reference]
-            if isinstance(found, Exception):
+            if isinstance(found, UserError) and any(other.sent for other in self._slots):
+                # It came later, or again: what the others have in hand must not be lost by it.
+                self._give_up(slot, f"cannot answer ({found})")
+            elif isinstance(found, Exception):
                 raise found
-            self._started(slot, found)
+            else:
+                self._started(slot, found)
         elif isinstance(found, Exception):
             slot.sent.pop(reference).owner.fail(found)
         else:
@@ -384,6 +425,8 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     """A request that workers answer; see `generation.answering.Answering`.
 
     Attributes:
+        stats, computed_by: of the batches that were taken from it, and of no others: they are kept
+            with the batch.
         opening: the reference of what a worker opens it with.
         waiting: batches that no worker has, by index. done: those that wait to be taken.
         error: what ends it, once all that workers have of it is there.
@@ -404,18 +447,20 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self.name, self.request, self.batches = name, request, batches
         self.opening = pool.put(open_with(request, batches, batch_size)) if batches else None
         self.waiting = deque(range(len(batches)))
-        self.done: deque[list[tuple[int, Given]]] = deque()
+        self.done: deque[_Done[Given]] = deque()
         self.error: Exception | None = None
         self._pool = pool
         self._deaths: Counter[int] = Counter()
         self._fatal: dict[int, str] = {}  # batches that are not handed out again, and why
 
     def __next__(self) -> list[tuple[int, Given]]:
-        batch = self._pool.next_of(self)
-        if batch is None:
+        done = self._pool.next_of(self)
+        if done is None:
             self._tell_of_fatal()
             raise StopIteration
-        return batch
+        self.stats += done.stats
+        self.computed_by = Counter(self.computed_by) + Counter({done.kind: len(done.batch)})
+        return done.batch
 
     def give_back(self, batch: int) -> None:
         """A worker died before it came to it."""
@@ -439,9 +484,8 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
 
     def take_in(self, batch: int, answers: Sequence[Given], stats: Stats, kind: str) -> None:
         """A worker of this kind has answered it."""
-        self.stats += stats
-        self.computed_by = Counter(self.computed_by) + Counter({kind: len(answers)})
-        self.done.append(list(zip(self.batches[batch], answers, strict=True)))
+        found = list(zip(self.batches[batch], answers, strict=True))
+        self.done.append(_Done(found, stats, kind))
 
     def _named(self, batch: int) -> str:
         """By its first question, as it reads."""
