@@ -77,7 +77,7 @@ FILES = [
     ),
     ("`….csv`, `….json` beside it", "both", "the same table as text; the manifest"),
     (
-        "`….parts/<first row>-<end>[-lemmas].parquet`",
+        "`….parts/<first row>-<end>-<fingerprint>.parquet`",
         "both, with `--part_rows K`",
         "the table in parts, in place of `.feather` and `.csv`; the manifest `….json` stands for "
         "all of them",

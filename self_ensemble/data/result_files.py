@@ -24,7 +24,6 @@ from self_ensemble.data.identities import (
     identity_differences,
 )
 from self_ensemble.data.result_tables import (
-    LEMMA_COLUMNS,
     LIST_DEPTHS,
     ROWS_AT_ONCE,
     in_pieces,
@@ -36,7 +35,7 @@ from self_ensemble.data.result_tables import (
 from self_ensemble.data.tables import feather_tables, read_columns
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.files import temporary_path, unlink_quietly
-from self_ensemble.system.replacing import OpenNew, replaced_together
+from self_ensemble.system.replacing import NewFiles, replaced_together
 
 if TYPE_CHECKING:  # pandas and pyarrow are imported where they are used: --help stays quick
     import pyarrow
@@ -54,8 +53,8 @@ REQUIRED_COLUMNS = (
 
 RESULT_SUFFIXES = (".feather", ".csv", ".json")
 PARTS_SUFFIX = ".parts"
-# What marks a part with lemmas: no name has rows of two kinds.
-WITH_LEMMAS = "-lemmas"
+# Of a part's sha256 (hex), in its name.
+PART_DIGITS = 16
 
 # A folder's name is kept far below the 255 bytes that file systems allow.
 MAX_NAME_BYTES = 120
@@ -231,7 +230,8 @@ def write_result_tables(
         part_rows: how many rows each part has; None: the table is one file.
         same_answers: the finished result there only gets further columns or further questions.
             Its manifest holds for any mix of its old and new files, so it stays while the others
-            change: a crash must not cost the answers.
+            change: a crash must not cost the answers. Where the table was or becomes parts, it
+            stays in any case: none of the files that it lists change.
 
     Raises:
         UserError: the disk is full, a folder cannot be written and the like. No temporary file
@@ -243,7 +243,8 @@ def write_result_tables(
     assert {"identity", "num_questions"} <= manifest.keys(), sorted(manifest)
     manifest = {name: value for name, value in manifest.items() if name != "parts"}
     seal = result_file(stem, ".json")
-    with replaced_together(seal, keep_seal=same_answers) as new:
+    in_parts = part_rows is not None or result_path(stem) == seal
+    with replaced_together(seal, keep_seal=same_answers or in_parts) as new:
         if part_rows is None:
             _write_one_file(stem, tables, schema, new)
         else:
@@ -254,7 +255,7 @@ def write_result_tables(
 
 
 def _write_one_file(
-    stem: str | Path, tables: "Iterable[pyarrow.Table]", schema: "pyarrow.Schema", new: OpenNew
+    stem: str | Path, tables: "Iterable[pyarrow.Table]", schema: "pyarrow.Schema", new: NewFiles
 ) -> None:
     path = result_file(stem, ".feather")
     with new(path) as file:
@@ -269,17 +270,25 @@ def _write_parts(
     tables: "Iterable[pyarrow.Table]",
     schema: "pyarrow.Schema",
     part_rows: Sequence[int],
-    new: OpenNew,
+    new: NewFiles,
 ) -> list[dict[str, Any]]:
-    """The manifest's list of them."""
+    """The manifest's list of them.
+
+    Their names have a fingerprint of their bytes, so that no part that an earlier manifest lists is
+    ever replaced by another.
+    """
     folder = result_file(stem, PARTS_SUFFIX)
-    kind = WITH_LEMMAS if set(LEMMA_COLUMNS) & set(schema.names) else ""
     pieces = in_pieces(tables, chain.from_iterable(even_parts(n, ROWS_AT_ONCE) for n in part_rows))
     parts = []
     for first, end in pairwise(accumulate(part_rows, initial=0)):
-        path = folder / f"{first:09}-{end:09}{kind}.parquet"
-        with new(path) as file:
+        rows = f"{first:09}-{end:09}"
+        unnamed = folder / f"{rows}.parquet"
+        with new(unnamed) as file:
             write_parquet(islice(pieces, len(even_parts(end - first, ROWS_AT_ONCE))), schema, file)
+        with open(new.temporary[unnamed], "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        path = folder / f"{rows}-{digest[:PART_DIGITS]}.parquet"
+        new.rename(unnamed, path)
         parts.append({"file": f"{folder.name}/{path.name}", "rows": end - first})
     assert next(pieces, None) is None, f"more rows than the {sum(part_rows)} of the parts"
     return parts
@@ -334,7 +343,7 @@ def read_results(path: str | Path) -> "DataFrame":
 
     Raises:
         UserError: no such file, another suffix, not what the suffix says, no rows, or one part of
-            a table.
+            a table, or a table that the manifest beside it does not mean.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -343,6 +352,7 @@ def read_results(path: str | Path) -> "DataFrame":
             raise UserError(f"there is no file {path}")
         return _frame_of_objects(_joined(table_files(path.with_suffix(""), manifest)))
     refuse_part(path)
+    _refuse_replaced(path)
     columns = read_columns(path)
     if path.suffix.lower() == ".csv":
         try:
@@ -353,11 +363,24 @@ def read_results(path: str | Path) -> "DataFrame":
 
 
 def refuse_part(path: Path) -> None:
-    """Raises UserError where a file is one part of a result: its rows alone say little."""
-    if path.parent.suffix == PARTS_SUFFIX:
-        manifest = path.parent.with_suffix(".json")
-        if manifest.exists():
-            raise UserError(f"{path} is one part of a result; {manifest} stands for all of it")
+    """Raises UserError where a file is one part of a result: its rows alone say little.
+
+    path: any, such as a part's bare name inside its folder, or a link.
+    """
+    for folder in (path.parent, path.absolute().parent, path.resolve().parent):
+        if folder.suffix == PARTS_SUFFIX and folder.with_suffix(".json").exists():
+            raise UserError(
+                f"{path} is one part of a result; {folder.with_suffix('.json')} stands for all of "
+                "it"
+            )
+
+
+def _refuse_replaced(path: Path) -> None:
+    """Raises UserError where a killed process was to replace a result in parts by this file."""
+    if path.suffix in (".feather", ".csv"):
+        manifest = result_path(path.with_suffix(""))
+        if manifest.suffix == ".json":
+            raise UserError(f"{path} is unfinished: {manifest} stands for the result, and is parts")
 
 
 def _joined(paths: Sequence[Path]) -> dict[str, list[Any]]:

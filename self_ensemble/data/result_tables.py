@@ -4,9 +4,10 @@ A million rows are never a Python value each at the same time: tables are made, 
 some rows at a time.
 
 The table is one file, `<stem>.feather` (with `<stem>.csv` beside it, the same for eyes and
-spreadsheets, lists as JSON), or it is parts: `<stem>.parts/000000000-000100000.parquet` and so on,
-named by their first row and the one behind their last, so that a part of some name never comes to
-hold other rows. The manifest lists the parts; what else lies in their folder counts for nothing.
+spreadsheets, lists as JSON), or it is parts: `<stem>.parts/000000000-000100000-<sha256>.parquet`
+and so on, named by their first row, the one behind their last, and their bytes, so that a part of
+some name never comes to hold anything else. The manifest lists the parts; what else lies in their
+folder counts for nothing.
 """
 
 from __future__ import annotations

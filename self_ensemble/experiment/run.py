@@ -390,7 +390,7 @@ class _FinishedPart:
     def tables(self) -> Iterator[pyarrow.Table]:
         left = self.rows
         for table in read_tables(self.paths):
-            table = table.select(self.schema.names).slice(0, left)
+            table = in_schema(table, self.schema).slice(0, left)
             left -= len(table)
             if self.given:
                 choices = [self.given[uuid].choices for uuid in table["uuid"].to_pylist()]

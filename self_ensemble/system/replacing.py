@@ -1,8 +1,8 @@
 """Several files that change together: all of them new, or all of them old."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,12 +15,35 @@ from self_ensemble.system.files import (
     unlink_quietly,
 )
 
-# Opens a file that is to stand at a path once all are written.
-OpenNew = Callable[[Path], AbstractContextManager[IO[bytes]]]
+
+class NewFiles:
+    """Files that are to stand at their paths once all are written.
+
+    Attributes:
+        temporary: where each is until then.
+    """
+
+    def __init__(self) -> None:
+        self.temporary: dict[Path, Path] = {}
+
+    @contextmanager
+    def __call__(self, path: Path) -> Iterator[IO[bytes]]:
+        """Opens the one that is to stand at a path."""
+        try:
+            make_folder(path.parent)
+            self.temporary[path] = temporary_path(path)
+            with synced_file(self.temporary[path]) as file:
+                yield file
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+
+    def rename(self, path: Path, to: Path) -> None:
+        """Another path of the same folder for one that is written."""
+        self.temporary[to] = self.temporary.pop(path)
 
 
 @contextmanager
-def replaced_together(seal: Path, *, keep_seal: bool) -> Iterator[OpenNew]:
+def replaced_together(seal: Path, *, keep_seal: bool) -> Iterator[NewFiles]:
     """Files that are written inside take the places of what is there when the block ends.
 
         with replaced_together(manifest, keep_seal=False) as new:
@@ -40,24 +63,13 @@ def replaced_together(seal: Path, *, keep_seal: bool) -> Iterator[OpenNew]:
         UserError: the disk is full, a folder cannot be written and the like. No temporary file
             stays.
     """
-    temporary: dict[Path, Path] = {}
-
-    @contextmanager
-    def new(path: Path) -> Iterator[IO[bytes]]:
-        try:
-            make_folder(path.parent)
-            temporary[path] = temporary_path(path)
-            with synced_file(temporary[path]) as file:
-                yield file
-        except OSError as error:
-            raise _cannot_write(path, error) from None
-
+    new = NewFiles()
     try:
         yield new
-        assert seal in temporary, (seal, sorted(temporary))
-        _rename(temporary, seal, keep_seal=keep_seal)
+        assert seal in new.temporary, (seal, sorted(new.temporary))
+        _rename(new.temporary, seal, keep_seal=keep_seal)
     finally:
-        for leftover in temporary.values():
+        for leftover in new.temporary.values():
             unlink_quietly(leftover)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -189,7 +190,9 @@ def test_extended_from_either_form_to_either(run, first, then, lemmas):
         run("grown", *LEMMAS, "--max_samples", 3)
     path = run("grown", *then)
     whole = run("whole", *then)
-    assert names_in(path) == names_in(whole)
+    # A part's fingerprint is of the last digits too, which other batches move.
+    grown, new = (re.sub("-[0-9a-f]{16}", "", str(names_in(each))) for each in (path, whole))
+    assert grown == new
     expected = read_results(whole)
     assert read_results(path)["generation"].equals(expected["generation"])
     manifest = read_manifest(path)
