@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from self_ensemble.models.config import ModelConfig
 from self_ensemble.models.loading import find_model, load_model
 from self_ensemble.system.errors import UserError
 from self_ensemble.workers.parts import Broken, Failed, Opening, Reply, on_device
+
+Given = TypeVar("Given")
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Passes that are kept open: a method has one at a time, a notebook several.
@@ -83,11 +85,12 @@ class Worker:
     def where(self) -> Host:
         return Host(socket.gethostname(), os.getpid())
 
-    def load(self, assignment: Assignment) -> Loaded | Failed:
+    def load(self, assignment: Assignment) -> Loaded | Failed | Broken:
         """Load the model."""
         logging.getLogger("self_ensemble").addHandler(_Keeping(self._warnings))
         torch.set_num_threads(assignment.threads)  # Ray sets OMP_NUM_THREADS to what it reserved
-        try:
+
+        def load() -> Loaded:
             _check_code(assignment.code)
             source = find_model(assignment.model)
             if source.fingerprint != assignment.fingerprint:
@@ -98,11 +101,11 @@ class Worker:
             model, tokenizer = load_model(source)
             attention = assignment.model.attention
             self._engine = make_engine(model, tokenizer, attention=attention, keep_prefix=True)
-        except UserError as error:
-            return Failed(str(error))
-        self._engine.wrapper.__enter__()  # until the process ends
-        memory = self._engine.config, self._engine.devices, model.dtype.itemsize
-        return Loaded(self._engine.device_name, tokens_at_once(*memory))
+            self._engine.wrapper.__enter__()  # until the process ends
+            memory = self._engine.config, self._engine.devices, model.dtype.itemsize
+            return Loaded(self._engine.device_name, tokens_at_once(*memory))
+
+        return self._tried(load)
 
     def environment(
         self, fusion: Fusion, kind: FusionKind, *, asked: str, weighed: bool
@@ -160,7 +163,7 @@ class Worker:
         )
         self._passes[name] = opened, opening.fusion_kind
 
-    def _tried(self, compute: Callable[[], Any]) -> Any:
+    def _tried(self, compute: Callable[[], Given]) -> Given | Failed | Broken:
         try:
             return compute()
         except UserError as error:

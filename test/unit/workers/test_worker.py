@@ -1,5 +1,8 @@
 """What a worker does with what it is sent, without Ray: a driver's registry and a worker's."""
 
+import logging
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fused import PREFIX, make_engine, make_request, question
@@ -14,8 +17,10 @@ from self_ensemble.attention.fusion import (
 )
 from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.generation.streams import attention_streams
-from self_ensemble.workers.parts import open_with, part_of
-from self_ensemble.workers.worker import Worker
+from self_ensemble.models.config import ModelConfig
+from self_ensemble.workers import worker as workers
+from self_ensemble.workers.parts import Broken, open_with, part_of
+from self_ensemble.workers.worker import Assignment, Worker, code_fingerprint
 
 STREAMS = [attention_streams(question(3, 2, (4, 2, 5)), len(PREFIX), "left") for _ in range(2)]
 WEIGHTS = torch.tensor([0.2, 0.3, 0.5])
@@ -97,3 +102,19 @@ def test_a_fusion_of_the_users_own_with_weights(worker, elsewhere):
     reply = elsewhere(worker.answer, "pass", *begun(request)[0])
     assert logprobs(reply) == [answer.logprobs]
     FUSIONS.remove("weighing")
+
+
+def test_a_device_that_fails_as_the_model_is_loaded(monkeypatch):
+    """The worker is started again, as after every fault of its device."""
+
+    def load(source):
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error\nmore of it")
+
+    monkeypatch.setattr(workers, "find_model", lambda model: SimpleNamespace(fingerprint="f"))
+    monkeypatch.setattr(workers, "load_model", load)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(logging.getLogger("self_ensemble"), "handlers", [])
+    assignment = Assignment(ModelConfig(), "f", code_fingerprint(), threads=1)
+    assert Worker(lambda opening: opening).load(assignment) == Broken(
+        "CUDA error: uncorrectable ECC error"
+    )
