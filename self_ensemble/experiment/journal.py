@@ -4,7 +4,8 @@
 crc32 of its JSON in hexadecimal, a blank, and the JSON:
 
     run    identity, after (questions that a finished file holds already), remake (--overwrite)
-    start  the environment (device, versions, …) of a process that worked on it
+    start  the environment (device, versions, …) of a process that worked on it; where it is
+           `joined` the same process', to which other workers have come
     plan   the schedule of a pass: batch_size, questions (of the run), batches of indices
     batch  pass, batch: the indices, answers: one JSON value each, state: of the run after it
 
@@ -42,8 +43,6 @@ class Journal:
 
     Attributes:
         state: what the last batch left behind, None before the first.
-        environment: of the last start.
-        environments: of all the starts, without repetitions.
         questions: of the largest schedule, those of `after` included.
         answered: of each pass, the indices whose answers are kept.
     """
@@ -57,8 +56,7 @@ class Journal:
         self.remake = remake
         self.answered: dict[str, Indices] = {}
         self.state: dict[str, Any] | None = None
-        self.environment: dict[str, Any] | None = None
-        self.environments: list[dict[str, Any]] = []
+        self._starts: list[dict[str, Any]] = []  # the environment of each process
         self.questions = 0
         self.schedules: dict[str, dict[str, Any]] = {}  # the last one of each pass
         self.size = 0  # of what is kept on the disk; 0: there is no file of ours yet
@@ -115,9 +113,9 @@ class Journal:
     def _take_in(self, record: dict[str, Any], begin: int) -> None:
         """begin: the byte at which its line begins."""
         if record["kind"] == "start":
-            self.environment = record["environment"]
-            if self.environment not in self.environments:
-                self.environments.append(self.environment)
+            if record.get("joined"):
+                self._starts.pop()
+            self._starts.append(record["environment"])
         elif record["kind"] == "plan":
             self.schedules[record["pass"]] = record
             self.questions = max(self.questions, record["questions"])
@@ -126,9 +124,19 @@ class Journal:
             self._places.setdefault(record["pass"], []).append(begin)
             self.state = record["state"]
 
-    def begin(self, environment: dict[str, Any]) -> None:
-        """A process starts to work on it."""
-        self._note({"kind": "start", "environment": environment})
+    @property
+    def environment(self) -> dict[str, Any] | None:
+        """Of the last process that has worked on it."""
+        return self._starts[-1] if self._starts else None
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Of all processes, without repetitions."""
+        return [each for at, each in enumerate(self._starts) if each not in self._starts[:at]]
+
+    def begin(self, environment: dict[str, Any], *, joined: bool = False) -> None:
+        """A process starts to work on it, or other workers have joined the one that does."""
+        self._note({"kind": "start", "environment": environment, "joined": joined})
 
     def batches(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -183,11 +183,22 @@ class ResumableRun(ABC):
                 self.stats = earlier + generation.stats
                 self.computed_by = others + Counter(generation.computed_by)
                 self.max_batch_size = generation.max_batch_size
+                self._tell_of_joined(generation.environment)
                 written = {index: entries.write(index, answer) for index, answer in batch}
                 journal.add(name, list(written), list(written.values()), self.state())
                 done += len(batch)
                 on_progress(done - kept, generation.stats.decoded_tokens)
                 yield [(index, entries.read(index, entry)) for index, entry in written.items()]
+
+    def _tell_of_joined(self, environment: Mapping[str, Any]) -> None:
+        """Workers have come in since `begin`, perhaps of another kind.
+
+        environment: of all of them; of what `begin` was not told nothing is told now.
+        """
+        grown = {name: environment.get(name, told) for name, told in self.environment.items()}
+        if grown != self.environment:
+            self.environment = grown
+            self.journal.begin(grown, joined=True)
 
     def _with_prefix(self, prefix: tuple[int, ...], *, is_counted: bool) -> Stats:
         """The statistics so far and the prefix's tokens, which count once however often a run

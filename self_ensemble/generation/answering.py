@@ -23,11 +23,16 @@ class Answering(Iterator[list[tuple[int, Given]]], Protocol[Given]):
 
     stats, max_batch_size: see `passes.Pass`.
     computed_by: how many questions each kind of worker has answered; empty where there are none.
+    environment: what `AnyEngine.environment` has told, with the workers that came later; empty
+        where there are none.
     """
 
     stats: Stats
     max_batch_size: int | None
     computed_by: Mapping[str, int]
+
+    @property
+    def environment(self) -> Mapping[str, Any]: ...
 
 
 class AnyEngine(Protocol):

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -66,7 +66,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     Attributes:
         stats: what was computed so far.
         max_batch_size: what memory allows at a time, once it has run out; None before.
-        computed_by: see `answering.Answering`.
+        computed_by, environment: see `answering.Answering`.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Pass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     ):
         self.stats = Stats()
         self.computed_by: Mapping[str, int] = {}
+        self.environment: Mapping[str, Any] = {}
         self.max_batch_size = max_batch_size
         self._engine = engine
         self._request = request

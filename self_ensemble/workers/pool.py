@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from self_ensemble.attention.fusion import FUSIONS, Fusion
+from self_ensemble.data.identities import canonical_json
 from self_ensemble.generation import batching
 from self_ensemble.generation.decode import Answer
 from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
@@ -95,7 +96,6 @@ class _Slot:
     since: float = 0.0
     host: str = ""
     loaded: Loaded | None = None
-    environment: dict[str, Any] | None = None
     max_batch_size: int | None = None
     deaths: int = 0
     is_gone: bool = False
@@ -126,6 +126,10 @@ class WorkerPool:
         number: of workers.
         assignment: what each of them is to be.
         place: what each of them takes.
+
+    Attributes:
+        computes: what `environment` tells, with all workers that have come since: those that came
+            late, or again, may be of another kind.
     """
 
     def __init__(
@@ -141,6 +145,8 @@ class WorkerPool:
         self._names = map(str, itertools.count())
         self._lock = RLock()
         self._asked: tuple[Fusion, str, bool] | None = None
+        self._environments: list[dict[str, Any]] = []  # each once
+        self.computes: Mapping[str, Any] = {}
         self._starting: dict[Any, _Slot] = {}  # by the reference of what it waits for
         self._actor = self._ray.remote(Worker).options(
             num_cpus=place.cpus,
@@ -171,8 +177,9 @@ class WorkerPool:
         """See `Engine.environment`: what all workers have alike, lists where they differ, and their
         number."""
         self._asked = fusion, asked, weighed
+        self._environments = []
         for slot in self._slots:
-            if slot.is_ready:
+            if slot.is_ready or slot.waiting == "environment":
                 self._ask_environment(slot)
         self._until(
             lambda: (
@@ -180,13 +187,7 @@ class WorkerPool:
                 and all(slot.is_ready or slot.is_left_out for slot in self._slots)
             )
         )
-        found = [slot.environment for slot in self._slots if slot.environment]
-        merged: dict[str, Any] = {}
-        for name in found[0]:
-            kinds = [each[name] for each in found]
-            kinds = [kind for at, kind in enumerate(kinds) if kind not in kinds[:at]]
-            merged[name] = kinds[0] if len(kinds) == 1 else kinds
-        return merged | {"workers": len(self._slots)}
+        return dict(self.computes)
 
     def generate(
         self,
@@ -267,8 +268,14 @@ class WorkerPool:
         self._wait_for(slot, "where", slot.actor.where.remote())
 
     def _wait_for(self, slot: _Slot, what: str, reference: Any) -> None:
+        self._forget(slot)
         slot.waiting = what
         self._starting[reference] = slot
+
+    def _forget(self, slot: _Slot) -> None:
+        """What it waits for is of no interest any more."""
+        for reference in [ref for ref, each in self._starting.items() if each is slot]:
+            del self._starting[reference]
 
     def _ask_environment(self, slot: _Slot) -> None:
         assert self._asked is not None
@@ -288,13 +295,13 @@ class WorkerPool:
             slot.loaded = found
             if self._asked is not None:
                 self._ask_environment(slot)
-        else:
-            slot.environment = found
+        elif found not in self._environments:
+            self._environments.append(found)
+            self.computes = {**_merged(self._environments), "workers": len(self._slots)}
 
     def _died(self, slot: _Slot, reason: str) -> None:
         """Give its batches back, and start it again where it has not died too often."""
-        for reference in [ref for ref, each in self._starting.items() if each is slot]:
-            del self._starting[reference]
+        self._forget(slot)
         lost, slot.sent = list(slot.sent.values()), {}
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(slot.actor)
@@ -313,8 +320,7 @@ class WorkerPool:
 
     def _give_up(self, slot: _Slot, what: str) -> None:
         slot.is_gone, slot.waiting = True, None
-        for reference in [ref for ref, each in self._starting.items() if each is slot]:
-            del self._starting[reference]
+        self._forget(slot)
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(slot.actor)
         left = sum(not each.is_gone for each in self._slots)
@@ -427,6 +433,7 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
     Attributes:
         stats, computed_by: of the batches that were taken from it, and of no others: they are kept
             with the batch.
+        environment: of all workers until now, these among them.
         opening: the reference of what a worker opens it with.
         waiting: batches that no worker has, by index. done: those that wait to be taken.
         error: what ends it, once all that workers have of it is there.
@@ -461,6 +468,10 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self.stats += done.stats
         self.computed_by = Counter(self.computed_by) + Counter({done.kind: len(done.batch)})
         return done.batch
+
+    @property
+    def environment(self) -> Mapping[str, Any]:
+        return self._pool.computes
 
     def give_back(self, batch: int) -> None:
         """A worker died before it came to it."""
@@ -508,6 +519,16 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
                 f"{self._named(batch)} has killed {DEATHS_OF_A_BATCH} workers ({reason}){more}; "
                 "all others are answered and kept, and the same command tries these again"
             )
+
+
+def _merged(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all have alike; where they differ a list, in an order that depends on nothing else."""
+    merged: dict[str, Any] = {}
+    for name in environments[0]:
+        by_text = {canonical_json(each[name]): each[name] for each in environments}
+        kinds = [kind for _, kind in sorted(by_text.items())]
+        merged[name] = kinds[0] if len(kinds) == 1 else kinds
+    return merged
 
 
 def _fetch(reference: Any) -> Any:

@@ -10,6 +10,7 @@ from small import make_tokenizer
 
 from self_ensemble import Ensemble
 from self_ensemble.attention.continuations import Continuation
+from self_ensemble.attention.fusion import Fusion
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.stats import Stats
 from self_ensemble.generation.streams import attention_streams
@@ -201,3 +202,67 @@ def test_an_ensemble_whose_workers_cannot_begin(monkeypatch):
     with pytest.raises(UserError, match="another model") as error:
         Ensemble.from_pretrained("demo", device="cpu", workers=2)
     assert ended and error.tb is not None
+
+
+# ---- what they compute with ---------------------------------------------------------------------
+
+
+def said(device, torch="2"):
+    return {"device": device, "versions": {"torch": torch}}
+
+
+def ask_environment(pool):
+    return pool.environment(Fusion(), asked="auto")
+
+
+@pytest.mark.parametrize("devices", [("A", "B"), ("B", "A")])
+def test_what_differs_is_in_an_order_of_its_own(pool, ray, monkeypatch, devices):
+    """However workers are placed: a run that goes on has begun with the same."""
+    wait = ray.wait
+
+    def answering(references, timeout):
+        for device in devices:
+            if any(call[1] == "environment" for call in ray.calls):
+                ray.answer("environment", said(device, torch=f"{device}1"))
+        return wait(references, timeout)
+
+    monkeypatch.setattr(ray, "wait", answering)
+    assert ask_environment(pool) == {
+        "device": ["A", "B"],
+        "versions": [{"torch": "A1"}, {"torch": "B1"}],
+        "workers": 2,
+    }
+
+
+def test_what_a_late_worker_computes_with(pool, ray, monkeypatch):
+    """Another GPU and another version come in after the run has begun; and where they die, and come
+    again as a third kind, all that there were are told."""
+    second = pool._slots[1]
+    fall_silent(pool, ray, second)
+    wait = ray.wait
+
+    def answering(references, timeout):
+        if any(call[1] == "environment" for call in ray.calls):
+            ray.answer("environment", said("B"))
+        return wait(references, timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "wait", answering)
+        begun = ask_environment(pool)
+    assert begun == said("B") | {"workers": 2}
+    answering = pool.generate(make_request(STREAMS), batches=BATCHES, batch_size=1)
+    assert answering.environment == begun
+    for device, torch in (("A", "1"), ("C", "2")):
+        ray.answer("where", Host("host", 2))
+        pool._step()
+        ray.answer("load", Loaded(device, 4096))
+        pool._step()
+        ray.answer("environment", said(device, torch))
+        pool._step()
+        assert second.is_ready
+        pool._died(second, "its host is gone")
+    assert answering.environment == {
+        "device": ["A", "B", "C"],
+        "versions": [{"torch": "1"}, {"torch": "2"}],
+        "workers": 2,
+    }
