@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from self_ensemble.attention.fusion import FUSIONS, FusionKind
+from self_ensemble.generation import batching
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.stats import Stats
@@ -24,7 +25,7 @@ class Opening:
     """What a pass is begun with.
 
     request: with the largest of its questions only.
-    batches: of them, which are representative of all batches.
+    batches: of them, those that have the most questions and tokens at a time.
     batch_size: questions at a time; None for what fits.
     fusion_kind: what is registered under the fusion's name: a user's own is known to the driver
         alone.
@@ -67,12 +68,17 @@ class Broken:
 
 
 def open_with(
-    request: Request, batches: Sequence[Sequence[int]], batch_size: int | None
+    request: Request,
+    batches: Sequence[Sequence[int]],
+    batch_size: int | None,
+    tokens_at_once: int,
 ) -> Opening:
     """What a worker opens a request's pass with.
 
-    batches: all that it may be sent; not empty. The first has the most questions, the last the
-        longest.
+    Args:
+        batches: all that it may be sent, in any order; not empty.
+        batch_size: see `Opening`.
+        tokens_at_once: that decide how many questions fit, see `batching.tokens_at_once`.
     """
     largest: list[tuple[int, int]] = []  # of each size, and the question that has it
     for index in chain.from_iterable(batches):
@@ -81,14 +87,27 @@ def open_with(
         for at, size in enumerate(sizes):
             if size > largest[at][0]:
                 largest[at] = size, index
-    chosen = dict.fromkeys([*batches[0], *batches[-1], *(index for _, index in largest)])
+    sizes_of = [_at_a_time(request, batch, batch_size, tokens_at_once) for batch in batches]
+    deciding = [batches[max(range(len(batches)), key=lambda at: sizes_of[at][k])] for k in (0, 1)]
+    chosen = dict.fromkeys([*chain(*deciding), *(index for _, index in largest)])
     place = {index: at for at, index in enumerate(chosen)}
     return Opening(
         part_of(request, list(chosen)),
-        [[place[index] for index in batch] for batch in (batches[0], batches[-1])],
+        [[place[index] for index in batch] for batch in deciding],
         batch_size,
         FUSIONS.get(request.fusion.kind),
     )
+
+
+def _at_a_time(
+    request: Request, batch: Sequence[int], batch_size: int | None, tokens_at_once: int
+) -> tuple[int, int]:
+    """Of a batch: how many questions are answered at a time, and their encoded tokens at most."""
+    encoded = sorted(
+        sum(stream.encoded_tokens for stream in request.questions[index]) for index in batch
+    )
+    places = batch_size or batching.filling(tokens_at_once // encoded[-1])
+    return min(places, len(batch)), sum(encoded[-places:])
 
 
 def _sizes(request: Request, index: int) -> list[int]:

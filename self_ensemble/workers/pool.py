@@ -170,8 +170,13 @@ class WorkerPool:
     ) -> list[list[int]]:
         """The same batches however many workers there are; of unlike GPUs the smallest decides."""
         self.wait()
-        tokens = min(slot.loaded.tokens_at_once for slot in self._slots if slot.loaded)
+        tokens = self.tokens_at_once()
         return batching.schedule_batches(questions, batch_size, tokens, among, shrink=True)
+
+    def tokens_at_once(self) -> int:
+        """Of the worker that has the fewest, once there is one; see `batching.tokens_at_once`."""
+        self._until(lambda: any(slot.loaded for slot in self._slots))
+        return min(slot.loaded.tokens_at_once for slot in self._slots if slot.loaded)
 
     def environment(self, fusion: Fusion, *, asked: str, weighed: bool = False) -> dict[str, Any]:
         """See `Engine.environment`: what all workers have alike, lists where they differ, and their
@@ -452,7 +457,10 @@ class RemotePass(Iterator[list[tuple[int, Given]]], Generic[Given]):
         self.computed_by: Mapping[str, int] = Counter()
         self.max_batch_size = max_batch_size
         self.name, self.request, self.batches = name, request, batches
-        self.opening = pool.put(open_with(request, batches, batch_size)) if batches else None
+        self.opening = None
+        if batches:
+            tokens = pool.tokens_at_once()
+            self.opening = pool.put(open_with(request, batches, batch_size, tokens))
         self.waiting = deque(range(len(batches)))
         self.done: deque[_Done[Given]] = deque()
         self.error: Exception | None = None

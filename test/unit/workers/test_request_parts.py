@@ -1,10 +1,14 @@
 """Requests in parts: what a worker is sent decides the same shapes as all of the request would."""
 
+import itertools
+
+import pytest
 import torch
 
 from self_ensemble.attention.continuations import Continuation
 from self_ensemble.attention.fusion import Fusion
 from self_ensemble.attention.positions import assign_positions
+from self_ensemble.generation.batching import filling
 from self_ensemble.generation.likelihood import ScoringRequest
 from self_ensemble.generation.request import Request
 from self_ensemble.generation.sampling import Sampling
@@ -30,28 +34,45 @@ QUESTIONS = [
 
 def test_an_opening_has_what_is_largest():
     batches = [[0], [1, 2, 3], [4, 5], [6]]
-    opening = open_with(Request((1, 2, 3), QUESTIONS), batches, 2)
-    assert [QUESTIONS.index(question) for question in opening.request.questions] == [
-        0,
-        6,
-        3,
-        4,
-        2,
-        5,
-    ]
-    assert opening.batches == [[0], [1]] and opening.batch_size == 2
+    opening = open_with(Request((1, 2, 3), QUESTIONS), batches, 2, 4096)
+    chosen = [QUESTIONS.index(question) for question in opening.request.questions]
+    assert chosen == [1, 2, 3, 4, 5]
+    asked = [[chosen[at] for at in batch] for batch in opening.batches]
+    assert asked == [[1, 2, 3], [4, 5]] and opening.batch_size == 2
     assert opening.request.prefix == (1, 2, 3)
 
 
 def test_an_opening_has_no_question_that_is_not_asked():
-    opening = open_with(Request((), QUESTIONS), [[0], [1]], None)
+    opening = open_with(Request((), QUESTIONS), [[0], [1]], None, 4096)
     assert [QUESTIONS.index(question) for question in opening.request.questions] == [0, 1]
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, (1, 14)), (2, (2, 14)), (None, (3, 14))])
+def test_an_opening_has_the_batches_that_decide_sizes(batch_size, most):
+    """In whatever order they are: a run that goes on begins with what was left of an older plan."""
+    questions = [*QUESTIONS[:6], [stream(14)], [stream(6)], [stream(4)], [stream(2)]]
+    batches = [[0], [1, 2, 3], [4, 7, 8], [5, 9], [6]]
+
+    def sizes(questions, batches):
+        """(questions, encoded tokens) at a time, the most of all batches."""
+        places, encoded = [], []
+        for batch in batches:
+            costs = sorted(sum(s.encoded_tokens for s in questions[at]) for at in batch)
+            places.append(min(batch_size or filling(16 // costs[-1]), len(batch)))
+            encoded.append(sum(costs[-places[-1] :]))
+        return max(places), max(encoded)
+
+    assert sizes(questions, batches) == most
+    for order in itertools.permutations(batches):
+        opening = open_with(Request((), questions), order, batch_size, 16)
+        assert len(opening.batches) == 2
+        assert sizes(opening.request.questions, opening.batches) == most, order
 
 
 def test_an_opening_has_the_longest_continuation():
     given = [[Continuation((4,) * length, length)] for length in (1, 2, 3, 1, 1)]
     request = ScoringRequest((), [[stream(1)]] * 5, continuations=given)
-    opening = open_with(request, [[0], [1, 2], [3, 4]], None)
+    opening = open_with(request, [[0], [1, 2], [3, 4]], None, 4096)
     assert opening.request.max_new_tokens == request.max_new_tokens == 3
 
 

@@ -62,7 +62,7 @@ def elsewhere(monkeypatch):
 def begun(request):
     """What its two batches are sent with."""
     batches = [[0], [1]]
-    opening = open_with(request, batches, 1)
+    opening = open_with(request, batches, 1, 4096)
     return [([opening], part_of(request, batch), None) for batch in batches]
 
 
