@@ -286,6 +286,7 @@ def test_the_keeper(tmp_path):
     sleepers[1].wait()
 
 
+@pytest.mark.slow
 def test_kills(tmp_path):
     """A worker, a driver and a host, killed at random; see benchmark/kill_workers.py."""
     command = [sys.executable, ROOT / "benchmark" / "kill.py", "--workers", "2"]
