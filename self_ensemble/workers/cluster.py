@@ -142,6 +142,7 @@ def _local(verbose: bool) -> Iterator[Cluster]:
         finally:
             kept.stdin.close()
             kept.wait(END_SECONDS)
+            ray.shutdown()  # or a notebook that goes on after Ctrl-C would join what is dead
 
 
 def _new_folder() -> Path:
