@@ -11,14 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from small import SmallModel
 
-from self_ensemble.generation import loading
+# What imports torch is imported where it is used: the process that only hands tests out to others
+# has them wait for it.
 from self_ensemble.system import console as progress
-
-torch.set_num_threads(1)
-
 
 PARTS = """\
 a part:   python -m pytest test/unit | test/integration | test/documents
@@ -40,6 +36,22 @@ def pytest_configure(config):
     """Only the tests marked gpu see a GPU: the others mean the CPU where they say auto."""
     if "not gpu" in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.fsync = fsync_to_nowhere
+
+
+def pytest_unconfigure():
+    os.fsync = FSYNC
+
+
+FSYNC = os.fsync
+
+
+def fsync_to_nowhere(descriptor):
+    """No test cuts the power: what is waited for is the disk, thousands of times.
+
+    What is synced, when and before what, tests look at all the same. Child processes sync.
+    """
+    os.fstat(descriptor)  # OSError where it is none
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -57,6 +69,8 @@ def quiet(monkeypatch):
 @pytest.fixture(scope="module")
 def models_kept():
     """Scripts that run in this process load a model once: each gives it back as it was."""
+    from self_ensemble.generation import loading
+
     load, kept = loading.load_model, {}
 
     def load_once(source):
@@ -73,6 +87,8 @@ def models_kept():
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """A random Llama with its tokenizer, and a file of questions. Nobody writes there."""
+    from small import SmallModel
+
     return SmallModel.saved(tmp_path_factory.mktemp("small"))
 
 
@@ -89,5 +105,8 @@ def modules_cache(tmp_path, monkeypatch):
 
 def pytest_collection_finish():
     """What is imported stays: to look for garbage in it takes longer than most tests."""
+    import torch
+
+    torch.set_num_threads(1)
     gc.collect()
     gc.freeze()

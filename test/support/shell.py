@@ -16,6 +16,7 @@ import gc, json, os, runpy, sys
 import datasets, pandas, scipy.stats, spacy, torch, torch._dynamo, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 torch.set_num_threads(1)
+os.fsync = os.fstat  # no test cuts the power
 gc.collect()
 gc.freeze()
 for line in sys.stdin:
