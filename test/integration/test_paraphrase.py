@@ -135,7 +135,7 @@ def slow_pick(logits, number, temperature, top_p) -> int:
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
 def test_pick_against_plain_arithmetic(temperature, top_p, monkeypatch):
-    monkeypatch.setattr(sampling, "ROWS_AT_ONCE", 7)  # does not divide the rows
+    monkeypatch.setattr(sampling, "CPU_CHANCES", 7 * 12)  # does not divide the rows
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(100, 12, generator=generator)
     numbers = torch.rand(100, generator=generator, dtype=torch.float64)
