@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from self_ensemble.data import Record
 from self_ensemble.data.records import original_wording
 from self_ensemble.paraphrasing.prompts import PROMPTS
-from self_ensemble.paraphrasing.quality_filter import MASK, key, rejection_reasons
+from self_ensemble.paraphrasing.words import MASK, key
 
 # Of the prompts' own demonstrations: a candidate that repeats one is no paraphrase.
 DEMONSTRATION_KEYS = frozenset(

@@ -1,0 +1,78 @@
+"""English words: which are no names, and how much one tells of what a text is about.
+
+The list `english_words.txt.gz` holds 70,472 words by their frequency in lower case: line k those of
+ranks 2^k to 2^(k+1) - 1. Those that stand there with a capital are more often written so, up to
+4.5 times (King, Genesis); what is nearly always a name is not listed. It was made from the
+table of word probabilities of spacy-lookups-data 1.0.5 (Copyright ExplosionAI GmbH, MIT licence)
+by benchmark/english_words.py, and comes with this package, so that the filter is the same
+everywhere.
+"""
+
+import gzip
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+
+from self_ensemble.paraphrasing.words import COMMON_WORDS, has_digit
+
+WORDS_FILE = Path(__file__).with_name("english_words.txt.gz")
+
+# The list's words with these endings are words as well; what stands for the ending.
+INFLECTIONS = (
+    *(("s", ""), ("es", ""), ("ies", "y"), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e")),
+    *(("ly", ""), ("er", ""), ("er", "e"), ("ness", "")),
+)
+SHORTEST_INFLECTED = 4
+SHORTEST_PART = 4  # of a word made of two: statehouse
+LAST_ORDER = 16  # of the list's rarest words
+
+
+@cache
+def listed_words() -> Mapping[str, int]:
+    """Word, as the list has it → the binary logarithm of its rank, rounded down."""
+    with gzip.open(WORDS_FILE, "rt", encoding="utf-8") as file:
+        return {word: order for order, line in enumerate(file) for word in line.split()}
+
+
+@cache
+def english_words() -> Mapping[str, int]:
+    """As `listed_words`, all in lower case: 0 for the commonest word."""
+    return {word.lower(): order for word, order in listed_words().items()}
+
+
+@lru_cache(maxsize=1 << 16)
+def is_common(word: str) -> bool:
+    """Whether a word, as `words.words` spells it, is mostly written without a capital."""
+    return word in COMMON_WORDS or _is_inflected(word, listed_words())
+
+
+@lru_cache(maxsize=1 << 16)
+def is_english(word: str) -> bool:
+    """Whether a word is in the list, an inflection of one, or two written together.
+
+    All that `is_common` holds, and more: what is both a word and a name, such as king or newcastle.
+    """
+    listed = english_words()
+    if word in COMMON_WORDS or _is_inflected(word, listed):
+        return True
+    cuts = range(SHORTEST_PART, len(word) - SHORTEST_PART + 1)
+    return any(word[:at] in listed and _is_inflected(word[at:], listed) for at in cuts)
+
+
+def _is_inflected(word: str, listed: Mapping[str, int]) -> bool:
+    return word in listed or (
+        len(word) >= SHORTEST_INFLECTED
+        and any(
+            word.endswith(ending) and word.removesuffix(ending) + stem in listed
+            for ending, stem in INFLECTIONS
+        )
+    )
+
+
+def weight(word: str) -> float:
+    """How much a word counts: from 0 for the commonest to 1 for numbers and what is not listed.
+
+    By Zipf's law the logarithm of a word's rank is, but for a constant, its information.
+    """
+    order = None if has_digit(word) else english_words().get(word)
+    return 1.0 if order is None else order / LAST_ORDER
