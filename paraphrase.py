@@ -8,7 +8,7 @@ Every paraphrase passes a quality filter: copies, leaked answers, lost names and
 are reported, and with --drop taken out and drawn again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from self_ensemble.cli.paraphrase_flags import add_paraphrase_arguments, parse_paraphrase_args
@@ -16,9 +16,8 @@ from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.data.result_files import read_manifest, result_file
 from self_ensemble.experiment.check_paraphrases import check_paraphrases
 from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
-from self_ensemble.experiment.paraphrase_files import Filtered
 from self_ensemble.experiment.paraphrase_run import ParaphraseRun, questions_to_paraphrase
-from self_ensemble.paraphrasing.quality_filter import report_lines
+from self_ensemble.paraphrasing.report import Filtered, report_lines
 from self_ensemble.system.console import say
 
 # Of the process, where a question ends up with too few paraphrases; so many are named.
@@ -42,7 +41,7 @@ def make(config: ParaphraseRunConfig) -> Path:
             ) as engine:
                 this.load(engine)
                 this.sample_all()
-            show_report(this.filtered, this.casing, have_answers=this.have_answers)
+            show_report(this.filtered, have_answers=this.have_answers)
             this.write()
     max_attempts = config.paraphrases.max_attempts
     end_if_short(this.stem, config.paraphrases.num_paraphrases, max_attempts=max_attempts)
@@ -52,23 +51,16 @@ def make(config: ParaphraseRunConfig) -> Path:
 def check(config: ParaphraseCheckConfig) -> Path:
     """Look through a file's own paraphrases. Returns the path of the report without its suffix."""
     checked = check_paraphrases(config)
-    show_report(checked.filtered, checked.casing, have_answers=checked.have_answers)
+    show_report(checked.filtered, have_answers=checked.have_answers)
     stem = checked.write()
     if config.drop:
         end_if_short(stem, config.num_paraphrases, max_attempts=None)
     return stem
 
 
-def show_report(
-    filtered: Sequence[Filtered], casing: Mapping[str, float] | None, *, have_answers: bool
-) -> None:
+def show_report(filtered: Sequence[Filtered], *, have_answers: bool) -> None:
     """The quality filter's report, on stdout."""
     print("\n".join(report_lines(filtered, have_answers=have_answers)))
-    if casing is None:
-        say(
-            "lost names: known by their capitals alone, so questions in lower case were not looked "
-            "through; pip install spacy-lookups-data brings the table of words that can"
-        )
 
 
 def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:

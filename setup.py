@@ -18,6 +18,7 @@ setup(
     package_dir=DEMO,
     package_data={
         "self_ensemble": ["py.typed"],
+        "self_ensemble.paraphrasing": ["english_words.txt.gz"],
         "self_ensemble.demo": ["questions.parquet", "choices.parquet", "few_shot.jsonl"],
         "self_ensemble.demo.model": ["*.json", "*.safetensors"],
     },

@@ -98,8 +98,8 @@ FILES = [
     (
         "`paraphrases_report.csv` beside it",
         "paraphrase.py",
-        "a row a paraphrase in which the quality filter found something: `uuid`, `paraphrase`, "
-        "`reasons`",
+        "a row a rejection of the quality filter: `uuid`, `paraphrase`, `check`, `what` word or "
+        "text failed, `value` held against a threshold",
     ),
     ("`paraphrases.json` beside it", "paraphrase.py", "the manifest"),
     (
@@ -108,9 +108,9 @@ FILES = [
         "the same three elsewhere",
     ),
     (
-        "`data/<file>/check_report.csv`",
-        "paraphrase.py `--check FILE`",
-        "the report on a file's own paraphrases",
+        "`data/<file>/<file>.<ending>-<hash of its path>[-<model>]_report.csv`",
+        "paraphrase.py `--check FILE`, also with `--model`",
+        "the report on a file's own paraphrases, columns as above",
     ),
     ("the FILE of `--plot`", "score.py", "a picture: .png, .svg or .pdf"),
     ("the FILE of `--html`", "score.py", "one page that loads nothing"),
@@ -219,7 +219,7 @@ PARAPHRASE_IDENTITY = {
     "max_new_tokens": "the token limit",
     "drop": "whether the quality filter takes out what it finds",
     "max_attempts": "how often a paraphrase is drawn at most",
-    "names": "how the quality filter knows names: by capitals, or also by a table of words",
+    "quality_filter": "the version of the quality filter: what it rejects is drawn again",
     "dtype": "number format of the weights",
 }
 

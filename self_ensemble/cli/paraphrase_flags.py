@@ -29,11 +29,13 @@ from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRun
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
 
+# What --check has a use for with --model alone.
+JUDGE_FLAGS = ("revision", "device", "dtype", "attention", "batch_size")
 # What --check has no use for.
 SAMPLING_FLAGS = (
     *("dataset", "data_dir", *HUB_OPTIONS),
-    *("model", "revision", "device", "dtype", "attention", "chat_template"),
-    *("temperature", "top_p", "seed", "max_new_tokens", "batch_size", "max_attempts"),
+    "chat_template",
+    *("temperature", "top_p", "seed", "max_new_tokens", "max_attempts"),
     *("workers", "ray_address", "gpus_per_worker", "verbose"),
 )
 
@@ -58,7 +60,8 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--check",
         metavar="FILE",
-        help="look through the paraphrases of this file instead; no model is loaded",
+        help="look through the paraphrases of this file instead; with --model that model judges "
+        "them as well, else none is loaded",
     )
 
     quality = parser.add_argument_group("paraphrases")
@@ -148,8 +151,9 @@ def parse_paraphrase_args(
     parser: Parser, argv: Sequence[str] | None
 ) -> ParaphraseRunConfig | ParaphraseCheckConfig:
     """The command line of `add_paraphrase_arguments`, checked."""
-    told = ("num_paraphrases", "output_dir", *SAMPLING_FLAGS)
+    told = ("num_paraphrases", "output_dir", "model", *JUDGE_FLAGS, *SAMPLING_FLAGS)
     args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))  # None: not given
+    judged = args.model is not None
     if args.check is not None:
         _check_flags_of_check(parser, args)
         if args.num_paraphrases is None:
@@ -165,13 +169,16 @@ def parse_paraphrase_args(
     check_dataset_arguments(parser, args, name=args.check or args.dataset)
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
         parser.error(f"--output: {args.output} is the file that the questions are read from")
-    return _run_config(args) if args.check is None else _check_config(args)
+    return _run_config(args) if args.check is None else _check_config(args, judged=judged)
 
 
 def _check_flags_of_check(parser: Parser, args: argparse.Namespace) -> None:
     for name in SAMPLING_FLAGS:
         if getattr(args, name) is not None:
             parser.error(f"--{name}: --check draws nothing and does not use it")
+    for name in JUDGE_FLAGS:
+        if getattr(args, name) is not None and args.model is None:
+            parser.error(f"--{name}: --check loads no model without --model")
     if args.check in dataset_names():
         parser.error(f"--check: {args.check} names a dataset; give the path of a file")
     if args.drop and args.output is None:
@@ -213,13 +220,16 @@ def _run_config(args: argparse.Namespace) -> ParaphraseRunConfig:
     )
 
 
-def _check_config(args: argparse.Namespace) -> ParaphraseCheckConfig:
+def _check_config(args: argparse.Namespace, *, judged: bool) -> ParaphraseCheckConfig:
+    """judged: whether a model was named."""
     return ParaphraseCheckConfig(
         file=args.check,
         columns=columns_config(args),
         max_samples=args.max_samples,
         drop=args.drop,
         num_paraphrases=args.num_paraphrases,
+        model=model_config(args, None) if judged else None,
+        batch_size=args.batch_size if judged else None,
         output_dir=args.output_dir,
         output=args.output,
         overwrite=args.overwrite,

@@ -137,13 +137,15 @@ class ParaphraseRunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParaphraseCheckConfig:
-    """A look through the paraphrases of a file; no model is loaded.
+    """A look through the paraphrases of a file.
 
     file: whose paraphrases.
     columns: how they are read.
     max_samples: of the first so many questions; None: all.
     drop: write a file of those that pass.
     num_paraphrases: with ``drop``, how many of each question must be left.
+    model: whose judgement is looked at as well; None: no model is loaded.
+    batch_size: of the paraphrases that it is given at a time; None: as many as fit.
     output_dir: where the report goes.
     output: with ``drop``, the file.
     overwrite: replace files that are there.
@@ -154,6 +156,8 @@ class ParaphraseCheckConfig:
     max_samples: int | None = None
     drop: bool = False
     num_paraphrases: int = 1
+    model: ModelConfig | None = None
+    batch_size: int | None = None
     output_dir: Path = DATA_ROOT
     output: Path | None = None
     overwrite: bool = False

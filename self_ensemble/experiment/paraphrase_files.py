@@ -12,7 +12,7 @@ from typing import Any
 from self_ensemble.data import Record
 from self_ensemble.data.names import PARAPHRASE_FILE
 from self_ensemble.data.result_files import manifest_bytes, result_file, safe_name
-from self_ensemble.paraphrasing.quality_filter import report_csv
+from self_ensemble.paraphrasing.report import Filtered, report_csv
 from self_ensemble.system.errors import UserError
 from self_ensemble.system.replacing import replace_files
 
@@ -20,8 +20,6 @@ SUFFIXES = (".jsonl", "_report.csv", ".json")
 
 # The question's record, its wording, its paraphrases.
 Row = tuple[Record, str | None, list[str]]
-# uuid, text, and the reasons to reject it.
-Filtered = tuple[str, str, Sequence[str]]
 
 
 def output_stem(output: Path | None, folder: Path, dataset_name: str, model_name: str) -> Path:

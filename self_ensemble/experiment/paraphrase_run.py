@@ -24,7 +24,6 @@ from self_ensemble.experiment.config import ParaphraseRunConfig
 from self_ensemble.experiment.entries import Entries
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.experiment.paraphrase_files import (
-    Filtered,
     output_stem,
     refuse_foreign,
     too_few,
@@ -33,7 +32,8 @@ from self_ensemble.experiment.paraphrase_files import (
 from self_ensemble.experiment.resumable import ResumableRun
 from self_ensemble.paraphrasing.candidates import Candidates
 from self_ensemble.paraphrasing.prompts import plain_templates
-from self_ensemble.paraphrasing.quality_filter import casing_file, load_casing
+from self_ensemble.paraphrasing.quality_filter import FILTER_VERSION
+from self_ensemble.paraphrasing.report import Filtered
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
 
@@ -132,7 +132,6 @@ class ParaphraseRun(ResumableRun):
 
     def load(self, engine: AnyEngine) -> None:
         """The model is there: see `begin`."""
-        self.casing = load_casing()
         from self_ensemble.attention.fusion import Fusion
 
         computes = engine.environment(Fusion(), asked=self.config.model.attention)
@@ -169,7 +168,7 @@ class ParaphraseRun(ResumableRun):
                 )
                 sampled = self._sample(name, request)
                 for (place, _), (text, truncated) in zip(wanted, sampled, strict=True):
-                    group[place].add(text, truncated=truncated, casing=self.casing)
+                    group[place].add(text, truncated=truncated)
 
     def _missing(self, candidates: Candidates) -> int:
         config = self.config.paraphrases
@@ -217,7 +216,7 @@ class ParaphraseRun(ResumableRun):
 
     @property
     def filtered(self) -> list[Filtered]:
-        """All candidates: uuid, text, and the reasons to reject it."""
+        """All candidates: uuid, text, and what is wrong with it."""
         return [
             (each.record.uuid, text, rejected)
             for each in self.candidates
@@ -279,6 +278,6 @@ def _identity(
         "max_new_tokens": asked.generation.max_new_tokens,
         "drop": asked.drop,
         "max_attempts": asked.max_attempts if asked.drop else 1,
-        "names": "capitals" if casing_file() is None else "capitals and a table of words",
+        "quality_filter": FILTER_VERSION,
         "dtype": str(source.dtype).removeprefix("torch."),
     }

@@ -55,7 +55,7 @@ def announces(text: str, question: str) -> bool:
 
 
 def quotes_question(said: Sequence[str], asked: Sequence[str]) -> bool:
-    """Whether the question stands inside a longer text. Both as `quality_filter.key` gives them."""
+    """Whether the question stands inside a longer text. Both as `words.key` gives them."""
     return len(said) > len(asked) >= SHORTEST_INSIDE and contains_run(said, asked)
 
 
@@ -63,7 +63,7 @@ def refuses(said: Sequence[str], asked: Sequence[str]) -> bool:
     """Whether the text opens with an apology or with what its writer cannot do.
 
     Args:
-        said, asked: the text and the question, as `quality_filter.words` gives them.
+        said, asked: the text and the question, as `words.words` gives them.
     """
     found = REFUSAL.match(" ".join(said))
     return found is not None and not contains_run(asked, tuple(found[0].split()))

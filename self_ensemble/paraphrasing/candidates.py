@@ -1,30 +1,23 @@
-"""What a model wrote for a question so far, each text with the reasons to reject it."""
+"""What a model wrote for a question so far, each text with what is wrong with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from self_ensemble.data import Record
 from self_ensemble.data.records import original_wording
-from self_ensemble.paraphrasing.prompts import PROMPTS
-from self_ensemble.paraphrasing.words import MASK, key
-
-# Of the prompts' own demonstrations: a candidate that repeats one is no paraphrase.
-DEMONSTRATION_KEYS = frozenset(
-    key(text)
-    for _, demonstrations in PROMPTS.values()
-    for shot in demonstrations
-    for text in (shot.question, shot.answer)
-)
+from self_ensemble.paraphrasing.prompts import ECHOES
+from self_ensemble.paraphrasing.quality_filter import rejections
+from self_ensemble.paraphrasing.rejections import Judgement, Rejection
+from self_ensemble.paraphrasing.words import MASK
 
 
 @dataclass
 class Candidates:
-    """A question and what was sampled for it: texts, each with its rejection reasons."""
+    """A question and what was sampled for it: texts, each with its rejections."""
 
     record: Record
-    texts: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    texts: list[tuple[str, tuple[Rejection, ...]]] = field(default_factory=list)
 
     @property
     def question(self) -> str:
@@ -36,19 +29,19 @@ class Candidates:
         """Which of `PROMPTS` it goes into."""
         return "sentences" if MASK in self.question else "questions"
 
-    def add(self, text: str, *, truncated: bool, casing: Mapping[str, float] | None) -> None:
+    def add(self, text: str, *, truncated: bool, judgement: Judgement | None = None) -> None:
         """Puts a sampled text through the quality filter.
 
-        truncated: it ended at the token limit. casing: from `quality_filter.load_casing`.
+        truncated: it ended at the token limit. judgement: what a model says of it, see `judge`.
         """
-        rejected = rejection_reasons(
+        rejected = rejections(
             text,
             question=self.question,
             answers=self.record.answers,
-            casing=casing,
             earlier=self.texts,
-            echoes=DEMONSTRATION_KEYS - {key(self.question)},
+            echoes=ECHOES,
             truncated=truncated,
+            judgement=judgement,
         )
         self.texts.append((text, rejected))
 

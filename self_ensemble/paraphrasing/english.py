@@ -9,7 +9,7 @@ everywhere.
 """
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -19,10 +19,13 @@ WORDS_FILE = Path(__file__).with_name("english_words.txt.gz")
 
 # The list's words with these endings are words as well; what stands for the ending.
 INFLECTIONS = (
-    *(("s", ""), ("es", ""), ("ies", "y"), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e")),
+    *(("ies", "y"), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e")),
     *(("ly", ""), ("er", ""), ("er", "e"), ("ness", "")),
 )
-SHORTEST_INFLECTED = 4
+PLURALS = (("s", ""), ("es", ""))
+SHORTEST_STEM = 3
+# Paris and Jones are no plurals; zoologists is.
+SHORTEST_SINGULAR = 6
 SHORTEST_PART = 4  # of a word made of two: statehouse
 LAST_ORDER = 16  # of the list's rarest words
 
@@ -43,7 +46,11 @@ def english_words() -> Mapping[str, int]:
 @lru_cache(maxsize=1 << 16)
 def is_common(word: str) -> bool:
     """Whether a word, as `words.words` spells it, is mostly written without a capital."""
-    return word in COMMON_WORDS or _is_inflected(word, listed_words())
+    listed = listed_words()
+    if word in COMMON_WORDS or _is_inflected(word, listed, INFLECTIONS):
+        return True
+    singular = word.removesuffix("s")
+    return singular != word and len(singular) >= SHORTEST_SINGULAR and singular in listed
 
 
 @lru_cache(maxsize=1 << 16)
@@ -52,20 +59,19 @@ def is_english(word: str) -> bool:
 
     All that `is_common` holds, and more: what is both a word and a name, such as king or newcastle.
     """
-    listed = english_words()
-    if word in COMMON_WORDS or _is_inflected(word, listed):
+    listed, endings = english_words(), INFLECTIONS + PLURALS
+    if word in COMMON_WORDS or _is_inflected(word, listed, endings):
         return True
     cuts = range(SHORTEST_PART, len(word) - SHORTEST_PART + 1)
-    return any(word[:at] in listed and _is_inflected(word[at:], listed) for at in cuts)
+    return any(word[:at] in listed and _is_inflected(word[at:], listed, endings) for at in cuts)
 
 
-def _is_inflected(word: str, listed: Mapping[str, int]) -> bool:
-    return word in listed or (
-        len(word) >= SHORTEST_INFLECTED
-        and any(
-            word.endswith(ending) and word.removesuffix(ending) + stem in listed
-            for ending, stem in INFLECTIONS
-        )
+def _is_inflected(word: str, listed: Mapping[str, int], endings: Iterable[tuple[str, str]]) -> bool:
+    return word in listed or any(
+        word.endswith(ending)
+        and len(word) - len(ending) >= SHORTEST_STEM
+        and word.removesuffix(ending) + stem in listed
+        for ending, stem in endings
     )
 
 

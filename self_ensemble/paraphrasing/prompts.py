@@ -6,6 +6,7 @@ without capitals, so is its paraphrase.
 """
 
 from self_ensemble.data import FewShot, PromptTemplate, prompt_template
+from self_ensemble.paraphrasing.words import key
 
 QUESTION_INSTRUCTION = (
     "Ask the same question in other words. Keep its meaning and every name and number in it, "
@@ -74,6 +75,24 @@ PROMPTS = {
     "questions": (QUESTION_INSTRUCTION, QUESTION_EXAMPLES),
     "sentences": (SENTENCE_INSTRUCTION, SENTENCE_EXAMPLES),
 }
+
+
+# What the demonstrations speak of: a candidate that says so, and whose question does not, repeats
+# them.
+ECHOED_NAMES = ("Dancing Queen", "Johan Cruyff", "Sistine Chapel", "Marie Curie", "Frida Kahlo")
+
+
+def _echoes() -> frozenset[tuple[str, ...]]:
+    said = [
+        text
+        for _, demonstrations in PROMPTS.values()
+        for shot in demonstrations
+        for text in (shot.question, shot.answer)
+    ]
+    return frozenset(map(key, (*said, *ECHOED_NAMES)))
+
+
+ECHOES = _echoes()
 
 
 def plain_templates() -> dict[str, PromptTemplate]:

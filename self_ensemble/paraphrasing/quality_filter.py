@@ -11,8 +11,8 @@ says which check failed, by which word, and at which value. A paraphrase passes 
 | too_long | has more than three times the question's words and ten more |
 | repeats | says a word three times running, or one run of four words twice |
 | echo | has a marker of the prompt (`Q:`, `Answer:`, `<|...|>`), a colon at its end or an
-announcement (`Sure!`, `1.`, `Another way:`), which the question has not; holds the whole question;
-or is one of the prompt's examples |
+announcement (`Sure!`, `1.`, `Another way:`), which the question has not; holds the whole question,
+one of the prompt's demonstrations, or a name of them (`prompts.ECHOES`) |
 | refused | opens with an apology, or with what its writer cannot do, as the question does not |
 | copy_of_question | is the question but for case, punctuation, articles, spaces, accents |
 | copy_of_another | is, in the same way, an earlier paraphrase in which nothing more is wrong |
@@ -47,7 +47,7 @@ from self_ensemble.paraphrasing.question_form import (
     lost_form,
     swapped_roles,
 )
-from self_ensemble.paraphrasing.rejections import Rejection
+from self_ensemble.paraphrasing.rejections import Judgement, Rejection
 from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, key, words
 
 CHECKS = (
@@ -72,6 +72,9 @@ CHECKS = (
     "swapped_roles",
 )
 
+# Of the checks and their thresholds: what another one rejects was drawn again otherwise.
+FILTER_VERSION = 2
+
 LENGTH_FACTOR, LENGTH_SLACK = 3, 10  # words
 REPEATED_WORDS, REPEATED_RUN = 3, 4
 # Of the weight of the question's content words, see `names.kept_weight`.
@@ -95,6 +98,7 @@ def rejections(
     echoes: Collection[tuple[str, ...]] = (),
     truncated: bool = False,
     masks: Collection[int] | None = None,
+    judgement: Judgement | None = None,
 ) -> tuple[Rejection, ...]:
     """What is wrong with a paraphrase, in the order of CHECKS; nothing where it passes.
 
@@ -103,9 +107,10 @@ def rejections(
         question: what it is to mean.
         answers: what counts as right; without any, no leaked answer is found.
         earlier: the paraphrases before it, each with its rejections.
-        echoes: the keys of the prompt's own examples.
+        echoes: runs of words, as `words.key` gives them, of the prompt that asked for it.
         truncated: whether it ended at the token limit.
         masks: how many `[MASK]` it may have; None: as many as the question.
+        judgement: what a model says of it, see `judge`; None where no model was asked.
     """
     if not words(paraphrase):
         return (Rejection("empty"),)
@@ -141,7 +146,7 @@ def _of_its_text(
     if (again := repeats(said)) and not repeats(asked):
         yield Rejection("repeats", again)
     if (
-        key(paraphrase) in echoes
+        _echoes(paraphrase, question, echoes)
         or (_shows_prompt(paraphrase) and not _shows_prompt(question))
         or announces(paraphrase, question)
         or quotes_question(key(paraphrase), key(question))
@@ -186,6 +191,8 @@ def verdicts(
     *,
     question: str | None,
     answers: Sequence[str],
+    echoes: Collection[tuple[str, ...]] = (),
+    judgements: Sequence[Judgement | None] = (),
 ) -> list[tuple[Rejection, ...]]:
     """The `rejections` of each paraphrase of a question, in the order given.
 
@@ -202,12 +209,19 @@ def verdicts(
             question=paraphrases[0] if question is None else question,
             answers=answers,
             earlier=list(zip(paraphrases, found, strict=False)),
+            echoes=echoes,
+            judgement=judgements[at] if judgements else None,
             masks=(0, 1) if count == 0 else (0, count) if asks else (count,),
         )
         if question is None and at == 0:
             wrong = tuple(each for each in wrong if each.check != "copy_of_question")
         found.append(wrong)
     return found
+
+
+def _echoes(paraphrase: str, question: str, echoes: Collection[tuple[str, ...]]) -> bool:
+    said, asked = key(paraphrase), key(question)
+    return any(contains_run(said, run) and not contains_run(asked, run) for run in echoes)
 
 
 def _shows_prompt(text: str) -> bool:

@@ -5,9 +5,10 @@ English only. A text with `[MASK]` is a sentence with a gap, whose form is not l
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from self_ensemble.paraphrasing.same_words import stem
-from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, words
+from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, word_set, words
 
 # Interrogatives, and what they ask for where they say.
 ASKED_FOR = {
@@ -17,19 +18,19 @@ ASKED_FOR = {
     **dict.fromkeys(("why", "whys"), "a reason"),
     **dict.fromkeys(("what", "which", "whose", "how", "whats", "hows"), ""),  # by what follows
 }
-IMPERATIVES = frozenset(
-    "name list tell give say describe identify state explain find specify mention show".split()
-)
-AUXILIARIES = frozenset(
-    """
+IMPERATIVES = word_set("""
+    name list tell give say describe identify state explain find specify mention show
+""")
+AUXILIARIES = word_set("""
     is are was were do does did has have had can could will would should may might am shall
     isnt arent wasnt werent dont doesnt didnt hasnt havent hadnt cant couldnt wont wouldnt
-    """.split()
-)
-PREPOSITIONS = frozenset(
-    "in on at by for from of to with during under after before about into through and so".split()
-)
-NEGATIONS = frozenset("not never no none without cannot nor neither nobody nothing nowhere".split())
+""")
+PREPOSITIONS = word_set("""
+    in on at by for from of to with during under after before about into through and so
+""")
+NEGATIONS = word_set("""
+    not never no none without cannot nor neither nobody nothing nowhere
+""")
 NEGATED = frozenset(word for word in COMMON_WORDS if word.endswith("nt") and word != "want")
 # `none other than` denies nothing.
 NO_NEGATION = re.compile(r"\b(?:none other|not only|without (?:exception|doubt|a doubt))\b", re.I)
@@ -46,7 +47,7 @@ FORM_WORDS = (
     | IMPERATIVES
     | AUXILIARIES
     | PREPOSITIONS
-    | frozenset("called kind type sort names please".split())
+    | word_set("called kind type sort names please")
 )
 
 
@@ -131,7 +132,7 @@ def _subject_verb(said: Sequence[str]) -> str:
 
 def _object_verbs(said: Sequence[str]) -> Sequence[str]:
     """What may be the verb of `who did ... kill ...`."""
-    for at, (word, behind) in enumerate(zip(said, said[1:], strict=False)):
+    for at, (word, behind) in enumerate(pairwise(said)):
         if word in ("who", "whom") and behind in ("did", "does", "do"):
-            return said[at + 3 :]
+            return () if said[at + 2 : at + 3] == ("not",) else said[at + 3 :]
     return ()

@@ -22,45 +22,48 @@ ENDINGS = (
 )
 SHORTEST_STEM = 3
 
-CARDINALS = "zero one two three four five six seven eight nine ten eleven twelve".split()
-ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+CARDINALS = "zero one two three four five six seven eight nine ten eleven twelve"
+ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth"
 # Not those of one letter: `i` is a word.
 ROMAN = {"ii": "2", "iii": "3", "iv": "4", "vi": "6", "vii": "7", "viii": "8", "ix": "9"}
 NUMBERS = {
-    **{word: str(number) for number, word in enumerate(CARDINALS)},
-    **{word: str(number) for number, word in enumerate(ORDINALS, 1)},
+    **{word: str(number) for number, word in enumerate(CARDINALS.split())},
+    **{word: str(number) for number, word in enumerate(ORDINALS.split(), 1)},
     **ROMAN,
     **{f"{number}th": str(number) for number in range(4, 31)},
-    **{"1st": "1", "2nd": "2", "3rd": "3", "21st": "21", "22nd": "22", "23rd": "23"},
+    "1st": "1",
+    "2nd": "2",
+    "3rd": "3",
+    "21st": "21",
+    "22nd": "22",
+    "23rd": "23",
 }
 
 LONGEST_INITIALS = 5
 UNINITIALLED = frozenset(("of", "the", "and", "for", "in"))
+# A stem, and forms of it that endings do not tell.
+IRREGULAR_FORMS = """
+    child children
+    person people
+    man men
+    woman women
+    write wrote written
+    speak spoke spoken
+    sing sang sung song
+    win won winner
+    fight fought
+    make made
+    lead led
+    found founded
+    die died death dead
+    locat located location
+    nation nations
+    country countries
+"""
 IRREGULAR = {
-    "children": "child",
-    "people": "person",
-    "men": "man",
-    "women": "woman",
-    "wrote": "write",
-    "written": "write",
-    "spoke": "speak",
-    "spoken": "speak",
-    "sang": "sing",
-    "sung": "sing",
-    "song": "sing",
-    "won": "win",
-    "winner": "win",
-    "fought": "fight",
-    "made": "make",
-    "led": "lead",
-    "founded": "found",
-    "died": "die",
-    "death": "die",
-    "dead": "die",
-    "located": "locat",
-    "location": "locat",
-    "nations": "nation",
-    "countries": "country",
+    form: forms[0]
+    for forms in map(str.split, IRREGULAR_FORMS.strip().splitlines())
+    for form in forms[1:]
 }
 
 

@@ -8,24 +8,25 @@ from functools import lru_cache
 MASK = "[MASK]"
 ARTICLES = frozenset(("a", "an", "the"))
 
+
+def word_set(text: str) -> frozenset[str]:
+    """The words between the spaces of a text."""
+    return frozenset(text.split())
+
+
 # Words that open a sentence or bind one together, and are no names however they are written.
-COMMON_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        a about after all also am an and any are arent as at be been before being between both
-        but by can cant could couldnt d did didnt do does doesnt dont during each either every
-        few find for from give had hadnt has hasnt have havent he her here him his how hows i
-        id if im in into is isnt it its itself ive let list ll m many may me might more most
-        much must my name near neither no not now of off often on once one only or other our
-        out over per please re s say several shall she should since so some such t tell than
-        that the their them then there these they theyre this those through to under until up
-        upon us ve was wasnt we were werent what whats when whens where wheres whether which
-        while who whom whos whose why will with within without wont would wouldnt you your
-        youre
-        """,
-    )
-)
+COMMON_WORDS = word_set("""
+    a about after all also am an and any are arent as at be been before being between both
+    but by can cant could couldnt d did didnt do does doesnt dont during each either every
+    few find for from give had hadnt has hasnt have havent he her here him his how hows i
+    id if im in into is isnt it its itself ive let list ll m many may me might more most
+    much must my name near neither no not now of off often on once one only or other our
+    out over per please re s say several shall she should since so some such t tell than
+    that the their them then there these they theyre this those through to under until up
+    upon us ve was wasnt we were werent what whats when whens where wheres whether which
+    while who whom whos whose why will with within without wont would wouldnt you your
+    youre
+""")
 
 # Scripts that are written without spaces: every character counts as a word.
 UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -60,9 +61,7 @@ def key(text: str) -> tuple[str, ...]:
 
     In front of a gap an article stays: `a [MASK]` and `an [MASK]` are not filled alike.
     """
-    return tuple(
-        word for word in words(GAP_ARTICLE.sub(r"\1mask", text)) if word not in ARTICLES
-    )
+    return tuple(word for word in words(GAP_ARTICLE.sub(r"\1mask", text)) if word not in ARTICLES)
 
 
 def has_digit(word: str) -> bool:

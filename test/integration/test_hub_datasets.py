@@ -33,8 +33,8 @@ from self_ensemble.data.datasets.webqa import INSTRUCTION as WEBQA_INSTRUCTION
 from self_ensemble.data.datasets.webqa import WebQADataset
 from self_ensemble.data.hub_tables import draw_examples
 from self_ensemble.data.result_files import read_manifest, read_results
-from self_ensemble.experiment import paraphrase_run
 from self_ensemble.paraphrasing import candidates
+from self_ensemble.paraphrasing.rejections import Rejection
 
 TEST = [
     {"url": "http://a/b", "question": "who rules peru?", "answers": ["Nobody", "Somebody"]},
@@ -227,8 +227,7 @@ def test_no_paraphrases_yet(webqa, here):
 
 def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch):
     """Questions of which all was dropped, and such that were not asked yet, by the file's flags."""
-    monkeypatch.setattr(paraphrase_run, "load_casing", lambda: {"Peru": -1.0})
-    monkeypatch.setattr(candidates, "rejection_reasons", lambda text, **_: ("empty",))
+    monkeypatch.setattr(candidates, "rejections", lambda text, **_: (Rejection("empty"),))
     source = WebQADataset(data_dir=webqa, paraphrase_model="demo")
     given = ["--dataset", "webqa", "--data_dir", webqa, "--num_paraphrases", 1, "--seed", 2]
     given += ["--max_new_tokens", 2, "--drop", "--max_attempts", 1, "--max_samples", 1]
@@ -242,7 +241,7 @@ def test_the_command_for_more_paraphrases_works(webqa, here, capsys, monkeypatch
     assert "no paraphrase left of 1 of 1 questions: 'who rules peru?' (--fewer" in sentence
     argv = given_command(sentence)
     assert argv[-5:] == ["--max_attempts", "2", "--max_samples", "1", "--overwrite"]
-    monkeypatch.setattr(candidates, "rejection_reasons", lambda text, **_: ())
+    monkeypatch.setattr(candidates, "rejections", lambda text, **_: ())
     assert run_script(paraphrase, *argv) == 0
     identity = read_manifest(here / "data/webqa/demo/paraphrases")["identity"]
     assert identity["max_attempts"] == 2 and identity["sampling"]["seed"] == 2

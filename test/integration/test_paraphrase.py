@@ -4,10 +4,12 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,6 @@ from self_ensemble.attention.patching import FlexAttentionWrapper
 from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.data import DatasetOptions, Record, load_dataset, prompt_template
 from self_ensemble.data.result_files import read_manifest
-from self_ensemble.experiment import check_paraphrases, paraphrase_run
 from self_ensemble.experiment.config import ParaphraseRunConfig, PromptConfig, QuestionConfig
 from self_ensemble.experiment.journal import Journal
 from self_ensemble.experiment.questions import read_questions
@@ -35,6 +36,7 @@ from self_ensemble.generation.stopping import NeverStop
 from self_ensemble.generation.streams import logit_streams
 from self_ensemble.paraphrasing import candidates, prompts, quality_filter
 from self_ensemble.paraphrasing.candidates import Candidates
+from self_ensemble.paraphrasing.rejections import Rejection
 from self_ensemble.system.bundled import DEMO_MODEL
 from self_ensemble.system.lock import held
 
@@ -63,13 +65,6 @@ def one_filling():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "FILLINGS", 1)
         yield
-
-
-@pytest.fixture(autouse=True)
-def small_table(monkeypatch):
-    """The real table of words takes seconds to read."""
-    for module in (paraphrase_run, check_paraphrases):
-        monkeypatch.setattr(module, "load_casing", lambda: {"Faust": -1.0})
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +287,7 @@ def test_questions_without_answers_and_choices_that_are_kept(questions, plain, t
     assert drawn(stem) == drawn(plain)
     assert not any("answers" in row for row in lines(stem))
     out = capsys.readouterr().out
-    assert "answer_leaked           -       -  not looked for: the questions have no" in out
+    assert "answer_leaked             -       -  not looked for: the questions have no" in out
     records = load_dataset(f"{stem}.jsonl").records
     assert records[0].choices == ("Lima", "Cusco") and records[0].answers == ()
     assert [r.choices for r in records[1:]] == [()] * 5
@@ -314,9 +309,9 @@ def test_a_file_in_which_questions_have_fewer_is_asked_from(tmp_path, monkeypatc
     """What --drop left of some questions, end to end: as it is, and without those questions."""
 
     def reasons(text, *, question, earlier, **_):
-        return ("empty",) if "Peru?" in question or len(earlier) > len(question) % 3 else ()
+        return EMPTY if "Peru?" in question or len(earlier) > len(question) % 3 else ()
 
-    monkeypatch.setattr(candidates, "rejection_reasons", reasons)
+    monkeypatch.setattr(candidates, "rejections", reasons)
     file, out = write_jsonl(tmp_path / "own.jsonl", QUESTIONS), tmp_path / "left.jsonl"
     argv = arguments(file, tmp_path, "--output", out, "--drop", "--max_attempts", 1)
     assert run_script(paraphrase, *argv) == paraphrase.SHORT_STATUS
@@ -394,14 +389,10 @@ def test_a_journal_of_other_draws_is_not_taken(questions, tmp_path, monkeypatch,
     argv = arguments(questions, tmp_path, "--drop", "--max_attempts", 2)
     with monkeypatch.context() as patch:
         stop_after(patch, 5, RuntimeError)
-        patch.setattr(
-            candidates, "rejection_reasons", lambda text, **_: ("empty",) if "a" in text else ()
-        )
+        patch.setattr(candidates, "rejections", lambda text, **_: EMPTY if "a" in text else ())
         with pytest.raises(RuntimeError):
             run_script(paraphrase, *argv)
-    monkeypatch.setattr(
-        candidates, "rejection_reasons", lambda text, **_: () if "a" in text else ("empty",)
-    )
+    monkeypatch.setattr(candidates, "rejections", lambda text, **_: () if "a" in text else EMPTY)
     assert run_script(paraphrase, *argv) == 2
     assert "does not fit what is to be drawn" in capsys.readouterr().err
 
@@ -421,7 +412,6 @@ def deadly(self, name, *args):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Journal.add = deadly
-paraphrase_run.load_casing = lambda: {"Faust": -1.0}
 paraphrase.main(paraphrase.parse_args())
 """
 
@@ -488,13 +478,16 @@ def test_a_file_of_the_users_is_not_replaced(questions, tmp_path, capsys, monkey
 # ---- the quality filter ----------------------------------------------------------------------
 
 
+EMPTY = (Rejection("empty"),)
+
+
 def odd_is_wrong(text, **_):
-    return ("empty",) if len(text) % 2 else ()
+    return EMPTY if len(text) % 2 else ()
 
 
 def test_what_is_dropped_is_drawn_again(questions, tmp_path, monkeypatch, capsys):
     """With --drop the file holds the first of the draws that pass, in the order of attempts."""
-    monkeypatch.setattr(candidates, "rejection_reasons", odd_is_wrong)
+    monkeypatch.setattr(candidates, "rejections", odd_is_wrong)
     attempts = 3
     every = drawn(made(questions, tmp_path / "all", "--num_paraphrases", NUM * attempts))
     capsys.readouterr()
@@ -526,27 +519,27 @@ def test_what_is_dropped_is_drawn_again(questions, tmp_path, monkeypatch, capsys
 def test_draws_go_through_the_quality_filter(plain):
     """The report says what the filter finds in each of the draws."""
     with open(f"{plain}_report.csv", encoding="utf-8", newline="") as file:
-        told = {
-            (r["uuid"], r["paraphrase"]): json.loads(r["reasons"]) for r in csv.DictReader(file)
-        }
+        told = defaultdict(list)
+        for row in csv.DictReader(file):
+            told[row["uuid"], row["paraphrase"]].append((row["check"], row["what"]))
     flagged = 0
     for row in lines(plain):
         earlier = []
         for said in row["paraphrases"]:
             reported = told.get((row["uuid"], said), [])
-            wrong = quality_filter.rejection_reasons(
+            wrong = quality_filter.rejections(
                 said,
                 question=row["question"],
                 answers=row["answers"],
-                casing={"Faust": -1.0},
                 earlier=earlier,
-                truncated="truncated" in reported,  # which the text does not tell
+                echoes=prompts.ECHOES,
+                truncated=("truncated", "") in reported,  # which the text does not tell
             )
             earlier.append((said, wrong))
-            assert list(wrong) == reported
+            assert [(each.check, each.what) for each in wrong] == reported
             flagged += bool(wrong)
     assert flagged == read_manifest(plain)["flagged"]
-    seen = {reason for wrong in told.values() for reason in wrong}
+    seen = {check for wrong in told.values() for check, _ in wrong}
     assert {"truncated", "lost_mask", "lost_name"} <= seen
 
 
@@ -555,15 +548,17 @@ def test_an_example_of_the_prompt_is_no_paraphrase():
     for question, found in [("Who?", True), (shot.question, False)]:
         asked = Candidates(Record("u", (question,), ("x",)))
         for text in (shot.question, shot.answer):
-            asked.add(text, truncated=False, casing=None)
-        assert ["echo" in wrong for _, wrong in asked.texts] == [found, True]
+            asked.add(text, truncated=False)
+        seen = [{each.check for each in wrong} for _, wrong in asked.texts]
+        assert ["echo" in wrong for wrong in seen] == [found, True]
 
 
 def test_a_draw_that_came_before_is_a_copy():
     asked = Candidates(Record("u", ("Who was it?",), ("x",)))
     for text in ("Who is it?", "who is IT", "Whose is it?"):
-        asked.add(text, truncated=False, casing=None)
-    assert [wrong for _, wrong in asked.texts] == [(), ("copy_of_another",), ()]
+        asked.add(text, truncated=False)
+    copy = Rejection("copy_of_another", "Who is it?")
+    assert [wrong for _, wrong in asked.texts] == [(), (copy,), ()]
     assert asked.paraphrases(drop=True) == ["Who is it?", "Whose is it?"]
     assert asked.paraphrases(drop=False) == ["Who is it?", "who is IT", "Whose is it?"]
 
@@ -586,8 +581,6 @@ def test_check_reports_and_drops_without_a_model(tmp_path):
     script = """
 import sys, paraphrase
 from self_ensemble.cli import parser as cli
-from self_ensemble.experiment import check_paraphrases
-check_paraphrases.load_casing = lambda: None
 status = 0
 try:
     cli.run(paraphrase.main, paraphrase.parse_args(sys.argv[1:]))
@@ -603,12 +596,16 @@ sys.exit(status)
 
     told = check("--output_dir", tmp_path / "data")
     assert told.returncode == 0, told.stderr
-    assert "questions in lower case were not looked through" in told.stderr
-    report = tmp_path / "data/checked/check_report.csv"
-    assert report.read_text().splitlines()[1:] == [
-        '"c0","where is FAUST set","[""copy_of_question""]"',
-        '"c0","Is Faust set in Leipzig?","[""answer_leaked""]"',
-        '"c2","Who?","[""lost_name""]"',
+    [report] = (tmp_path / "data/checked").glob("*")
+    assert re.fullmatch(r"checked\.jsonl-[0-9a-f]{8}_report\.csv", report.name)
+    assert report.read_text().splitlines() == [
+        '"uuid","paraphrase","check","what","value"',
+        '"c0","where is FAUST set","copy_of_question","",""',
+        '"c0","Is Faust set in Leipzig?","answer_leaked","Leipzig",""',
+        '"c0","Is Faust set in Leipzig?","added_name","leipzig",""',
+        '"c0","Is Faust set in Leipzig?","not_a_question","yes or no",""',
+        '"c2","Who?","lost_name","faust",""',
+        '"c2","Who?","lost_words","",0.0',
     ]
     out = tmp_path / "left.jsonl"
     told = check("--drop", "--output", out)

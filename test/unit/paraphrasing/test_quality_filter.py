@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import unicodedata
 
 import pytest
@@ -10,38 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from self_ensemble.paraphrasing import prompts as rewording
-from self_ensemble.paraphrasing import quality_filter
-
-# Log-probabilities as the table of words has them: names more often with a capital.
-CASING = {
-    "Justin": -11.8,
-    "justin": -14.2,
-    "Bieber": -12.0,
-    "bieber": -13.0,
-    "UK": -9.0,
-    "uk": -12.0,
-    "Egypt": -11.9,
-    "egypt": -14.6,
-    "Play": -10.0,
-    "play": -7.5,
-    "Brother": -10.0,
-    "brother": -8.0,
-    "In": -8.0,
-    "in": -4.0,
-    "What": -6.0,
-    "what": -5.0,
-    "Encyclopedias": -15.0,
-    "encyclopedias": -14.0,
-    "list": -7.0,
-    "Paris": -10.0,
-    "paris": -13.0,
-}
+from self_ensemble.paraphrasing import quality_filter, report
+from self_ensemble.paraphrasing.names import added_names, kept_weight, lost_names, names
+from self_ensemble.paraphrasing.rejections import Rejection
+from self_ensemble.paraphrasing.words import key, words
 
 
-def found(paraphrase, question, answers=("Zanzibar",), casing=None, **more):
-    return quality_filter.rejection_reasons(
-        paraphrase, question=question, answers=answers, casing=casing, **more
-    )
+def found(paraphrase, question, answers=("Zanzibar",), **more):
+    """The checks that fail, each once."""
+    wrong = quality_filter.rejections(paraphrase, question=question, answers=answers, **more)
+    return tuple(dict.fromkeys(each.check for each in wrong))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +35,18 @@ def found(paraphrase, question, answers=("Zanzibar",), casing=None, **more):
     ],
 )
 def test_words(text, expected):
-    assert quality_filter.words(text) == tuple(expected.split())
+    assert words(text) == tuple(expected.split())
 
 
-# paraphrase, question → reasons; the answer is Zanzibar
+OF_MEANING = quality_filter.CHECKS[quality_filter.CHECKS.index("lost_name") :]
+
+
+def found_in_text(paraphrase, question, **more):
+    """Without the checks of meaning, which have tests of their own."""
+    return tuple(c for c in found(paraphrase, question, **more) if c not in OF_MEANING)
+
+
+# paraphrase, question → checks; the answer is Zanzibar
 CASES = [
     ("Which islands belong to Tanzania?", "What islands does Tanzania own?", ""),
     ("", "Who?", "empty"),
@@ -97,22 +82,72 @@ CASES = [
     ("[MASK] is called [MASK]", "[MASK] is what it is called.", "lost_mask"),
     ("What is it [MASK]?", "What is called so?", "lost_mask"),
     ("What is called [mask]?", "[MASK] is what it is called.", "lost_mask"),
-    ("who sang for Johansen", "Who sang with Johanna?", "lost_name"),
 ]
 
 
 @pytest.mark.parametrize(("paraphrase", "question", "expected"), CASES)
-def test_reasons(paraphrase, question, expected):
-    assert found(paraphrase, question) == tuple(expected.split())
+def test_checks_of_the_text(paraphrase, question, expected):
+    assert found_in_text(paraphrase, question) == tuple(expected.split())
 
 
-def test_every_reason_has_a_case_and_a_name():
-    seen = {reason for *_, expected in CASES for reason in expected.split()}
+# paraphrase, question → check and what it failed by; the answer is Zanzibar
+MEANINGS = [
+    (
+        "who sang for Johansen",
+        "Who sang with Johanna?",
+        [("lost_name", "johanna"), ("added_name", "johansen")],
+    ),
+    (
+        "who is the king of oman",
+        "who is the king of jordan",
+        [("lost_name", "jordan"), ("added_name", "oman")],
+    ),
+    (
+        "who won in 1991?",
+        "who won the cup in 1990?",
+        [("lost_name", "1990"), ("added_name", "1991")],
+    ),
+    ("what is the smolfin of the cup?", "what does the cup show?", [("added_name", "smolfin")]),
+    ("you get what?", "what are views on health care?", [("lost_words", "")]),
+    ("is peru an island?", "what is peru?", [("not_a_question", "yes or no")]),
+    ("peru is an island.", "what is peru?", [("not_a_question", "a statement")]),
+    ("the land by which peru is ruled.", "what rules peru?", [("not_a_question", "a statement")]),
+    ("could you tell me what peru is?", "what is peru?", []),
+    ("name the king of peru.", "who is the king of peru?", []),
+    ("peru's king is who?", "who is the king of peru?", []),
+    ("by whom is peru led?", "who leads peru?", []),
+    ("In [MASK] is Peru.", "where is Peru?", [("lost_mask", "")]),
+    (
+        "when was peru founded?",
+        "where was peru founded?",
+        [("other_interrogative", "a time, not a place")],
+    ),
+    ("when peru was founded, who led it?", "who led peru when it was founded?", []),
+    ("in which year was peru founded?", "when was peru founded?", []),
+    ("which place is peru's capital?", "where is peru's capital?", []),
+    ("who did not lead peru?", "who led peru?", [("negation", "not")]),
+    ("peru is led by none other than whom?", "who leads peru?", []),
+    ("where was tom raised?", "where was tom buried?", [("contrast", "raised for buried")]),
+    ("where did tom die?", "where was tom born?", [("contrast", "die for born")]),
+    ("what is tom's birthplace?", "where was tom born?", []),
+    ("who did tom kill?", "who killed tom?", [("swapped_roles", "killed")]),
+    ("who killed tom?", "who did tom kill?", [("swapped_roles", "killed")]),
+    ("by whom was tom killed?", "who killed tom?", []),
+]
+
+
+@pytest.mark.parametrize(("paraphrase", "question", "expected"), MEANINGS)
+def test_checks_of_the_meaning_say_by_what(paraphrase, question, expected):
+    wrong = quality_filter.rejections(paraphrase, question=question, answers=["Zanzibar"])
+    assert [(each.check, each.what) for each in wrong] == expected
+
+
+def test_every_check_has_a_case_and_a_name():
+    seen = {check for *_, expected in CASES for check in expected.split()}
+    seen |= {check for *_, expected in MEANINGS for check, _ in expected}
     elsewhere = {"truncated", "refused", "copy_of_another"}
-    assert seen | elsewhere == set(quality_filter.REJECTION_REASONS)
-    assert all(
-        f"| {reason} |" in quality_filter.__doc__ for reason in quality_filter.REJECTION_REASONS
-    )
+    assert seen | elsewhere == set(quality_filter.CHECKS)
+    assert all(f"| {check} |" in quality_filter.__doc__ for check in quality_filter.CHECKS)
 
 
 PERU = "who is the president of peru"
@@ -156,7 +191,7 @@ PERU = "who is the president of peru"
     ],
 )
 def test_announcements_and_refusals(paraphrase, question, expected):
-    assert found(paraphrase, question) == tuple(expected.split())
+    assert found_in_text(paraphrase, question) == tuple(expected.split())
 
 
 @pytest.mark.parametrize(
@@ -169,16 +204,16 @@ def test_announcements_and_refusals(paraphrase, question, expected):
     ],
 )
 def test_a_file_may_mix_questions_and_sentences_with_a_gap(question, paraphrases, lost):
-    found = quality_filter.verdicts(paraphrases, question=question, answers=(), casing=None)
-    assert ["lost_mask" in wrong for wrong in found] == list(map(bool, lost))
+    found = quality_filter.verdicts(paraphrases, question=question, answers=())
+    assert ["lost_mask" in {w.check for w in wrong} for wrong in found] == list(map(bool, lost))
 
 
 def test_truncated_and_several_at_once_in_order():
     assert found("who is it", "Who was that?", truncated=True) == ("truncated",)
-    several = found("A: Zanzibar\nA: Zanzibar", "Is Kim [MASK]?", truncated=True)
+    several = found_in_text("A: Zanzibar\nA: Zanzibar", "Is Kim [MASK]?", truncated=True)
     assert several == (
         *("many_lines", "truncated", "echo"),
-        *("answer_leaked", "lost_mask", "lost_name"),
+        *("answer_leaked", "lost_mask"),
     )
 
 
@@ -219,33 +254,22 @@ def test_leaked_answer(answer, paraphrase, question, leaks):
         ("Paris is a capital.", "paris"),
         ("Encyclopedias list it under Egypt.", "egypt"),
         ("Who lives in [MASK]? Paris does.", "paris"),
+        ("Whenever The Dream is performed, it is by [MASK].", "dream"),
+        ('In the words "sung by", whose name follows in Egypt?', "egypt"),
         # no capitals, or nothing but capitals
         ("what did justin bieber's brother play in the uk?", "justin bieber uk"),
         ("What Did Justin Bieber Play In Egypt?", "justin bieber egypt"),
         ("WHAT DID JUSTIN BIEBER PLAY", "justin bieber"),
         ("what is skyfall", "skyfall"),
+        ("what does the missouri bisect", "missouri"),
+        ("who is the king of jordan", "king jordan"),
+        ("what do zoologists call it in paris", "paris"),
+        ("In English, what is a young dog called?", ""),
         ("日本の首都はどこですか", ""),
     ],
 )
-def test_names_with_a_table_of_words(question, expected):
-    known = dict.fromkeys(["is", "a", "capital", "it", "under", "lives", "sings", "century"], -5.0)
-    assert quality_filter.names(question, CASING | known) == tuple(expected.split())
-
-
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("Adam Clayton is in [MASK].", "adam clayton"),
-        ("Professionally, Joseph Schumpeter was a [MASK].", "joseph schumpeter"),
-        ("Whenever The Dream is performed, it is by [MASK].", "dream"),
-        ("Paris is a capital.", ""),
-        ("Is it like Rome? Cities of its kind are [MASK].", "rome"),
-        ('Who sings "blue moon rising"?', "blue moon rising"),
-        ("what did justin bieber do in 2010?", "2010"),
-    ],
-)
-def test_names_without_the_table(question, expected):
-    assert quality_filter.names(question, None) == tuple(expected.split())
+def test_names(question, expected):
+    assert names(question) == tuple(expected.split())
 
 
 @pytest.mark.parametrize(
@@ -255,6 +279,7 @@ def test_names_without_the_table(question, expected):
         ("Italy", "what do Italians eat", True),
         ("China", "the Chinese wall", True),
         ("Egypt", "egyptian kings", True),
+        ("Iceland", "what do Icelanders eat", True),
         ("Austria", "the flag of Australia", False),
         ("Iran", "the flag of Iraq", False),
         ("Johnson", "Johnston's flag", False),
@@ -263,15 +288,48 @@ def test_names_without_the_table(question, expected):
         ("Bob", "Bobs flag", False),
         ("Kahlo", "Kahlo's flag", True),
         ("Kahlo", "the flag that Kahlo' s", True),
+        ("Jones", "Jones' flag", True),
         ("Spider-Man", "the flag of Spiderman", True),
         ("Spiderman", "the flag of Spider-Man", True),
         ("Kim", "the skimming of it", False),
         ("Kim", "Kim's flag", True),
         ("Beyoncé", "the flag of BEYONCE", True),
+        # short forms
+        ("United States of America", "the flag of the USA", True),
+        ("USA", "the flag of the United States of America", True),
+        ("Lord of the Rings", "the flag in LOTR", True),
+        ("Florida", "the flag of FL", True),
+        ("AZ", "the flag of Arizona", True),
+        ("Indiana", "the flag in it", False),
+        ("Louis II", "the flag of Louis the 2nd", True),
     ],
 )
 def test_kept_name(name, said, kept):
-    assert bool(quality_filter.lost_names(said, f"What is it of {name}?", None)) != kept
+    assert bool(lost_names(said, f"What is it of {name}?")) != kept
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "added"),
+    [
+        ("where do the celtics practice", "where do the Boston Celtics practice", ""),
+        ("where do the celtics practice", "where in Boston do the celtics practice", "boston"),
+        ("who won it in 1990", "who won it in 1990 and 1991", "1991"),
+        ("who won it", "who was the victor of it at the statehouse", ""),
+        ("what is the flag of usa", "what is the flag of the united states of america", ""),
+        ("who won it", "who won the zurzer of it", "zurzer"),
+        ("who plays roxanne", "Who plays Johnny Blaze", "johnny"),
+    ],
+)
+def test_added_name(question, said, added):
+    assert added_names(said, question) == tuple(added.split())
+
+
+def test_rare_words_and_names_weigh_more():
+    question = "what instruments does bieber use"
+    kept = [kept_weight(f"what {word}", question) for word in ("use", "instrument", "bieber")]
+    assert 0 < kept[0] < kept[1] < kept[2] < 1
+    assert kept_weight("bieber uses instruments", question) == 1
+    assert kept_weight("you get what", "what") == 1
 
 
 def test_copies_of_each_other():
@@ -287,11 +345,11 @@ def test_copies_of_each_other():
         ],
         question="Which flag is it?",
         answers=["Zanzibar"],
-        casing=None,
     )
-    copy = ("copy_of_another",)
-    leak = ("answer_leaked",)
-    assert verdicts == [(), ("echo",), (), copy, copy, leak, ("copy_of_another", "answer_leaked")]
+    copy, leak = "copy_of_another", "answer_leaked"
+    in_text = [[w.check for w in wrong if w.check not in OF_MEANING] for wrong in verdicts]
+    assert in_text == [[], ["echo"], [], [copy], [copy], [leak], [copy, leak]]
+    assert verdicts[3][-1].what == "Whose flag is it?"
 
 
 def test_without_a_question_the_first_paraphrase_stands_for_it():
@@ -299,12 +357,10 @@ def test_without_a_question_the_first_paraphrase_stands_for_it():
         ["Zanzibar is in [MASK].", "zanzibar is in [MASK]", "In which land? [MASK]", "In [MASK]."],
         question=None,
         answers=["Tanzania", "Zanzibar"],
-        casing={"Zanzibar": -12.0},
     )
-    assert verdicts == [
-        *((), ("copy_of_question", "copy_of_another")),
-        *(("lost_name",), ("lost_name",)),
-    ]
+    checks = [[each.check for each in wrong] for wrong in verdicts]
+    lost = ["lost_name"]
+    assert checks == [[], ["copy_of_question", "copy_of_another"], lost, lost]
 
 
 SPELLED = st.text(st.sampled_from("abcßéÅ1東ж"), min_size=1, max_size=6)
@@ -323,18 +379,16 @@ def test_a_copy_is_known_however_it_is_written(texts, data):
     gap = st.sampled_from([" ", "  ", ", ", " - ", "\u00a0", "; “"])
     said = "".join(word + data.draw(gap) for word in written)
     original = " ".join(texts)
-    assert quality_filter.key(said) == quality_filter.key(original)
+    assert key(said) == key(original)
     assert "copy_of_question" in found(said, original)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.lists(st.text(max_size=8), max_size=2))
 def test_any_text_is_judged(paraphrase, question, answers):
-    reasons = found(paraphrase, question, answers, CASING)
-    assert list(reasons) == [
-        reason for reason in quality_filter.REJECTION_REASONS if reason in reasons
-    ]
-    assert quality_filter.key(paraphrase) != quality_filter.key(question) or {
+    reasons = found(paraphrase, question, answers)
+    assert list(reasons) == [reason for reason in quality_filter.CHECKS if reason in reasons]
+    assert key(paraphrase) != key(question) or {
         "empty",
         "copy_of_question",
     } & {*reasons}
@@ -350,18 +404,24 @@ def test_the_prompts_own_examples_pass(examples):
 
 
 def test_an_example_of_the_prompt_is_an_echo():
-    echoes = {quality_filter.key("Where is Lima?")}
-    assert found("where is LIMA", "Where is Rome?", echoes=echoes) == ("echo", "lost_name")
+    echoes = {key("Where is Lima?"), key("Dancing Queen")}
+    for text in ("where is LIMA", "who sings 'dancing queen' in rome"):
+        assert found(text, "Where is Rome?", echoes=echoes)[0] == "echo"
+    assert "echo" not in found(
+        "who sings Dancing Queen", "by whom is dancing queen?", echoes=echoes
+    )
+    assert key("dancing queen") in rewording.ECHOES
 
 
 def test_report():
+    lost = (Rejection("lost_name", "x"), Rejection("lost_words", value=0.25))
     filtered = [
         ("u1", "fine", ()),
-        ("u1", 'a "b",\nc' + "d" * 80, ("many_lines", "lost_name")),
-        ("u2", "x" * 80, ("lost_name",)),
+        ("u1", 'a "b",\nc' + "d" * 80, (Rejection("many_lines", value=2), *lost)),
+        ("u2", "x" * 80, lost[:1]),
         ("u3", "y", ()),
     ]
-    lines = quality_filter.report_lines(filtered)
+    lines = report.report_lines(filtered)
     assert max(map(len, lines)) <= 100
     cells = {line.split()[0]: line.split() for line in lines}
     assert cells["lost_name"][1:3] == ["2", "0.5000"]
@@ -369,10 +429,14 @@ def test_report():
     assert cells["many_lines"][3:] == ["'a", '"b",\\nc' + "d" * 43 + "..."]
     assert cells["empty"] == ["empty", "0", "0.0000"]
     assert lines[-1].split() == ["any", "of", "these", "2", "0.5000", "of", "4", "paraphrases"]
-    rows = list(csv.DictReader(io.StringIO(quality_filter.report_csv(filtered), newline="")))
-    assert [(r["uuid"], r["paraphrase"], json.loads(r["reasons"])) for r in rows] == [
-        (uuid, text, list(wrong)) for uuid, text, wrong in filtered if wrong
+    rows = list(csv.DictReader(io.StringIO(report.report_csv(filtered), newline="")))
+    assert [(r["uuid"], r["check"], r["what"], r["value"]) for r in rows] == [
+        ("u1", "many_lines", "", "2"),
+        ("u1", "lost_name", "x", ""),
+        ("u1", "lost_words", "", "0.25"),
+        ("u2", "lost_name", "x", ""),
     ]
+    assert {r["paraphrase"] for r in rows} == {text for _, text, wrong in filtered if wrong}
 
 
 def test_without_answers_no_leak_is_looked_for():
@@ -380,7 +444,7 @@ def test_without_answers_no_leak_is_looked_for():
     assert "answer_leaked" in found(leaking, question, answers=("Unguja",))
     assert "answer_leaked" not in found(leaking, question, answers=())
     for have_answers, told in ((True, "0"), (False, "-")):
-        lines = quality_filter.report_lines([("u", leaking, ())], have_answers=have_answers)
+        lines = report.report_lines([("u", leaking, ())], have_answers=have_answers)
         assert max(map(len, lines)) <= 100
         [line] = [line for line in lines if line.startswith("answer_leaked")]
         assert line.split()[1] == told
