@@ -44,6 +44,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from self_ensemble.generation.streams import Stream
     from self_ensemble.models.loading import ModelSource
 
+# Of a draw: so many times the question's tokens and so many more. The longest of the 85 good ones
+# among the judgements of docs/paraphrases.md has one less than twice the question's.
+LENGTH_FACTOR, LENGTH_SLACK = 2, 16
+
 Sampled = tuple[str, bool]  # its text, and whether it ran into the token limit
 
 
@@ -157,10 +161,12 @@ class ParaphraseRun(ResumableRun):
                 if not wanted:
                     break
                 name = f"{kind}, attempt {attempt + 1}"
+                most = self.config.paraphrases.generation.max_new_tokens
                 request = Request(
                     prefix,
                     [[streams[place]] for place, _ in wanted],
-                    max_new_tokens=self.config.paraphrases.generation.max_new_tokens,
+                    max_new_tokens=most,
+                    limits=[min(most, longest_draw(streams[place])) for place, _ in wanted],
                     sampling=Sampling(
                         **asdict(self.config.paraphrases.sampling),
                         keys=[(group[place].record.uuid, number) for place, number in wanted],
@@ -246,6 +252,11 @@ class ParaphraseRun(ResumableRun):
         say(f"wrote {result_file(self.stem, '.jsonl')} (_report.csv and .json beside it)")
 
 
+def longest_draw(stream: Stream) -> int:
+    """Tokens after which a draw has run away: no paraphrase of the question is as long."""
+    return LENGTH_FACTOR * len(stream.segments[0]) + LENGTH_SLACK
+
+
 def _templates(config: ParaphraseRunConfig, source: ModelSource) -> dict[str, PromptTemplate]:
     """The prompt of each kind of question, as the model gets it."""
     templates = plain_templates()
@@ -276,6 +287,7 @@ def _identity(
         "num_paraphrases": asked.num_paraphrases,
         "sampling": {name: sampling[name] for name in ("temperature", "top_p", "seed")},
         "max_new_tokens": asked.generation.max_new_tokens,
+        "length": f"{LENGTH_FACTOR} times the question's tokens and {LENGTH_SLACK}",
         "drop": asked.drop,
         "max_attempts": asked.max_attempts if asked.drop else 1,
         "quality_filter": FILTER_VERSION,

@@ -83,7 +83,7 @@ class DecodeLoop:
     stop: when a question ends.
     compact: (running places, number of places) → the places to go on with, or None for all.
     eos_ids: token ids that are no part of an answer that they end.
-    max_new_tokens: the limit.
+    limit: of a question's tokens.
     streams: n, of each question.
     overlapped: read what a step chose while the next one runs. A question that a stop ends is then
         carried for a step more than it needs, which changes nothing in its answer.
@@ -97,7 +97,7 @@ class DecodeLoop:
     stop: StopRule
     compact: Callable[[Sequence[int], int], list[int] | None]
     eos_ids: Collection[int]
-    max_new_tokens: int
+    limit: Callable[[int], int]
     streams: int
     overlapped: bool
     stats: Stats
@@ -131,7 +131,7 @@ class DecodeLoop:
         logits, fresh = opened.logits, list(range(batch.places))
         while True:
             read = self._choose(batch, logits, fresh)
-            stepped = self.overlapped and batch.goes_on(self.max_new_tokens)
+            stepped = self.overlapped and batch.goes_on(self.limit)
             if stepped:
                 logits = self._step(batch)
             self._take(batch, read, fresh, finished)
@@ -182,7 +182,7 @@ class DecodeLoop:
             draft = batch.drafts[place]
             draft.take(token, logprob, stops, is_answer, self.stop, self.eos_ids)
             self.stats.decoded_tokens += 1
-            if draft.stopped or draft.steps == self.max_new_tokens:
+            if draft.stopped or draft.steps == self.limit(batch.questions[place]):
                 finished(batch.questions[place], draft.finished())
                 batch.leave(place)
 
@@ -248,14 +248,16 @@ class _Batch:
         first = torch.tensor(places, device=device)[:, None] * self.streams
         return (first + torch.arange(self.streams, device=device)).flatten()
 
-    def goes_on(self, limit: int) -> bool:
+    def goes_on(self, limit: Callable[[int], int]) -> bool:
         """Whether any question needs a token after the one that was just chosen, for all we know.
 
         What is yet to be read may say that none does.
         """
         return any(
-            runs and draft.steps + 1 < limit
-            for runs, draft in zip(self.running, self.drafts, strict=True)
+            runs and draft.steps + 1 < limit(question)
+            for runs, draft, question in zip(
+                self.running, self.drafts, self.questions, strict=True
+            )
         )
 
     def leave(self, place: int) -> None:

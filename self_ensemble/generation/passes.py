@@ -247,7 +247,7 @@ class Generation(Pass[Answer]):
             stop=self._stop,
             compact=self._compact,
             eos_ids=engine.eos_ids,
-            max_new_tokens=request.max_new_tokens,
+            limit=request.limit,
             streams=self._streams,
             overlapped=self._steps is not None,
             stats=self.stats,
@@ -274,9 +274,14 @@ class Generation(Pass[Answer]):
         request, context = self._request, self._context
         groups = [request.questions[index] for index in questions]
         streams = [stream for group in groups for stream in group]
-        self.stats.encoded_tokens += sum(map(self._encoded, streams))
         rows = self._rows(groups)
+        if request.sampling is not None:
+            streams, rows = _alike_once(streams, rows)
+        self.stats.encoded_tokens += sum(map(self._encoded, streams))
         of_rows = [streams[row] for row in rows]
+        # Draws of a question are alike until their first token. Captured rows stay where they are.
+        spread = self._steps is None and len(streams) < len(rows)
+        begun = list(range(len(streams))) if spread else rows
         captured = None
         if self._steps is not None:
             captured = Captured(
@@ -305,18 +310,22 @@ class Generation(Pass[Answer]):
             context,
             streams,
             encoded,
-            rows,
+            begun,
             slots=width if beside else sizes.slots,
             most_slots=width if beside else sizes.most_slots,
             captured=captured,
             weights=weights,
         )
         if last is not None:
-            logits = last[torch.tensor(rows, device=last.device)]
+            logits = last[torch.tensor(begun, device=last.device)]
         else:
-            self.stats.count_forward(len(rows))
+            self.stats.count_forward(len(begun))
             with self._engine.wrapper.using(state):
-                logits = read_tails(context.forward, of_rows, state)
+                logits = read_tails(context.forward, [streams[row] for row in begun], state)
+        if spread:
+            at = torch.tensor(rows, device=logits.device)
+            state.keep_rows(at)
+            logits = logits[at]
         if self._weighs_streams:
             self._weigh_streams(questions, logits)
         starts = [stream.answer_start for stream in of_rows]
@@ -384,6 +393,14 @@ class Generation(Pass[Answer]):
                     return logits
             state.mark(positions, torch.ones_like(positions, dtype=torch.bool))
             return forward(ids, positions)
+
+
+def _alike_once(streams: Sequence[Stream], rows: Sequence[int]) -> tuple[list[Stream], list[int]]:
+    """Streams without repetitions, and of which of them each row is."""
+    place: dict[Stream, int] = {}
+    for stream in streams:
+        place.setdefault(stream, len(place))
+    return list(place), [place[streams[row]] for row in rows]
 
 
 @dataclass(frozen=True)

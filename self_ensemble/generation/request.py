@@ -59,7 +59,7 @@ class Request:
         reduce: how a question's streams are combined at the logits. Where steps are captured, the
             last of the questions may stand there more than once, and the logits hold until the
             next call.
-        max_new_tokens: the limit of generated tokens.
+        max_new_tokens: the limit of generated tokens. limits: a lower one of each question's own.
         weights: of the streams, [number of questions, n], handed to ``reduce``.
         weigh: how the paraphrases of a question are weighted by what each says alone: a stream's
             segments, or a question's streams, whose ``weights`` they become. Needs a tail.
@@ -76,6 +76,7 @@ class Request:
     fusion: Fusion = field(default_factory=Fusion)
     reduce: Reduce = only_stream
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    limits: Sequence[int] | None = None
     weights: torch.Tensor | None = None
     weigh: Weigh | None = None
     stop: StopRule | tuple[str, ...] | None = None
@@ -89,7 +90,14 @@ class Request:
         assert self.weights is None or len(self.weights) == count, (len(self.weights), count)
         given = self.weights is not None or self.fusion.weights is not None
         assert self.weigh is None or not given, "weights are given, or found"
+        if self.limits is not None:
+            assert len(self.limits) == count, (len(self.limits), count)
+            assert all(0 < each <= self.max_new_tokens for each in self.limits), self.limits
         assert self.sampling is None or len(self.sampling.keys) == count, count
+
+    def limit(self, question: int) -> int:
+        """The most tokens that a question is given."""
+        return self.max_new_tokens if self.limits is None else self.limits[question]
 
     @cached_property
     def extent(self) -> Extent:

@@ -130,6 +130,8 @@ def part_of(request: Request, indices: Sequence[int]) -> Request:
     own: dict[str, Any] = {"questions": [request.questions[index] for index in indices]}
     if request.weights is not None:
         own["weights"] = request.weights[list(indices)]
+    if request.limits is not None:
+        own["limits"] = [request.limits[index] for index in indices]
     if request.sampling is not None:
         keys = [request.sampling.keys[index] for index in indices]
         own["sampling"] = replace(request.sampling, keys=keys)

@@ -9,7 +9,14 @@ from self_ensemble.attention.segments import SplitQuestion
 from self_ensemble.generation import sampling as sampling_module
 from self_ensemble.generation.engine import Engine
 from self_ensemble.generation.request import Request
-from self_ensemble.generation.sampling import Sampler, Sampling, _pick_among_all, pick, uniform
+from self_ensemble.generation.sampling import (
+    Sampler,
+    Sampling,
+    _pick_among_all,
+    nucleus_floor,
+    pick,
+    uniform,
+)
 from self_ensemble.generation.stopping import NeverStop, StopRule
 from self_ensemble.generation.streams import attention_streams
 
@@ -73,6 +80,44 @@ def test_draws_do_not_depend_on_the_batch(engine, monkeypatch, steps_at_once):
     for short, full in zip(cut, expected, strict=True):
         assert short == full[: len(short)] and (short[-1] % 5 == 0 or len(short) == STEPS)
     assert len(set(map(len, cut))) > 2
+
+
+def test_draws_of_a_question_are_encoded_once_and_end_at_limits_of_their_own(engine):
+    groups, keys = questions(3), [(f"u{i // 3}", i % 3) for i in range(9)]
+    thrice = [group for group in groups for _ in range(3)]
+    alone = [drawn(engine, [g], [k], 1)[0] for g, k in zip(thrice, keys, strict=True)]
+    limits = [1 + i % STEPS for i in range(9)]
+    for batch_size in (9, 4):  # some wait
+        request = Request(
+            (),
+            thrice,
+            max_new_tokens=STEPS,
+            limits=limits,
+            stop=NeverStop(),
+            sampling=Sampling(1.3, 0.9, 4, keys),
+        )
+        generation = engine.generate(request, batch_size=batch_size)
+        found = dict(pair for batch in generation for pair in batch)
+        texts = [found[i].token_ids for i in range(9)]
+        assert texts == [whole[:limit] for whole, limit in zip(alone, limits, strict=True)]
+        if batch_size == 9:
+            encoded = sum(stream.encoded_tokens for [stream] in groups)
+            assert generation.stats.encoded_tokens == encoded
+
+
+def test_the_floor_of_the_nucleus_is_that_of_a_sorted_row():
+    """On flat and on peaked rows, with ties, and where top_p is as near to 1 as can be."""
+    torch.manual_seed(2)
+    for scale in (0.01, 1, 8, 40):
+        chances = (scale * torch.randn(20, 500)).round(decimals=1).softmax(-1)
+        for top_p in (1e-6, 0.3, 0.95, 1 - 1e-7):
+            ordered = chances.double().sort(-1, descending=True).values
+            above = ordered.cumsum(-1) - ordered
+            last = (above < top_p - 1e-12).sum(-1, keepdim=True) - 1
+            expected = chances >= ordered.gather(-1, last.clamp(min=0)).float()
+            kept = chances >= nucleus_floor(chances, top_p)
+            # Where sums differ by a rounding at the border, what lies between is next to nothing.
+            assert float((chances * (kept != expected)).sum(-1).max()) < 1e-6
 
 
 def test_seed_key_temperature_and_top_p_matter(engine):

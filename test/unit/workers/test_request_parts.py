@@ -80,9 +80,13 @@ def test_a_part_has_what_belongs_to_its_questions():
     keys = [(f"u{index}", 0) for index in range(7)]
     weights = torch.arange(14.0).reshape(7, 2)
     sampling = Sampling(temperature=1, top_p=1, seed=0, keys=keys)
-    part = part_of(Request((), QUESTIONS, weights=weights, sampling=sampling), [5, 0])
+    request = Request(
+        (), QUESTIONS, weights=weights, sampling=sampling, limits=range(1, 8), max_new_tokens=9
+    )
+    part = part_of(request, [5, 0])
     assert part.questions == [QUESTIONS[5], QUESTIONS[0]]
     assert part.weights.tolist() == [[10, 11], [0, 1]]
+    assert part.limits == [6, 1] and part.max_new_tokens == 9
     assert part.sampling.keys == [("u5", 0), ("u0", 0)] and part.sampling.seed == 0
 
 
