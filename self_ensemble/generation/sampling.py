@@ -113,7 +113,7 @@ class Sampler:
         for place in places:
             self._steps[place] += 1
         # Of all places, as in nearly every step, nothing is sent to the device.
-        at = slice(None)
+        at: torch.Tensor | slice = slice(None)
         if len(places) < len(self._questions):
             at = torch.tensor(list(places), device=self.device)
         numbers = self._numbers[at].gather(1, self._columns[at])[:, 0]
@@ -206,8 +206,8 @@ def nucleus_floor(chances: torch.Tensor, top_p: float) -> torch.Tensor:
     Returns:
         [B, 1] float32.
     """
-    lowest = torch.tensor(_below_nucleus(chances.shape[-1], top_p)).view(torch.int32).item()
-    highest = torch.tensor(1.0).view(torch.int32).item() + 1  # a rounding above 1
+    lowest = _bits(_below_nucleus(chances.shape[-1], top_p))
+    highest = _bits(1.0) + 1  # a rounding above 1
     low = torch.full((len(chances), 1), lowest, dtype=torch.int32, device=chances.device)
     high = torch.full_like(low, highest)
     for _ in range((highest - lowest).bit_length()):
@@ -216,6 +216,11 @@ def nucleus_floor(chances: torch.Tensor, top_p: float) -> torch.Tensor:
         is_in = above.sum(-1, keepdim=True, dtype=torch.float64) < top_p
         low, high = torch.where(is_in, low, middle), torch.where(is_in, middle, high)
     return high.view(torch.float32)
+
+
+def _bits(number: float) -> int:
+    """Of the number as a float of 32 bits."""
+    return int(np.float32(number).view(np.int32))
 
 
 def _below_nucleus(vocabulary: int, top_p: float) -> float:
