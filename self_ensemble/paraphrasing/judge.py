@@ -1,22 +1,25 @@
 """How likely a model finds a question behind its paraphrase: one scored pass of the engine.
 
-The paraphrase is put into a prompt that asks for the same question in other words, and the question
-is scored as what follows. The same question behind a prompt with nothing in it is what its
-likelihood is held against, so that a long or a rare question is no worse off: the difference is
-the pointwise mutual information of the two.
+    Question: which language is spoken in holland?
+    The same question in other words: what language do people speak in the netherlands?
+
+The paraphrase stands in the prompt and the question is scored as what follows, token by token. The
+same question behind `...` is what its likelihood is held against, so that a long or a rare question
+is no worse off. The difference of the two log-probabilities is the pointwise mutual information of
+question and paraphrase under the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import PromptTemplate
 from self_ensemble.paraphrasing.rejections import Judgement
+from self_ensemble.paraphrasing.words import spans, words
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from self_ensemble.attention.continuations import SplitChoices
     from self_ensemble.generation.answering import AnyEngine
     from self_ensemble.generation.likelihood import Likelihood, ScoringRequest
 
@@ -25,9 +28,9 @@ Pair = tuple[str, str]
 
 # What a likelihood is held against: a prompt whose question says nothing.
 NOTHING = "..."
-TEMPLATE = PromptTemplate("Question: ", "\nThe same question in other words:")
-# Texts that are scored behind one prompt: a batch holds as many rows.
-TEXTS_AT_ONCE = 16
+TEMPLATE = PromptTemplate("Question: ", "\nThe same question in other words:", before_choice=" ")
+# Questions that are scored behind `NOTHING` together.
+QUESTIONS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,26 @@ class JudgeRequest:
     """What is scored, and where each pair's figures stand in it.
 
     pairs: (question, paraphrase).
-    alone: of a question or paraphrase, which of the request's questions scores it behind
-        `NOTHING`, and as which of its continuations.
-    split: of the request's questions; the first are the pairs'.
+    alone: of a question, which of the request's questions scores it behind `NOTHING`, and as which
+        of its continuations.
+    words: of a question, the word that each of its scored tokens begins or goes on with; None of
+        one that has no letter and no digit.
     """
 
     pairs: tuple[Pair, ...]
     alone: dict[str, tuple[int, int]]
-    split: list[SplitChoices]
+    words: dict[str, tuple[int | None, ...]]
     request: ScoringRequest
 
 
 def judge_request(tokenizer: Any, pairs: Sequence[Pair]) -> JudgeRequest:
     """The one request whose likelihoods `read_judgements` makes judgements of.
 
+    Its first questions are the pairs, in order; behind them come the questions alone.
+
     Args:
         tokenizer: the engine's.
-        pairs: (question, paraphrase); neither is empty.
+        pairs: (question, paraphrase), in one line each; neither is empty.
 
     Raises:
         UserError: the tokenizer cannot split a prompt from what follows it, see `split_choices`.
@@ -60,22 +66,51 @@ def judge_request(tokenizer: Any, pairs: Sequence[Pair]) -> JudgeRequest:
     from self_ensemble.generation.likelihood import ScoringRequest
     from self_ensemble.generation.streams import logit_streams
 
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    groups = [texts[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE)]
+    pairs = tuple((_in_one_line(question), _in_one_line(text)) for question, text in pairs)
+    asked = list(dict.fromkeys(question for question, _ in pairs))
+    groups = [asked[at : at + QUESTIONS_AT_ONCE] for at in range(0, len(asked), QUESTIONS_AT_ONCE)]
     alone = {
-        text: (len(pairs) + at, index)
+        question: (len(pairs) + at, place)
         for at, group in enumerate(groups)
-        for index, text in enumerate(group)
+        for place, question in enumerate(group)
     }
-    said = [[paraphrase] for _, paraphrase in pairs] + [[NOTHING] for _ in groups]
-    follows = [[question] for question, _ in pairs] + groups
-    prefix, split = split_choices(tokenizer, TEMPLATE, said, follows)
+    prefix, split = split_choices(
+        tokenizer,
+        TEMPLATE,
+        [[paraphrase] for _, paraphrase in pairs] + [[NOTHING] for _ in groups],
+        [[question] for question, _ in pairs] + groups,
+    )
     request = ScoringRequest(
         prefix,
         [logit_streams(each.question, len(prefix)) for each in split],
         continuations=[each.continuations for each in split],
     )
-    return JudgeRequest(tuple(pairs), alone, split, request)
+    return JudgeRequest(pairs, alone, dict(_words_of_tokens(tokenizer, asked)), request)
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _words_of_tokens(
+    tokenizer: Any, questions: Sequence[str]
+) -> Iterator[tuple[str, tuple[int | None, ...]]]:
+    """Of each question, the word (see `words.spans`) in which each of its tokens ends."""
+    from self_ensemble.attention.segments import encode_texts
+
+    prompt = TEMPLATE.render(NOTHING)
+    texts = [f"{prompt} {question}" for question in questions]
+    for question, encoded in zip(questions, encode_texts(tokenizer, texts, True), strict=True):
+        places = spans(question)
+        first = encoded.first_beyond(len(prompt))
+        last = [encoded.stop(at) - len(prompt) - 2 for at in range(first, len(encoded.ids))]
+        yield (
+            question,
+            tuple(
+                next((i for i, (begin, end) in enumerate(places) if begin <= at < end), None)
+                for at in last
+            ),
+        )
 
 
 def read_judgements(
@@ -83,26 +118,36 @@ def read_judgements(
 ) -> list[Judgement]:
     """One a pair, in order. scored: the batches that `engine.score(asked.request)` gives."""
     found = {index: likelihoods for batch in scored for index, likelihoods in batch}
-
-    def behind_nothing(text: str) -> Sequence[float]:
-        index, place = asked.alone[text]
-        return found[index][place].logprobs
-
     judgements = []
-    for index, (question, paraphrase) in enumerate(asked.pairs):
-        given, without = found[index][0].logprobs, behind_nothing(question)
-        fluency = behind_nothing(paraphrase)
+    for index, (question, _) in enumerate(asked.pairs):
+        at, place = asked.alone[question]
+        behind, alone = found[index][0].logprobs, found[at][place].logprobs
+        lifts = [given - without for given, without in zip(behind, alone, strict=True)]
+        by_word: dict[int, float] = {}
+        for word, lift in zip(asked.words[question], lifts, strict=True):
+            if word is not None:
+                by_word[word] = by_word.get(word, 0.0) + lift
+        places = spans(question)
         judgements.append(
             Judgement(
-                lift=(sum(given) - sum(without)) / len(given),
-                word_lifts=(),
-                fluency=sum(fluency) / len(fluency),
+                explained=sum(lifts) / max(-sum(alone), LEAST_INFORMATION),
+                word_lifts=tuple(
+                    (spelled, lift)
+                    for word, lift in sorted(by_word.items())
+                    for spelled in words(question[slice(*places[word])])
+                ),
             )
         )
     return judgements
 
 
+# Nats; of a question that the model knows by heart nothing can be explained.
+LEAST_INFORMATION = 1e-3
+
+
 def judge(engine: AnyEngine, pairs: Sequence[Pair], *, batch_size: int | None) -> list[Judgement]:
-    """What the engine's model says of each pair."""
+    """What the engine's model says of each pair; arguments as `judge_request` has them."""
+    if not pairs:
+        return []
     asked = judge_request(engine.tokenizer, pairs)
     return read_judgements(asked, engine.score(asked.request, batch_size=batch_size))

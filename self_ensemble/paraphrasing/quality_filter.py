@@ -29,6 +29,11 @@ sentences with a gap, as the demo does: `verdicts` |
 | negation | denies something where the question does not, or the other way round |
 | contrast | has a word for another that means something else: born for died; see `contrasts` |
 | swapped_roles | asks who did it where the question asks to whom it was done, or the reverse |
+| unlikely | does not bring the question to a model's mind: `Judgement.explained` is low; looked for
+where a model is asked |
+
+Where a model is asked, a name may be replaced by another for the same, if that makes the name
+likely (Holland for Netherlands): see `_are_aliases`.
 
 Case and accents never count, except where capitals are what tells a name. The checks from lost_name
 on are made for English.
@@ -36,6 +41,7 @@ on are made for English.
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from self_ensemble.evaluation.matchers import contains_run
 from self_ensemble.paraphrasing.boilerplate import announces, quotes_question, refuses
@@ -48,7 +54,7 @@ from self_ensemble.paraphrasing.question_form import (
     swapped_roles,
 )
 from self_ensemble.paraphrasing.rejections import Judgement, Rejection
-from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, key, words
+from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, has_digit, key, words
 
 CHECKS = (
     "empty",
@@ -70,6 +76,7 @@ CHECKS = (
     "negation",
     "contrast",
     "swapped_roles",
+    "unlikely",
 )
 
 # Of the checks and their thresholds: what another one rejects was drawn again otherwise.
@@ -77,8 +84,26 @@ FILTER_VERSION = 2
 
 LENGTH_FACTOR, LENGTH_SLACK = 3, 10  # words
 REPEATED_WORDS, REPEATED_RUN = 3, 4
-# Of the weight of the question's content words, see `names.kept_weight`.
-LEAST_KEPT = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Where the filter rejects; the defaults stand here alone, chosen as docs/paraphrases.md says.
+
+    kept: least of the weight of the question's content words, see `names.kept_weight`.
+    explained: least of the question that the paraphrase explains to the model, see `Judgement`.
+    alias_explained, alias_lift: what a paraphrase with other names must explain at least, and by
+        how many nats it must raise the log-probability of the names that it lost.
+    """
+
+    kept: float = 0.15
+    explained: float = 0.2
+    alias_explained: float = 0.3
+    alias_lift: float = 1.0
+
+
+THRESHOLDS = Thresholds()
+WAIVED_OF_ALIASES = frozenset(("lost_name", "added_name", "lost_words"))
 
 # A label with its colon, where a line or sentence begins; the marks of chat formats.
 MARKER = re.compile(
@@ -99,6 +124,7 @@ def rejections(
     truncated: bool = False,
     masks: Collection[int] | None = None,
     judgement: Judgement | None = None,
+    thresholds: Thresholds = THRESHOLDS,
 ) -> tuple[Rejection, ...]:
     """What is wrong with a paraphrase, in the order of CHECKS; nothing where it passes.
 
@@ -111,6 +137,7 @@ def rejections(
         truncated: whether it ended at the token limit.
         masks: how many `[MASK]` it may have; None: as many as the question.
         judgement: what a model says of it, see `judge`; None where no model was asked.
+        thresholds: where it is rejected.
     """
     if not words(paraphrase):
         return (Rejection("empty"),)
@@ -120,8 +147,13 @@ def rejections(
         *(Rejection(check, word) for check, word in _of_meaning(paraphrase, question)),
     ]
     kept = kept_weight(paraphrase, question)
-    if kept < LEAST_KEPT:
+    if kept < thresholds.kept:
         found.append(Rejection("lost_words", value=round(kept, 4)))
+    if judgement is not None:
+        if _are_aliases(found, judgement, thresholds):
+            found = []
+        if judgement.explained < thresholds.explained:
+            found.append(Rejection("unlikely", value=round(judgement.explained, 4)))
     # Of one that is worse, such as one with a marker in front, this is no copy but the better one.
     wrong = {each.check for each in found} | {"copy_of_another"}
     copied = (
@@ -184,6 +216,24 @@ def _of_meaning(paraphrase: str, question: str) -> Iterator[tuple[str, str]]:
         yield "contrast", f"{pair[0]} for {pair[1]}"
     if verb := swapped_roles(paraphrase, question):
         yield "swapped_roles", verb
+
+
+def _are_aliases(found: Sequence[Rejection], judgement: Judgement, thresholds: Thresholds) -> bool:
+    """Whether all that is wrong is names for which the paraphrase has others of the same.
+
+    The paraphrase makes the lost names likelier, all together, and brings in no more names than it
+    lost. Numbers have no aliases.
+    """
+    lost = tuple(each.what for each in found if each.check == "lost_name")
+    added = [each.what for each in found if each.check == "added_name"]
+    return (
+        bool(lost)
+        and WAIVED_OF_ALIASES.issuperset(each.check for each in found)
+        and len(added) <= len(lost)
+        and not any(map(has_digit, lost))
+        and judgement.explained >= thresholds.alias_explained
+        and judgement.lift(lost) >= thresholds.alias_lift
+    )
 
 
 def verdicts(

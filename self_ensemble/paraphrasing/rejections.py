@@ -19,18 +19,27 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a model says of a question and its paraphrase, in nats.
+    """What a model says of a question and its paraphrase.
 
-    lift: how much likelier the paraphrase makes the question than an empty text does, per token.
-    word_lifts: of each word of the question, the same, summed over its tokens.
-    fluency: the log-probability of the paraphrase by itself, per token.
+    explained: the fraction of the question's information that the paraphrase gives: 1 minus the
+        question's log-probability behind the paraphrase by that behind an empty text. 1 where
+        nothing is left to say, 0 where the paraphrase says nothing of it, negative where it
+        misleads.
+    word_lifts: of each word of the question, as `words.words` spells it, by how much the
+        paraphrase raises its log-probability, in nats.
     """
 
-    lift: float
+    explained: float
     word_lifts: tuple[tuple[str, float], ...]
-    fluency: float
 
     @property
     def score(self) -> float:
         """By which accepted paraphrases of a question are ranked, the best first."""
-        return self.lift
+        return self.explained
+
+    def lift(self, words: tuple[str, ...]) -> float:
+        """Of these words together, in nats; where a word stands twice, of its first place."""
+        found: dict[str, float] = {}
+        for word, lift in self.word_lifts:
+            found.setdefault(word, lift)
+        return sum(found.get(word, 0.0) for word in words)

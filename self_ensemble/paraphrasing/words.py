@@ -31,6 +31,8 @@ COMMON_WORDS = word_set("""
 # Scripts that are written without spaces: every character counts as a word.
 UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 GAP_ARTICLE = re.compile(r"\b(an?|the)\s+(\[MASK\])", re.IGNORECASE)
+# A word as it is written: U.S., O'Neill's.
+WRITTEN = re.compile(r"\w(?:[\w'’.]*\w)?")
 # Within a word these are no borders: O'Neill, d’Ivoire.
 APOSTROPHES = re.compile(r"(?<=\w)['’‘ʼ`´](?=\w)")
 POSSESSIVE = re.compile(r"(?<=\w)(?:['’‘ʼ`´]s\b|(?<=s)['’‘ʼ`´](?!\w))", re.IGNORECASE)
@@ -64,6 +66,11 @@ def key(text: str) -> tuple[str, ...]:
     return tuple(word for word in words(GAP_ARTICLE.sub(r"\1mask", text)) if word not in ARTICLES)
 
 
+def spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end, as they are written and with their `'s`."""
+    return [match.span() for match in WRITTEN.finditer(text)]
+
+
 def has_digit(word: str) -> bool:
     return any(map(str.isdigit, word))
 
@@ -81,7 +88,7 @@ def tokens(text: str) -> list[Token]:
     """The words of a text as they are written; `[MASK]` is a border, and `'s` left out."""
     text = POSSESSIVE.sub("", text.replace(MASK, ";"))
     found, end = [], None
-    for match in re.finditer(r"\w(?:[\w'’.]*\w)?", text):
+    for match in WRITTEN.finditer(text):
         between = "" if end is None else text[end : match.start()]
         opens = end is None or re.search(r"[.?!:]\s", between) is not None
         found.append(Token(match[0], opens, between == " "))
