@@ -1,7 +1,7 @@
 """How well the quality filter tells good paraphrases from bad ones, on judged paraphrases.
 
     python benchmark/paraphrase_filter.py judgements.jsonl
-    python benchmark/paraphrase_filter.py judgements.jsonl --model smollm2_135m_it --missed
+    python benchmark/paraphrase_filter.py judgements.jsonl --model SmolLM2-135M-Instruct --missed
     python benchmark/paraphrase_filter.py --lists facts.parquet manual_paraphrases --sample 300
 
 Of each label and source: how many rows each check rejects, all together without the model, and with
@@ -14,18 +14,21 @@ import argparse
 import csv
 import json
 import random
+import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from self_ensemble.paraphrasing.prompts import ECHOES
 from self_ensemble.paraphrasing.quality_filter import CHECKS, Thresholds, rejections
 from self_ensemble.paraphrasing.rejections import Judgement, Rejection
 
 FOLDS = 5
-GRID = [step / 100 for step in range(0, 61)]
+GRID = [step / 100 for step in range(61)]
 MOST_GOOD_REJECTED = 0.01
 SEED = 0
 
@@ -126,7 +129,10 @@ def main(args: argparse.Namespace) -> None:
     table = {"rows": counts(groups, [True] * len(rows))}
     both = [found_in(row, judgement) for row, judgement in zip(rows, judgements, strict=True)]
     for check in CHECKS:
-        failed = [check in {each.check for each in (*one, *two)} for one, two in zip(alone, both)]
+        failed = [
+            check in {each.check for each in (*one, *two)}
+            for one, two in zip(alone, both, strict=True)
+        ]
         if any(failed):
             table[check] = counts(groups, failed)
     table["all, no model"] = counts(groups, [bool(found) for found in alone])
