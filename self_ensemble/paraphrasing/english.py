@@ -9,7 +9,7 @@ everywhere.
 """
 
 import gzip
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -17,16 +17,13 @@ from self_ensemble.paraphrasing.words import COMMON_WORDS, has_digit
 
 WORDS_FILE = Path(__file__).with_name("english_words.txt.gz")
 
-# The list's words with these endings are words as well; what stands for the ending.
-INFLECTIONS = (
-    *(("ies", "y"), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e")),
-    *(("ly", ""), ("er", ""), ("er", "e"), ("ness", "")),
-)
-PLURALS = (("s", ""), ("es", ""))
-SHORTEST_STEM = 3
-# Paris and Jones are no plurals; zoologists is.
-SHORTEST_SINGULAR = 6
-SHORTEST_PART = 4  # of a word made of two: statehouse
+# The list's words with these endings are words as well; what stands for the ending. Not `er` and
+# `ly`, which names have: Walker, Billy.
+INFLECTIONS = (("ies", "y"), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e"), ("ness", ""))
+SHORTEST_STEM = 4
+# Paris and Celtics are no plurals of common words; zoologists is.
+SHORTEST_SINGULAR, SHORTEST_COMMON_SINGULAR = 7, 9
+SHORTEST_PART = 5  # of a word made of two: statehouse, but not Greenland
 LAST_ORDER = 16  # of the list's rarest words
 
 
@@ -47,32 +44,34 @@ def english_words() -> Mapping[str, int]:
 def is_common(word: str) -> bool:
     """Whether a word, as `words.words` spells it, is mostly written without a capital."""
     listed = listed_words()
-    if word in COMMON_WORDS or _is_inflected(word, listed, INFLECTIONS):
+    if word in COMMON_WORDS or word in listed:
         return True
-    singular = word.removesuffix("s")
-    return singular != word and len(singular) >= SHORTEST_SINGULAR and singular in listed
+    return _is_plural(word, listed, SHORTEST_COMMON_SINGULAR)
 
 
 @lru_cache(maxsize=1 << 16)
 def is_english(word: str) -> bool:
     """Whether a word is in the list, an inflection of one, or two written together.
 
-    All that `is_common` holds, and more: what is both a word and a name, such as king or newcastle.
+    All that `is_common` holds, and more: what is both a word and a name, such as king or cowboys.
     """
-    listed, endings = english_words(), INFLECTIONS + PLURALS
-    if word in COMMON_WORDS or _is_inflected(word, listed, endings):
+    listed = english_words()
+    if word in COMMON_WORDS or word in listed or _is_plural(word, listed, SHORTEST_SINGULAR):
         return True
-    cuts = range(SHORTEST_PART, len(word) - SHORTEST_PART + 1)
-    return any(word[:at] in listed and _is_inflected(word[at:], listed, endings) for at in cuts)
-
-
-def _is_inflected(word: str, listed: Mapping[str, int], endings: Iterable[tuple[str, str]]) -> bool:
-    return word in listed or any(
-        word.endswith(ending)
-        and len(word) - len(ending) >= SHORTEST_STEM
-        and word.removesuffix(ending) + stem in listed
-        for ending, stem in endings
+    stems = (
+        word.removesuffix(ending) + stem
+        for ending, stem in INFLECTIONS
+        if word.endswith(ending) and len(word) - len(ending) >= SHORTEST_STEM
     )
+    cuts = range(SHORTEST_PART, len(word) - SHORTEST_PART + 1)
+    return any(stem in listed for stem in stems) or any(
+        word[:at] in listed and word[at:] in listed for at in cuts
+    )
+
+
+def _is_plural(word: str, listed: Mapping[str, int], shortest: int) -> bool:
+    singular = word.removesuffix("s")
+    return singular != word and len(singular) >= shortest and singular in listed
 
 
 def weight(word: str) -> float:

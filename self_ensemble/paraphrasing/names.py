@@ -14,10 +14,13 @@ from self_ensemble.paraphrasing.words import (
     Token,
     has_digit,
     tokens,
+    word_set,
     words,
 )
 
 QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|«([^»\n]+)»|„([^“”\n]+)[“”]")
+# A name without them is the same.
+TITLES = word_set("jr sr dr mr mrs ms sir st")
 IN_ENGLISH = re.compile(r"\bin english\b", re.IGNORECASE)
 
 
@@ -26,8 +29,8 @@ def names(text: str) -> tuple[str, ...]:
     """The words of a text that its paraphrases must keep, as `words` spells them.
 
     These are words with a digit, words in double quotes, and capitalised words inside a sentence;
-    never `COMMON_WORDS` and single letters. Where capitals tell nothing (the first word of a
-    sentence, a text without any, a headline), a word is a name if it is none that is common in
+    never `COMMON_WORDS`, titles and single letters. Where capitals tell nothing (the first word of
+    a sentence, a text without any, a headline), a word is a name if it is none that is common in
     lower case, see `english`; where they tell, a quotation without any holds no name. Scripts
     without capitals have no names. The words `in English` say how to answer.
     """
@@ -45,7 +48,7 @@ def names(text: str) -> tuple[str, ...]:
             word
             for word, is_name in _words_with_names(text)
             if (is_name or word in quoted)
-            and word not in COMMON_WORDS
+            and word not in COMMON_WORDS | TITLES
             and (len(word) > 1 or has_digit(word))
         )
     )

@@ -680,6 +680,7 @@ def test_each_kind_has_its_prompt():
         ),
         ("--check f.jsonl --seed 3", "--seed: --check draws nothing and does not use it"),
         ("--check f.jsonl --chat_template", "--chat_template: --check draws nothing"),
+        ("--check f.jsonl --dtype float32", "--dtype: --check loads no model without --model"),
         ("--check f.jsonl --verbose", "--verbose: --check draws nothing"),
         ("--check f.jsonl --num_paraphrases 50", "--num_paraphrases: --check counts what is left"),
         ("--output_dir d --output o.jsonl", "--output_dir: --output names the file already"),
