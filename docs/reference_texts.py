@@ -217,6 +217,7 @@ PARAPHRASE_IDENTITY = {
     "num_paraphrases": "of each question",
     "sampling": "`temperature`, `top_p`, `seed`",
     "max_new_tokens": "the token limit",
+    "length": "how long a draw may be, by its question",
     "drop": "whether the quality filter takes out what it finds",
     "max_attempts": "how often a paraphrase is drawn at most",
     "quality_filter": "the version of the quality filter: what it rejects is drawn again",

@@ -255,9 +255,7 @@ class _Batch:
         """
         return any(
             runs and draft.steps + 1 < limit(question)
-            for runs, draft, question in zip(
-                self.running, self.drafts, self.questions, strict=True
-            )
+            for runs, draft, question in zip(self.running, self.drafts, self.questions, strict=True)
         )
 
     def leave(self, place: int) -> None:
