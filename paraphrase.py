@@ -2,6 +2,7 @@
 
     python paraphrase.py --dataset webqa --model llama3.2_3b_it --num_paraphrases 5 --drop
     python paraphrase.py --dataset questions.jsonl --output reworded.jsonl
+    python paraphrase.py --method templates templates.csv --dataset facts.csv
     python paraphrase.py --check questions.jsonl
 
 Every paraphrase passes a quality filter: copies, leaked answers, lost names and masks, runaway text
@@ -15,13 +16,20 @@ from self_ensemble.cli.paraphrase_flags import add_paraphrase_arguments, parse_p
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.data.result_files import read_manifest, result_file
 from self_ensemble.experiment.check_paraphrases import check_paraphrases
-from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
+from self_ensemble.experiment.config import (
+    ParaphraseCheckConfig,
+    ParaphraseRunConfig,
+    TemplateConfig,
+)
 from self_ensemble.experiment.paraphrase_run import ParaphraseRun, questions_to_paraphrase
+from self_ensemble.experiment.template_run import fill_paraphrases
 from self_ensemble.paraphrasing.report import Filtered, report_lines
 from self_ensemble.system.console import say
 
 # Of the process, where a question ends up with too few paraphrases; so many are named.
 SHORT_STATUS, SHOWN_SHORT = 1, 20
+
+AnyConfig = ParaphraseRunConfig | ParaphraseCheckConfig | TemplateConfig
 
 
 def make(config: ParaphraseRunConfig) -> Path:
@@ -88,12 +96,21 @@ def end_if_short(stem: Path, wanted: int, *, max_attempts: int | None) -> None:
         raise SystemExit(SHORT_STATUS)
 
 
-def main(config: ParaphraseRunConfig | ParaphraseCheckConfig) -> Path:
+def fill(config: TemplateConfig) -> Path:
+    """Fill in templates. Returns the path without its suffix."""
+    stem = fill_paraphrases(config)
+    end_if_short(stem, config.num_paraphrases or 1, max_attempts=None)
+    return stem
+
+
+def main(config: AnyConfig) -> Path:
     """Run a command line. Returns the path of what it wrote, without suffix."""
+    if isinstance(config, TemplateConfig):
+        return fill(config)
     return check(config) if isinstance(config, ParaphraseCheckConfig) else make(config)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> ParaphraseRunConfig | ParaphraseCheckConfig:
+def parse_args(argv: Sequence[str] | None = None) -> AnyConfig:
     parser = Parser(description=__doc__)
     add_paraphrase_arguments(parser)
     return parse_paraphrase_args(parser, argv)

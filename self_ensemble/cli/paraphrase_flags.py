@@ -24,8 +24,12 @@ from self_ensemble.cli.types import (
     positive_int,
 )
 from self_ensemble.data import dataset_names
-from self_ensemble.data.registry import HUB_OPTIONS
-from self_ensemble.experiment.config import ParaphraseCheckConfig, ParaphraseRunConfig
+from self_ensemble.data.registry import COLUMN_OPTIONS, HUB_OPTIONS
+from self_ensemble.experiment.config import (
+    ParaphraseCheckConfig,
+    ParaphraseRunConfig,
+    TemplateConfig,
+)
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 from self_ensemble.paraphrasing.config import ParaphraseConfig
 
@@ -56,6 +60,13 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         help="the first N questions (default: all)",
+    )
+    data.add_argument(
+        "--method",
+        nargs=2,
+        metavar=("templates", "FILE"),
+        help="templates FILE: fill in the templates of this table ([X], [Y]) instead, for the "
+        "facts of --dataset FILE; no model is loaded",
     )
     data.add_argument(
         "--check",
@@ -149,11 +160,14 @@ def add_paraphrase_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse_paraphrase_args(
     parser: Parser, argv: Sequence[str] | None
-) -> ParaphraseRunConfig | ParaphraseCheckConfig:
+) -> ParaphraseRunConfig | ParaphraseCheckConfig | TemplateConfig:
     """The command line of `add_paraphrase_arguments`, checked."""
     told = ("num_paraphrases", "output_dir", "model", *JUDGE_FLAGS, *SAMPLING_FLAGS)
     args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(told)))  # None: not given
     judged = args.model is not None
+    num_templates = args.num_paraphrases
+    if args.method is not None:
+        _check_flags_of_templates(parser, args)
     if args.check is not None:
         _check_flags_of_check(parser, args)
         if args.num_paraphrases is None:
@@ -165,11 +179,49 @@ def parse_paraphrase_args(
     for name in told:
         if getattr(args, name) is None:
             setattr(args, name, parser.get_default(name))
+    if args.method is not None:
+        return _template_config(args, num_templates)
     check_workers_arguments(parser, args)
     check_dataset_arguments(parser, args, name=args.check or args.dataset)
     if args.output is not None and _is_same_file(args.output, args.check or args.dataset):
         parser.error(f"--output: {args.output} is the file that the questions are read from")
     return _run_config(args) if args.check is None else _check_config(args, judged=judged)
+
+
+def _check_flags_of_templates(parser: Parser, args: argparse.Namespace) -> None:
+    """What the user gave, before defaults are put in."""
+    if args.method[0] != "templates":
+        parser.error(f"--method: {args.method[0]} is no method; there is: templates FILE")
+    if args.check is not None:
+        parser.error("--check: --method templates makes paraphrases, --check looks through some")
+    for name in ("model", *SAMPLING_FLAGS, *JUDGE_FLAGS):
+        if name != "dataset" and getattr(args, name) is not None:
+            parser.error(f"--{name}: --method templates draws nothing and does not use it")
+    if args.drop:
+        parser.error("--drop: --method templates draws nothing again")
+    for name in COLUMN_OPTIONS:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name}: --method templates reads facts by the names of their columns")
+    if args.dataset is None or args.dataset in dataset_names():
+        parser.error("--method templates: --dataset FILE must be the table of the facts")
+    if args.output is not None and any(_is_same_file(args.output, each) for each in _read(args)):
+        parser.error(f"--output: {args.output} is a file that is read")
+
+
+def _read(args: argparse.Namespace) -> tuple[str, str]:
+    return args.dataset, args.method[1]
+
+
+def _template_config(args: argparse.Namespace, num_templates: int | None) -> TemplateConfig:
+    return TemplateConfig(
+        dataset=args.dataset,
+        templates=Path(args.method[1]),
+        max_samples=args.max_samples,
+        num_paraphrases=num_templates,
+        output_dir=args.output_dir,
+        output=args.output,
+        overwrite=args.overwrite,
+    )
 
 
 def _check_flags_of_check(parser: Parser, args: argparse.Namespace) -> None:

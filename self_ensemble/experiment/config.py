@@ -136,6 +136,27 @@ class ParaphraseRunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TemplateConfig:
+    """Paraphrases from templates, see `paraphrasing.templates`; no model is loaded.
+
+    dataset: the path of a table of facts. templates: of one of templates.
+    max_samples: the first so many questions; None: all.
+    num_paraphrases: the first so many templates of each relation; None: all.
+    output_dir: in which `<dataset>/templates/paraphrases.jsonl` is made.
+    output: this file instead.
+    overwrite: replace files that are there.
+    """
+
+    dataset: str
+    templates: Path
+    max_samples: int | None = None
+    num_paraphrases: int | None = None
+    output_dir: Path = DATA_ROOT
+    output: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParaphraseCheckConfig:
     """A look through the paraphrases of a file.
 
