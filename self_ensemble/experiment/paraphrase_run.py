@@ -31,7 +31,7 @@ from self_ensemble.experiment.paraphrase_files import (
 )
 from self_ensemble.experiment.resumable import ResumableRun
 from self_ensemble.paraphrasing.candidates import Candidates
-from self_ensemble.paraphrasing.prompts import plain_templates
+from self_ensemble.paraphrasing.prompts import ALONE, demonstration_messages, plain_templates
 from self_ensemble.paraphrasing.quality_filter import FILTER_VERSION
 from self_ensemble.paraphrasing.report import Filtered
 from self_ensemble.system.console import say
@@ -259,13 +259,15 @@ def longest_draw(stream: Stream) -> int:
 
 def _templates(config: ParaphraseRunConfig, source: ModelSource) -> dict[str, PromptTemplate]:
     """The prompt of each kind of question, as the model gets it."""
-    templates = plain_templates()
     if not config.paraphrases.chat_template:
-        return templates
+        return plain_templates()
     from self_ensemble.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(source)
-    return {kind: chat_prompt_template(tokenizer, each) for kind, each in templates.items()}
+    return {
+        kind: chat_prompt_template(tokenizer, ALONE, before=messages)
+        for kind, messages in demonstration_messages().items()
+    }
 
 
 def _identity(

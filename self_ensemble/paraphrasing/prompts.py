@@ -15,27 +15,27 @@ QUESTION_INSTRUCTION = (
 QUESTION_EXAMPLES = (
     FewShot(
         "who painted the ceiling of the sistine chapel?",
-        "which artist is the sistine chapel's ceiling by?",
+        "the ceiling of the sistine chapel was painted by whom?",
     ),
     FewShot(
         "What is the boiling point of ethanol?",
-        "At which temperature does ethanol start to boil?",
+        "At what temperature does ethanol boil?",
     ),
     FewShot(
         "what team did johan cruyff play for in 1975?",
-        "in 1975, johan cruyff was a player of which club?",
+        "which team was johan cruyff playing for in 1975?",
     ),
     FewShot(
         "Where was Marie Curie born?",
-        "Which city was the birthplace of Marie Curie?",
+        "In what place was Marie Curie born?",
     ),
     FewShot(
         "what language do they speak in suriname?",
-        "the people of suriname talk to each other in what language?",
+        "which language is spoken in suriname?",
     ),
     FewShot(
         'Who sings the song "Dancing Queen"?',
-        'By whom is the song "Dancing Queen" performed?',
+        'Which artist sings "Dancing Queen"?',
     ),
 )
 
@@ -98,3 +98,26 @@ ECHOES = _echoes()
 def plain_templates() -> dict[str, PromptTemplate]:
     """The prompt of each kind of question."""
     return {kind: prompt_template(*prompt) for kind, prompt in PROMPTS.items()}
+
+
+# In a chat format the question is a message by itself, behind those of `demonstration_messages`.
+ALONE = PromptTemplate("", "")
+
+
+def demonstration_messages() -> dict[str, list[dict[str, str]]]:
+    """The demonstrations of each kind of question as turns of a chat, the instruction in the first.
+
+    Models that were trained on chats answer what is asked last; of demonstrations that stand in one
+    message with it, small ones take up anything.
+    """
+    found = {}
+    for kind, (instruction, demonstrations) in PROMPTS.items():
+        messages: list[dict[str, str]] = []
+        for shot in demonstrations:
+            opening = f"{instruction}\n\n" if not messages else ""
+            messages += [
+                {"role": "user", "content": opening + shot.question},
+                {"role": "assistant", "content": shot.answer},
+            ]
+        found[kind] = messages
+    return found

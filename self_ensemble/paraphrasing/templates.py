@@ -14,12 +14,13 @@ the answers of all of them and the uuid of the first.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from self_ensemble.data import Record
 from self_ensemble.data.cells import checked_label, checked_text, checked_texts, is_missing, show
 from self_ensemble.data.cloze import OBJECT, SUBJECT
 from self_ensemble.data.records import sha256
-from self_ensemble.data.tables import Row, read_rows, require_columns
+from self_ensemble.data.tables import read_rows, require_columns
 from self_ensemble.paraphrasing.words import MASK
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
@@ -138,7 +139,7 @@ def _chosen(path: Path, columns: list[str], *names: tuple[str, ...]) -> list[str
     return [next(name for name in group if name in columns) for group in names]
 
 
-def _answers(row: Row, where: str) -> tuple[str, ...]:
+def _answers(row: dict[str, Any], where: str) -> tuple[str, ...]:
     for column in ANSWER_COLUMNS:
         value = row.get(column)
         if isinstance(value, list) or (column == "answers" and not is_missing(value)):

@@ -644,14 +644,17 @@ def test_the_chat_template_of_the_model_is_used(tmp_path):
     folder = tmp_path / "chatty"
     shutil.copytree(DEMO_MODEL, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = "<bos>[{{ messages[0]['content'] }}]{{ '\\n' }}"
+    turn = "[{{ message['role'][0] }} {{ message['content'] }}]{{ '\\n' }}"
+    config["chat_template"] = f"<bos>{{% for message in messages %}}{turn}{{% endfor %}}"
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     file = write_jsonl(tmp_path / "one.jsonl", QUESTIONS[:1])
     argv = ["--model", folder, "--num_paraphrases", 1, "--chat_template"]
     stem = made(file, tmp_path, *argv)
     assert stem.parts[-3:] == ("one", "chatty", "paraphrases")
     head, tail = read_manifest(stem)["identity"]["prompt"]["questions"]
-    assert head.startswith("<bos>[Ask the same question") and tail == "\nA:]\n"
+    *_, shown = prompts.QUESTION_EXAMPLES
+    assert head.startswith("<bos>[u Ask the same question") and tail == "]\n"
+    assert head.endswith(f"[u {shown.question}]\n[a {shown.answer}]\n[u ")
 
 
 def test_each_kind_has_its_prompt():
