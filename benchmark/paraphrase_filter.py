@@ -48,7 +48,7 @@ def read_lists(path: Path, column: str, sample: int | None) -> list[Row]:
     answers = table["answers"] if "answers" in table else [()] * len(table)
     rows = [
         {"question": first, "answers": list(right), "paraphrase": text, "label": "good"}
-        | {"source": path.stem}
+        | {"source": path.stem, "masks": (0, 1)}
         for (first, *others), right in zip(table[column], answers, strict=True)
         for text in others
     ]
@@ -79,6 +79,7 @@ def found_in(row: Row, judgement: Judgement | None, **more: Any) -> tuple[Reject
         question=row["question"],
         answers=row["answers"],
         echoes=ECHOES,
+        masks=row.get("masks"),
         judgement=judgement,
         **more,
     )
@@ -164,6 +165,23 @@ def write(path: Path, table: Mapping[str, Mapping[Group, int]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["check", *(f"{label} ({source})" for source, label in columns)])
         writer.writerows([name, *(row[each] for each in columns)] for name, row in table.items())
+
+
+def read_table(path: Path) -> list[list[str]]:
+    """The lines of what `write` wrote, its header first."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """As docs/paraphrases.md has it: nothing for 0, and checks as code."""
+    header, *lines = table
+    rows = [header, ["---"] * len(header)]
+    rows += [
+        [f"`{name}`" if name in CHECKS else name, *("" if cell == "0" else cell for cell in cells)]
+        for name, *cells in lines
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

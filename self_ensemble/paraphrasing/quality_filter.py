@@ -30,7 +30,7 @@ sentences with a gap, as the demo does: `verdicts` |
 | contrast | has a word for another that means something else: born for died; see `contrasts` |
 | swapped_roles | asks who did it where the question asks to whom it was done, or the reverse |
 | unlikely | does not bring the question to a model's mind: `Judgement.explained` is low; looked for
-where a model is asked |
+where a model is asked, and both are questions or both sentences with a gap |
 
 Where a model is asked, a name may be replaced by another for the same, if that makes the name
 likely (Holland for Netherlands): see `_are_aliases`.
@@ -152,7 +152,9 @@ def rejections(
     if judgement is not None:
         if _are_aliases(found, judgement, thresholds):
             found = []
-        if judgement.explained < thresholds.explained:
+        # Between a question and a sentence with a gap even a good paraphrase explains little.
+        same_form = paraphrase.count(MASK) == question.count(MASK)
+        if same_form and judgement.explained < thresholds.explained:
             found.append(Rejection("unlikely", value=round(judgement.explained, 4)))
     # Of one that is worse, such as one with a marker in front, this is no copy but the better one.
     wrong = {each.check for each in found} | {"copy_of_another"}

@@ -80,6 +80,8 @@ HOLLAND = ("which language is spoken in holland?", "what do people speak in the 
         ("is spanish the language of holland?", HOLLAND[1], said(0.9, netherlands=5), None),
         ("what rules peru?", "what governs peru?", said(0.1, peru=5), {"unlikely"}),
         ("what rules peru?", "what governs peru?", said(0.3, peru=0), set()),
+        ("[MASK] rules peru.", "[MASK] governs peru.", said(0.1, peru=0), {"unlikely"}),
+        ("[MASK] rules peru.", "what governs peru?", said(0.1, peru=0), {"lost_mask"}),
     ],
 )
 def test_a_judgement_rejects_and_lets_aliases_pass(paraphrase, question, judgement, expected):
