@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from self_ensemble.data.result_files import (
     result_file,
 )
 from self_ensemble.experiment.config import ParaphraseRunConfig
-from self_ensemble.experiment.entries import Entries
+from self_ensemble.experiment.entries import LIKELIHOODS, Entries
 from self_ensemble.experiment.journal import JOURNAL_SUFFIX, Journal
 from self_ensemble.experiment.paraphrase_files import (
     output_stem,
@@ -30,9 +31,11 @@ from self_ensemble.experiment.paraphrase_files import (
     write_files,
 )
 from self_ensemble.experiment.resumable import ResumableRun
-from self_ensemble.paraphrasing.candidates import Candidates
+from self_ensemble.paraphrasing.candidates import HOPELESS_DRAWS, Candidates
+from self_ensemble.paraphrasing.judge import Pair, judge_request, read_judgements
 from self_ensemble.paraphrasing.prompts import ALONE, demonstration_messages, plain_templates
 from self_ensemble.paraphrasing.quality_filter import FILTER_VERSION
+from self_ensemble.paraphrasing.rejections import Judgement
 from self_ensemble.paraphrasing.report import Filtered
 from self_ensemble.system.console import say
 from self_ensemble.system.errors import UserError
@@ -40,6 +43,7 @@ from self_ensemble.system.errors import UserError
 if TYPE_CHECKING:  # torch takes seconds to import
     from self_ensemble.generation.answering import AnyEngine
     from self_ensemble.generation.decode import Answer
+    from self_ensemble.generation.likelihood import ScoringRequest
     from self_ensemble.generation.request import Request
     from self_ensemble.generation.streams import Stream
     from self_ensemble.models.loading import ModelSource
@@ -47,6 +51,12 @@ if TYPE_CHECKING:  # torch takes seconds to import
 # Of a draw: so many times the question's tokens and so many more. The longest of the 85 good ones
 # among the judgements of docs/paraphrases.md has one less than twice the question's.
 LENGTH_FACTOR, LENGTH_SLACK = 2, 16
+
+# Draws at a time where no --batch_size is given. A batch, four times as many, is what an
+# interrupted run draws again: on a CPU that is minutes.
+CPU_BATCH_SIZE, GPU_BATCH_SIZE = 128, 1024
+# Of a round with --drop: where less passes, what is missing is not drawn again.
+LEAST_PASSED = 0.02
 
 Sampled = tuple[str, bool]  # its text, and whether it ran into the token limit
 
@@ -143,38 +153,126 @@ class ParaphraseRun(ResumableRun):
         self.begin(engine, computes)
 
     def sample_all(self) -> None:
-        """Sample what is missing, filter it, and with --drop again, until enough have passed."""
-        from self_ensemble.generation.request import Request
-        from self_ensemble.generation.sampling import Sampling
+        """Sample what is missing, filter it, and with --drop again, until enough have passed.
 
+        A question whose first `HOPELESS_DRAWS` draws all fail is given up; where next to nothing
+        of a round passes, all are.
+        """
         for kind, template in self.templates.items():
             group = [each for each in self.candidates if each.kind == kind]
             if not group:
                 continue
             prefix, streams = self._streams(group, template)
             for attempt in range(self.identity["max_attempts"]):
-                wanted = [
-                    (place, len(each.texts) + k)
-                    for place, each in enumerate(group)
-                    for k in range(self._missing(each))
-                ]
-                if not wanted:
+                going_on = [at for at, each in enumerate(group) if not each.is_hopeless]
+                places = [at for at in going_on for _ in range(self._missing(group[at]))]
+                if not places:
                     break
                 name = f"{kind}, attempt {attempt + 1}"
-                most = self.config.paraphrases.generation.max_new_tokens
-                request = Request(
-                    prefix,
-                    [[streams[place]] for place, _ in wanted],
-                    max_new_tokens=most,
-                    limits=[min(most, longest_draw(streams[place])) for place, _ in wanted],
-                    sampling=Sampling(
-                        **asdict(self.config.paraphrases.sampling),
-                        keys=[(group[place].record.uuid, number) for place, number in wanted],
-                    ),
-                )
-                sampled = self._sample(name, request)
-                for (place, _), (text, truncated) in zip(wanted, sampled, strict=True):
-                    group[place].add(text, truncated=truncated)
+                before = self._passed(group)
+                self._sample_round(name, group, places, prefix, streams)
+                share = (self._passed(group) - before) / len(places)
+                last = attempt + 1 == self.identity["max_attempts"]
+                if self.config.paraphrases.drop and share < LEAST_PASSED and not last:
+                    self._say_hopeless(f"{name}: {share:.1%} of {len(places)} draws passed")
+                    break
+            given_up = sum(each.is_hopeless for each in group)
+            if given_up and self.config.paraphrases.drop:
+                say(f"{kind}: of {given_up} none of {HOPELESS_DRAWS} draws or more passed")
+
+    def _say_hopeless(self, told: str) -> None:
+        say(
+            f"{told}, so no more are drawn: a larger model, or one that was trained to follow "
+            "instructions with --chat_template, may do better"
+        )
+
+    def _passed(self, group: list[Candidates]) -> int:
+        return sum(not rejected for each in group for _, rejected in each.texts)
+
+    def _sample_round(
+        self,
+        name: str,
+        group: list[Candidates],
+        places: list[int],
+        prefix: tuple[int, ...],
+        streams: list[Stream],
+    ) -> None:
+        """One draw more of the question in each of these places, of which some stand repeatedly."""
+        from self_ensemble.generation.request import Request
+        from self_ensemble.generation.sampling import Sampling
+
+        config = self.config.paraphrases
+        most = config.generation.max_new_tokens
+        numbers, count = [], Counter({at: len(group[at].texts) for at in places})
+        for at in places:
+            numbers.append(count[at])
+            count[at] += 1
+        request = Request(
+            prefix,
+            [[streams[at]] for at in places],
+            max_new_tokens=most,
+            limits=[min(most, longest_draw(streams[at])) for at in places],
+            sampling=Sampling(
+                **asdict(config.sampling),
+                keys=[
+                    (group[at].record.uuid, number)
+                    for at, number in zip(places, numbers, strict=True)
+                ],
+            ),
+        )
+        drawn = list(zip((group[at] for at in places), self._sample(name, request), strict=True))
+        judgements = self._judge(f"{name}, judged", drawn) if config.drop else {}
+        for each, (text, truncated) in drawn:
+            judgement = judgements.get((each.question, text))
+            each.add(text, truncated=truncated, judgement=judgement)
+
+    def _judge(self, name: str, drawn: list[tuple[Candidates, Sampled]]) -> dict[Pair, Judgement]:
+        """What the model says of the draws that its judgement decides about."""
+        pairs = dict.fromkeys(
+            (each.question, text)
+            for each, (text, truncated) in drawn
+            if each.is_open(text, truncated=truncated)
+        )
+        if not pairs:
+            return {}
+        asked = judge_request(self.engine.tokenizer, list(pairs))
+        judged: list[Any] = [list(pair) for pair in asked.pairs]
+        judged += [len(each) for each in asked.request.continuations[len(judged) :]]
+
+        def write(index: int, likelihoods: Any) -> list[Any]:
+            return [judged[index], LIKELIHOODS.write(index, likelihoods)]
+
+        def read(index: int, entry: list[Any]) -> Any:
+            if index >= len(judged) or judged[index] != entry[0]:
+                raise self._other_draws()
+            return LIKELIHOODS.read(index, entry[1])
+
+        def compute(request: ScoringRequest, *, on_progress: Any, **settings: Any) -> Any:
+            return self.engine.score(request, **settings)
+
+        scored = self.answer_pass(
+            name,
+            asked.request,
+            Entries(write, read),
+            compute=compute,
+            batch_size=self._batch_size,
+            unit="paraphrases",
+        )
+        return dict(zip(pairs, read_judgements(asked, scored), strict=True))
+
+    def _other_draws(self) -> UserError:
+        """What is sampled again hangs on the filter: another version of it, other rounds."""
+        return UserError(
+            f"{self.journal.path} does not fit what is to be drawn: was it left by another "
+            "version of this toolkit? --overwrite begins anew"
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        """Of paraphrases: what was asked for, or what suits the device."""
+        asked = self.config.paraphrases.generation.batch_size
+        on_cpu = self.engine.device.type == "cpu"
+        return asked or (CPU_BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
 
     def _missing(self, candidates: Candidates) -> int:
         config = self.config.paraphrases
@@ -202,11 +300,7 @@ class ParaphraseRun(ResumableRun):
         def read(index: int, entry: list[Any]) -> Sampled:
             *drawn, text, truncated = entry
             if index >= len(keys) or keys[index] != tuple(drawn):
-                # What is sampled again hangs on the filter: another version of it, other rounds.
-                raise UserError(
-                    f"{self.journal.path} does not fit what is to be drawn: was it left by another "
-                    "version of this toolkit? --overwrite begins anew"
-                )
+                raise self._other_draws()
             return text, truncated
 
         batches = self.answer_pass(
@@ -214,7 +308,7 @@ class ParaphraseRun(ResumableRun):
             request,
             Entries(write, read),
             compute=self.engine.generate,
-            batch_size=self.config.paraphrases.generation.batch_size,
+            batch_size=self._batch_size,
             unit="paraphrases",
         )
         found = {index: sampled for batch in batches for index, sampled in batch}
@@ -240,7 +334,7 @@ class ParaphraseRun(ResumableRun):
             "model": {"name": self.source.name, "revision": self.source.revision},
             **self.environment,
             **self.begun_with(),
-            "batch_size": config.generation.batch_size,
+            "batch_size": self._batch_size,
             "paraphrases": sum(len(kept) for *_, kept in rows),
             "draws": len(filtered),
             "flagged": sum(1 for *_, rejected in filtered if rejected),
@@ -293,5 +387,6 @@ def _identity(
         "drop": asked.drop,
         "max_attempts": asked.max_attempts if asked.drop else 1,
         "quality_filter": FILTER_VERSION,
+        "hopeless": [HOPELESS_DRAWS, LEAST_PASSED] if asked.drop else None,
         "dtype": str(source.dtype).removeprefix("torch."),
     }

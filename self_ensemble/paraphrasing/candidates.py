@@ -7,17 +7,25 @@ from dataclasses import dataclass, field
 from self_ensemble.data import Record
 from self_ensemble.data.records import original_wording
 from self_ensemble.paraphrasing.prompts import ECHOES
-from self_ensemble.paraphrasing.quality_filter import rejections
+from self_ensemble.paraphrasing.quality_filter import WAIVED_OF_ALIASES, rejections
+from self_ensemble.paraphrasing.ranking import ranked
 from self_ensemble.paraphrasing.rejections import Judgement, Rejection
 from self_ensemble.paraphrasing.words import MASK
+
+# A question of which so many draws were all rejected is given up.
+HOPELESS_DRAWS = 15
 
 
 @dataclass
 class Candidates:
-    """A question and what was sampled for it: texts, each with its rejections."""
+    """A question and what was sampled for it: texts, each with its rejections.
+
+    scores: what a model's judgement makes of each text, None where none was asked for.
+    """
 
     record: Record
     texts: list[tuple[str, tuple[Rejection, ...]]] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
 
     @property
     def question(self) -> str:
@@ -34,7 +42,18 @@ class Candidates:
 
         truncated: it ended at the token limit. judgement: what a model says of it, see `judge`.
         """
-        rejected = rejections(
+        self.texts.append((text, self._rejections(text, truncated, judgement)))
+        self.scores.append(None if judgement is None else judgement.score)
+
+    def is_open(self, text: str, *, truncated: bool) -> bool:
+        """Whether a model's judgement can decide: nothing is wrong, or other names are there."""
+        wrong = {each.check for each in self._rejections(text, truncated, None)}
+        return wrong <= WAIVED_OF_ALIASES
+
+    def _rejections(
+        self, text: str, truncated: bool, judgement: Judgement | None
+    ) -> tuple[Rejection, ...]:
+        return rejections(
             text,
             question=self.question,
             answers=self.record.answers,
@@ -43,8 +62,19 @@ class Candidates:
             truncated=truncated,
             judgement=judgement,
         )
-        self.texts.append((text, rejected))
 
     def paraphrases(self, *, drop: bool) -> list[str]:
-        """The texts; with ``drop`` those that the filter lets through."""
-        return [text for text, rejected in self.texts if not (drop and rejected)]
+        """The texts; with ``drop`` those that pass, where a model judged them the best first."""
+        if not drop:
+            return [text for text, _ in self.texts]
+        passed = [at for at, (_, rejected) in enumerate(self.texts) if not rejected]
+        texts = [self.texts[at][0] for at in passed]
+        scores = [score for at in passed if (score := self.scores[at]) is not None]
+        if len(scores) < len(texts):
+            return texts
+        return [texts[at] for at in ranked(self.question, texts, scores)]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """So many draws, and none of them passes."""
+        return len(self.texts) >= HOPELESS_DRAWS and all(rejected for _, rejected in self.texts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from self_ensemble.generation.config import GenerationConfig, SamplingConfig
 
 # A paraphrase is longer than an answer.
-PARAPHRASE_LIMITS = GenerationConfig(max_new_tokens=64, batch_size=128)
+PARAPHRASE_LIMITS = GenerationConfig(max_new_tokens=64)
 # Without the least likely tokens: a paraphrase must keep the names and numbers. Of the temperatures
 # tried on training questions (docs/paraphrases.md) the filter lets most pass at this one.
 PARAPHRASE_SAMPLING = SamplingConfig(temperature=0.7, top_p=0.95)
