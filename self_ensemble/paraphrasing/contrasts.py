@@ -4,8 +4,9 @@ A paraphrase in which a question's word of such a family is gone, and another of
 has come, asks for something else: where someone was born is not where he died.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 
 from self_ensemble.paraphrasing.words import words
 
@@ -28,6 +29,8 @@ brother brothers
 sister sisters
 
 first earliest debut
+second
+third
 last latest final newest
 
 oldest
@@ -50,6 +53,10 @@ south southern
 east eastern
 west western
 
+when while during under
+before
+after
+
 begin began begun begins start started starts
 end ended ends finish finished
 
@@ -69,6 +76,18 @@ population
 """
 
 
+# What may stand right behind what and which, in the same way.
+ASKED_TYPES = """
+country countries nation nations
+city cities town towns
+county counties
+continent continents
+year years
+month months
+"""
+ASKS = ("what", "which")
+
+
 @cache
 def families() -> Mapping[str, tuple[int, int]]:
     """Word → its family and its meaning in it."""
@@ -79,15 +98,36 @@ def families() -> Mapping[str, tuple[int, int]]:
     return found
 
 
+@cache
+def asked_types() -> Mapping[str, int]:
+    return {w: i for i, line in enumerate(ASKED_TYPES.split("\n")) for w in line.split()}
+
+
 def contrast(paraphrase: str, question: str) -> tuple[str, str] | None:
     """(the paraphrase's word, the question's word that it stands for), or None."""
+    said, asked = words(paraphrase), words(question)
+    return _other_meaning(said, asked) or _other_type(said, asked)
+
+
+def _other_meaning(said: Sequence[str], asked: Sequence[str]) -> tuple[str, str] | None:
     known = families()
-    said = {known[word]: word for word in words(paraphrase) if word in known}
-    asked = {known[word]: word for word in words(question) if word in known}
-    for (family, meaning), lost in asked.items():
-        if (family, meaning) in said:
+    given = {known[word]: word for word in said if word in known}
+    wanted = {known[word]: word for word in asked if word in known}
+    for (family, meaning), lost in wanted.items():
+        if (family, meaning) in given:
             continue
-        for (other, another), word in said.items():
-            if other == family and (other, another) not in asked:
+        for (other, another), word in given.items():
+            if other == family and (other, another) not in wanted:
                 return word, lost
     return None
+
+
+def _other_type(said: Sequence[str], asked: Sequence[str]) -> tuple[str, str] | None:
+    """`which city` for `which country`; None where the paraphrase has a word of both."""
+    known = asked_types()
+    types = [[b for a, b in pairwise(text) if a in ASKS and b in known] for text in (said, asked)]
+    if not all(types):
+        return None
+    (given, *_), (wanted, *_) = types
+    kept = {known[word] for word in said if word in known}
+    return None if known[wanted] in kept else (given, wanted)
