@@ -105,6 +105,8 @@ def taken(action: argparse.Action) -> str:
         return ""
     if action.metavar is None and action.choices is None:
         return f"`{action.dest.upper()}`" if action.option_strings else ""
+    if isinstance(action.metavar, tuple):
+        return f"`{' '.join(action.metavar)}`"
     return f"`{action.metavar}`" if action.choices is None else code_list(action.choices)
 
 

@@ -220,8 +220,9 @@ PARAPHRASE_IDENTITY = {
     "length": "how long a draw may be, by its question",
     "drop": "whether the quality filter takes out what it finds",
     "max_attempts": "how often a paraphrase is drawn at most",
-    "hopeless": "with `--drop`, after how many rejected draws a question is given up",
     "quality_filter": "the version of the quality filter: what it rejects is drawn again",
+    "hopeless": "with `--drop` after how many failed draws a question is given up, and the share "
+    "of a round under which all are; else null",
     "dtype": "number format of the weights",
 }
 
