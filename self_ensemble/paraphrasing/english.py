@@ -3,8 +3,8 @@
 The list `english_words.txt.gz` holds 70,472 words by their frequency in lower case: line k those of
 ranks 2^k to 2^(k+1) - 1. Those that stand there with a capital are more often written so, up to
 4.5 times (King, Genesis); what is nearly always a name is not listed. It was made from the
-table of word probabilities of spacy-lookups-data 1.0.5 (Copyright ExplosionAI GmbH, MIT licence)
-by benchmark/english_words.py, and comes with this package, so that the filter is the same
+table of word probabilities of spacy-lookups-data 1.0.5 (MIT, see LICENSE-english_words) by
+ benchmark/english_words.py, and comes with this package, so that the filter is the same
 everywhere.
 """
 
