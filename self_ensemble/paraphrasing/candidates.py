@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from self_ensemble.data import Record
 from self_ensemble.data.records import original_wording
 from self_ensemble.paraphrasing.prompts import ECHOES
-from self_ensemble.paraphrasing.quality_filter import WAIVED_OF_ALIASES, rejections
+from self_ensemble.paraphrasing.quality_filter import rejections
 from self_ensemble.paraphrasing.ranking import ranked
 from self_ensemble.paraphrasing.rejections import Judgement, Rejection
 from self_ensemble.paraphrasing.words import MASK
@@ -46,9 +46,8 @@ class Candidates:
         self.scores.append(None if judgement is None else judgement.score)
 
     def is_open(self, text: str, *, truncated: bool) -> bool:
-        """Whether a model's judgement can decide: nothing is wrong, or other names are there."""
-        wrong = {each.check for each in self._rejections(text, truncated, None)}
-        return wrong <= WAIVED_OF_ALIASES
+        """Whether a model's judgement can decide: nothing is wrong so far."""
+        return not self._rejections(text, truncated, None)
 
     def _rejections(
         self, text: str, truncated: bool, judgement: Judgement | None

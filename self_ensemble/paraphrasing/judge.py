@@ -11,13 +11,12 @@ question and paraphrase under the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from self_ensemble.data import PromptTemplate
 from self_ensemble.paraphrasing.rejections import Judgement
-from self_ensemble.paraphrasing.words import spans, words
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from self_ensemble.generation.answering import AnyEngine
@@ -40,13 +39,10 @@ class JudgeRequest:
     pairs: (question, paraphrase).
     alone: of a question, which of the request's questions scores it behind `NOTHING`, and as which
         of its continuations.
-    words: of a question, the word that each of its scored tokens begins or goes on with; None of
-        one that has no letter and no digit.
     """
 
     pairs: tuple[Pair, ...]
     alone: dict[str, tuple[int, int]]
-    words: dict[str, tuple[int | None, ...]]
     request: ScoringRequest
 
 
@@ -85,32 +81,11 @@ def judge_request(tokenizer: Any, pairs: Sequence[Pair]) -> JudgeRequest:
         [logit_streams(each.question, len(prefix)) for each in split],
         continuations=[each.continuations for each in split],
     )
-    return JudgeRequest(pairs, alone, dict(_words_of_tokens(tokenizer, asked)), request)
+    return JudgeRequest(pairs, alone, request)
 
 
 def _in_one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _words_of_tokens(
-    tokenizer: Any, questions: Sequence[str]
-) -> Iterator[tuple[str, tuple[int | None, ...]]]:
-    """Of each question, the word (see `words.spans`) in which each of its tokens ends."""
-    from self_ensemble.attention.segments import encode_texts
-
-    prompt = TEMPLATE.render(NOTHING)
-    texts = [f"{prompt} {question}" for question in questions]
-    for question, encoded in zip(questions, encode_texts(tokenizer, texts, True), strict=True):
-        places = spans(question)
-        first = encoded.first_beyond(len(prompt))
-        last = [encoded.stop(at) - len(prompt) - 2 for at in range(first, len(encoded.ids))]
-        yield (
-            question,
-            tuple(
-                next((i for i, (begin, end) in enumerate(places) if begin <= at < end), None)
-                for at in last
-            ),
-        )
 
 
 def read_judgements(
@@ -122,22 +97,7 @@ def read_judgements(
     for index, (question, _) in enumerate(asked.pairs):
         at, place = asked.alone[question]
         behind, alone = found[index][0].logprobs, found[at][place].logprobs
-        lifts = [given - without for given, without in zip(behind, alone, strict=True)]
-        by_word: dict[int, float] = {}
-        for word, lift in zip(asked.words[question], lifts, strict=True):
-            if word is not None:
-                by_word[word] = by_word.get(word, 0.0) + lift
-        places = spans(question)
-        judgements.append(
-            Judgement(
-                explained=sum(lifts) / max(-sum(alone), LEAST_INFORMATION),
-                word_lifts=tuple(
-                    (spelled, lift)
-                    for word, lift in sorted(by_word.items())
-                    for spelled in words(question[slice(*places[word])])
-                ),
-            )
-        )
+        judgements.append(Judgement(1 - sum(behind) / min(sum(alone), -LEAST_INFORMATION)))
     return judgements
 
 

@@ -32,9 +32,6 @@ sentences with a gap, as the demo does: `verdicts` |
 | unlikely | does not bring the question to a model's mind: `Judgement.explained` is low; looked for
 where a model is asked, and both are questions or both sentences with a gap |
 
-Where a model is asked, a name may be replaced by another for the same, if that makes the name
-likely (Holland for Netherlands): see `_are_aliases`.
-
 Case and accents never count, except where capitals are what tells a name. The checks from lost_name
 on are made for English.
 """
@@ -54,7 +51,7 @@ from self_ensemble.paraphrasing.question_form import (
     swapped_roles,
 )
 from self_ensemble.paraphrasing.rejections import Judgement, Rejection
-from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, has_digit, key, words
+from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, key, words
 
 CHECKS = (
     "empty",
@@ -92,18 +89,13 @@ class Thresholds:
 
     kept: least of the weight of the question's content words, see `names.kept_weight`.
     explained: least of the question that the paraphrase explains to the model, see `Judgement`.
-    alias_explained, alias_lift: what a paraphrase with other names must explain at least, and by
-        how many nats it must raise the log-probability of the names that it lost.
     """
 
     kept: float = 0.15
     explained: float = 0.2
-    alias_explained: float = 0.3
-    alias_lift: float = 1.0
 
 
 THRESHOLDS = Thresholds()
-WAIVED_OF_ALIASES = frozenset(("lost_name", "added_name", "lost_words"))
 
 # A label with its colon, where a line or sentence begins; the marks of chat formats.
 MARKER = re.compile(
@@ -150,8 +142,6 @@ def rejections(
     if kept < thresholds.kept:
         found.append(Rejection("lost_words", value=round(kept, 4)))
     if judgement is not None:
-        if _are_aliases(found, judgement, thresholds):
-            found = []
         # Between a question and a sentence with a gap even a good paraphrase explains little.
         same_form = paraphrase.count(MASK) == question.count(MASK)
         if same_form and judgement.explained < thresholds.explained:
@@ -218,24 +208,6 @@ def _of_meaning(paraphrase: str, question: str) -> Iterator[tuple[str, str]]:
         yield "contrast", f"{pair[0]} for {pair[1]}"
     if verb := swapped_roles(paraphrase, question):
         yield "swapped_roles", verb
-
-
-def _are_aliases(found: Sequence[Rejection], judgement: Judgement, thresholds: Thresholds) -> bool:
-    """Whether all that is wrong is names for which the paraphrase has others of the same.
-
-    The paraphrase makes the lost names likelier, all together, and brings in no more names than it
-    lost. Numbers have no aliases.
-    """
-    lost = tuple(each.what for each in found if each.check == "lost_name")
-    added = [each.what for each in found if each.check == "added_name"]
-    return (
-        bool(lost)
-        and WAIVED_OF_ALIASES.issuperset(each.check for each in found)
-        and len(added) <= len(lost)
-        and not any(map(has_digit, lost))
-        and judgement.explained >= thresholds.alias_explained
-        and judgement.lift(lost) >= thresholds.alias_lift
-    )
 
 
 def verdicts(

@@ -25,21 +25,11 @@ class Judgement:
         question's log-probability behind the paraphrase by that behind an empty text. 1 where
         nothing is left to say, 0 where the paraphrase says nothing of it, negative where it
         misleads.
-    word_lifts: of each word of the question, as `words.words` spells it, by how much the
-        paraphrase raises its log-probability, in nats.
     """
 
     explained: float
-    word_lifts: tuple[tuple[str, float], ...]
 
     @property
     def score(self) -> float:
         """By which accepted paraphrases of a question are ranked, the best first."""
         return self.explained
-
-    def lift(self, words: tuple[str, ...]) -> float:
-        """Of these words together, in nats; where a word stands twice, of its first place."""
-        found: dict[str, float] = {}
-        for word, lift in self.word_lifts:
-            found.setdefault(word, lift)
-        return sum(found.get(word, 0.0) for word in words)

@@ -34,7 +34,7 @@ def test_thresholds_are_chosen_on_other_questions():
         {"question": f"q{at}?", "paraphrase": f"which q{at}?", "answers": (), "label": "good"}
         for at in range(40)
     ]
-    judgements = [Judgement(0.3 + at / 100, ()) for at in range(40)]
+    judgements = [Judgement(0.3 + at / 100) for at in range(40)]
     assert benchmark.chosen_threshold(rows, judgements) == 0.3
     _, chosen = benchmark.out_of_fold(rows, judgements)
     # One of the folds holds the lowest, which its own threshold does not know.

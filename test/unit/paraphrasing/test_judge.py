@@ -45,54 +45,36 @@ def test_the_figures_are_those_of_a_stock_forward(judged):
         behind = logprobs_behind(model, tokenizer, text, question)
         alone = logprobs_behind(model, tokenizer, NOTHING, question)
         assert found.explained == pytest.approx(1 - sum(behind) / sum(alone), abs=1e-4)
-        asked = question.rstrip("?").lower().split()
-        assert [word for word, _ in found.word_lifts] == asked
-        # The tokens of no word are those of the question mark.
-        end = len(behind) - len(tokenizer("x?")["input_ids"]) + len(tokenizer("x")["input_ids"])
-        lifts = [a - b for a, b in zip(behind, alone, strict=True)]
-        assert sum(lift for _, lift in found.word_lifts) == pytest.approx(
-            sum(lifts[:end]), abs=1e-3
-        )
 
 
 def test_nothing_to_judge():
     assert judge(None, [], batch_size=1) == []
 
 
-def said(explained, **lifts):
-    return Judgement(explained, tuple(lifts.items()))
-
-
 HOLLAND = ("which language is spoken in holland?", "what do people speak in the netherlands?")
 
 
 @pytest.mark.parametrize(
-    ("paraphrase", "question", "judgement", "expected"),
+    ("paraphrase", "question", "explained", "expected"),
     [
-        (*HOLLAND, None, {"lost_name", "added_name"}),
-        (*HOLLAND, said(0.5, netherlands=2.6), set()),
-        (*HOLLAND, said(0.5, netherlands=0.3), {"lost_name", "added_name"}),
-        (*HOLLAND, said(0.25, netherlands=2.6), {"lost_name", "added_name"}),
-        (*HOLLAND, said(0.1, netherlands=2.6), {"lost_name", "added_name", "unlikely"}),
-        # three new names for one, another year, and something else that is wrong
-        ("who leads zurzer, kracht and smolfin?", "who leads peru?", said(0.5, peru=5), None),
-        ("who led it in 1991?", "who led it in 1990?", said(0.9, **{"1990": 5}), None),
-        ("is spanish the language of holland?", HOLLAND[1], said(0.9, netherlands=5), None),
-        ("what rules peru?", "what governs peru?", said(0.1, peru=5), {"unlikely"}),
-        ("what rules peru?", "what governs peru?", said(0.3, peru=0), set()),
-        ("[MASK] rules peru.", "[MASK] governs peru.", said(0.1, peru=0), {"unlikely"}),
-        ("[MASK] rules peru.", "what governs peru?", said(0.1, peru=0), {"lost_mask"}),
+        # A model of 135 M parameters finds Germany as likely behind Austria.
+        (*HOLLAND, 0.9, {"lost_name", "added_name"}),
+        (*HOLLAND, 0.1, {"lost_name", "added_name", "unlikely"}),
+        ("what rules peru?", "what governs peru?", 0.1, {"unlikely"}),
+        ("what rules peru?", "what governs peru?", 0.3, set()),
+        ("[MASK] rules peru.", "[MASK] governs peru.", 0.1, {"unlikely"}),
+        ("[MASK] rules peru.", "what governs peru?", 0.1, {"lost_mask"}),
     ],
 )
-def test_a_judgement_rejects_and_lets_aliases_pass(paraphrase, question, judgement, expected):
+def test_a_judgement_rejects_and_excuses_nothing(paraphrase, question, explained, expected):
+    judgement = Judgement(explained)
     found = rejections(paraphrase, question=question, answers=(), judgement=judgement)
-    checks = {each.check for each in found}
-    assert checks == expected if expected is not None else "lost_name" in checks
+    assert {each.check for each in found} == expected
     assert all(each.value == 0.1 for each in found if each.check == "unlikely")
 
 
 def test_thresholds_are_asked_for():
-    asked = {"question": "what governs peru?", "answers": (), "judgement": said(0.4)}
+    asked = {"question": "what governs peru?", "answers": (), "judgement": Judgement(0.4)}
     assert not rejections("what rules peru?", **asked)
     [found] = rejections("what rules peru?", **asked, thresholds=Thresholds(explained=0.5))
     assert (found.check, found.value) == ("unlikely", 0.4)

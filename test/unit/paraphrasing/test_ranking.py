@@ -21,7 +21,7 @@ def test_the_order_is_that_of_the_judgement_where_there_is_one(monkeypatch):
     monkeypatch.setattr(candidates, "rejections", lambda text, **_: ())
     asked = Candidates(Record("u", ("who runs peru?",)))
     for text, explained in (("one", 0.3), ("two", 0.8)):
-        asked.add(text, truncated=False, judgement=Judgement(explained, ()))
+        asked.add(text, truncated=False, judgement=Judgement(explained))
     assert asked.paraphrases(drop=True) == ["two", "one"]
     assert asked.paraphrases(drop=False) == ["one", "two"]
     asked.add("three", truncated=False)
