@@ -25,7 +25,7 @@ sentences with a gap, as the demo does: `verdicts` |
 | lost_words | lacks too many of the question's content words, the rare ones counting more:
 `names.kept_weight` |
 | not_a_question | says something, or asks for yes or no, where the question asks who, what, where |
-| other_interrogative | asks when where the question asks where, and the like |
+| other_interrogative | asks for another type of answer: a time for a place, a number for a person |
 | negation | denies something where the question does not, or the other way round |
 | contrast | has a word for another that means something else: born for died; see `contrasts` |
 | swapped_roles | asks who did it where the question asks to whom it was done, or the reverse |
@@ -41,11 +41,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from self_ensemble.evaluation.matchers import contains_run
+from self_ensemble.paraphrasing.answer_types import changed_answer_type
 from self_ensemble.paraphrasing.boilerplate import announces, quotes_question, refuses
 from self_ensemble.paraphrasing.contrasts import contrast
 from self_ensemble.paraphrasing.names import added_names, kept_weight, lost_names
 from self_ensemble.paraphrasing.question_form import (
-    changed_interrogative,
     changed_negation,
     lost_form,
     swapped_roles,
@@ -200,7 +200,7 @@ def _of_meaning(paraphrase: str, question: str) -> Iterator[tuple[str, str]]:
         yield "added_name", name
     if said := lost_form(paraphrase, question):
         yield "not_a_question", said
-    if other := changed_interrogative(paraphrase, question):
+    if other := changed_answer_type(paraphrase, question):
         yield "other_interrogative", other
     if word := changed_negation(paraphrase, question):
         yield "negation", word

@@ -1,4 +1,4 @@
-"""What a text asks for, by its form: a question that asks who, when or where; yes or no; nothing.
+"""What form a text has: a question that asks who, when or where; one of yes or no; a statement.
 
 English only. A text with `[MASK]` is a sentence with a gap, whose form is not looked at.
 """
@@ -10,14 +10,9 @@ from itertools import pairwise
 from self_ensemble.paraphrasing.same_words import stem
 from self_ensemble.paraphrasing.words import COMMON_WORDS, MASK, word_set, words
 
-# Interrogatives, and what they ask for where they say.
-ASKED_FOR = {
-    **dict.fromkeys(("who", "whom", "whos"), "a person"),
-    **dict.fromkeys(("when", "whens"), "a time"),
-    **dict.fromkeys(("where", "wheres"), "a place"),
-    **dict.fromkeys(("why", "whys"), "a reason"),
-    **dict.fromkeys(("what", "which", "whose", "how", "whats", "hows"), ""),  # by what follows
-}
+INTERROGATIVES = word_set("""
+    who whom whose whos what whats which when whens where wheres why whys how hows
+""")
 IMPERATIVES = word_set("""
     name list tell give say describe identify state explain find specify mention show
 """)
@@ -43,7 +38,7 @@ MAIN_CLAUSE = re.compile(
 # Words of a question's form: a paraphrase need not keep them.
 FORM_WORDS = (
     COMMON_WORDS
-    | ASKED_FOR.keys()
+    | INTERROGATIVES
     | IMPERATIVES
     | AUXILIARIES
     | PREPOSITIONS
@@ -61,21 +56,21 @@ def form(text: str) -> str:
     if any(word in IMPERATIVES for word in said[:2]):
         return "a question"
     begins = _interrogative_at(said)
-    asks = any(word in ASKED_FOR for word in said)
+    asks = any(word in INTERROGATIVES for word in said)
     if said[0] in AUXILIARIES and not begins:
         # `can you tell me who it was` and `is there one, and what is it` ask all the same.
         wish = any(word in IMPERATIVES or word == "know" for word in said)
         polite = said[1] == "you" and (asks or wish) if len(said) > 1 else False
         return "a question" if polite or MAIN_CLAUSE.search(text) else "yes or no"
-    if asks and (begins or said[-1] in ASKED_FOR or text.rstrip().endswith(("?", "？"))):
+    if asks and (begins or said[-1] in INTERROGATIVES or text.rstrip().endswith(("?", "？"))):
         return "a question"
     return "a statement"
 
 
 def _interrogative_at(said: Sequence[str]) -> bool:
     """Whether the text begins with an interrogative, also behind a preposition: `by whom`."""
-    return said[0] in ASKED_FOR or (
-        len(said) > 1 and said[0] in PREPOSITIONS and said[1] in ASKED_FOR
+    return said[0] in INTERROGATIVES or (
+        len(said) > 1 and said[0] in PREPOSITIONS and said[1] in INTERROGATIVES
     )
 
 
@@ -85,21 +80,6 @@ def lost_form(paraphrase: str, question: str) -> str:
     if asked != "a question" or said in ("a gap", "a question"):
         return ""
     return said
-
-
-def changed_interrogative(paraphrase: str, question: str) -> str:
-    """`a place, not a time`, where a paraphrase asks for something else than the question."""
-    if MASK in paraphrase or MASK in question:
-        return ""
-    said, asked = _asked_for(paraphrase), _asked_for(question)
-    return f"{said}, not {asked}" if said and asked and said != asked else ""
-
-
-def _asked_for(text: str) -> str:
-    """What the first interrogative asks for, or the first one behind a comma: `when x, who`."""
-    main = MAIN_CLAUSE.search(text)
-    said = words(text[main.start() :] if main else text)
-    return next((ASKED_FOR[word] for word in said if word in ASKED_FOR), "")
 
 
 def changed_negation(paraphrase: str, question: str) -> str:
