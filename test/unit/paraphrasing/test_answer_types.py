@@ -35,7 +35,7 @@ GOOD = [
     ("Where and when was Tom born?", "when was tom born?"),
     ("What is the name of the actor's dog?", "which animal does the actor own?"),
     ("What is the actor's birthplace?", "where was the actor born?"),
-    ("What is the author known for?", "why is the author famous?"),
+    ("What is the author known for?", "why is tom famous?"),
     ("What is the president salary?", "how much does the president earn?"),
     ("When he died, who followed?", "who followed when he died?"),
     ("Where is [MASK]?", "when was it?"),
