@@ -66,11 +66,6 @@ def key(text: str) -> tuple[str, ...]:
     return tuple(word for word in words(GAP_ARTICLE.sub(r"\1mask", text)) if word not in ARTICLES)
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end, as they are written and with their `'s`."""
-    return [match.span() for match in WRITTEN.finditer(text)]
-
-
 def has_digit(word: str) -> bool:
     return any(map(str.isdigit, word))
 

@@ -23,8 +23,6 @@ def test_every_check_and_threshold_is_told():
     assert all(f"`{check}`" in told for check in CHECKS)
     assert f"less than {THRESHOLDS.kept} of the weight" in told
     assert f"explains less than {THRESHOLDS.explained} of the question" in told
-    assert f"at least {THRESHOLDS.alias_explained} of the question" in told
-    assert f"by {THRESHOLDS.alias_lift:g} nat or more" in told
 
 
 def test_thresholds_are_chosen_on_other_questions():
