@@ -57,6 +57,14 @@ def tiny_model(name: str, **changes):
     return model.float().eval()
 
 
+def shallow_model(name: str, **changes):
+    """A tiny model of two layers, or of three where kinds alternate: two of one, and another
+    between them. For what many answers show; a layer costs as much as the ones before it."""
+    layers = MIXED[:3] if "layer_types" in ARCHITECTURES[name][1] else None
+    few = {"num_hidden_layers": 3, "layer_types": layers} if layers else {"num_hidden_layers": 2}
+    return tiny_model(name, **few, **changes)
+
+
 class TinyTokenizer:
     """What the engine needs of a tokenizer for ids that mean nothing."""
 

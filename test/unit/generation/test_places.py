@@ -10,7 +10,7 @@ import pytest
 import torch
 from fused import PREFIX, TAIL, joined, make_engine, make_request, question
 from stand_in import StandIn, stand_in
-from tiny import tiny_model
+from tiny import shallow_model
 
 from self_ensemble.attention.fusion import FUSIONS as REGISTERED
 from self_ensemble.attention.fusion import Fusion, mean_of_partitions, register_fusion
@@ -57,7 +57,7 @@ STREAMS = {
 @contextmanager
 def an_engine(name="llama", *, captured=False):
     backend = "flex" if captured else "sdpa"
-    with FlexAttentionWrapper(tiny_model(name), backend, compiled=False) as wrapper:
+    with FlexAttentionWrapper(shallow_model(name), backend, compiled=False) as wrapper:
         engine = make_engine(wrapper, capture=captured)
         engine.capture_problem = lambda fusion: None
         yield engine
@@ -234,7 +234,7 @@ def test_answers_of_500_tokens():
     """Eight paraphrases; batched as alone, in any order; one paraphrase as `generate` has it."""
     positions = {"max_position_embeddings": 1024}
     questions = some_questions(3, most=8)
-    model = tiny_model("llama", **positions)
+    model = shallow_model("llama", **positions)
     with FlexAttentionWrapper(model, "sdpa") as wrapper:
         engine = make_engine(wrapper)
         streams = [attention_streams(q, len(PREFIX), "exact") for q in questions]

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from stand_in import StandIn, stand_in
-from tiny import ARCHITECTURES, tiny_model
+from tiny import ARCHITECTURES, shallow_model
 from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizing import TOKENIZERS, tokenizer_of
 from transformers import PreTrainedTokenizerFast
@@ -309,7 +309,7 @@ def stop_lists(tokenizer, ids, chance):
 
 def talkative_model(architecture, tokenizer):
     """A random model that never ends by itself, and whose text is made of whole characters."""
-    model = tiny_model(architecture, vocab_size=len(tokenizer))
+    model = shallow_model(architecture, vocab_size=len(tokenizer))
     silent = [
         token
         for token in range(len(tokenizer))
@@ -349,7 +349,10 @@ def test_against_generate(architecture, name):
 
     unstopped = answer(())
     assert len(unstopped.token_ids) == LIMIT and unstopped.text_end is None
-    for stops in stop_lists(tokenizer, list(unstopped.token_ids), chance):
+    lists = list(stop_lists(tokenizer, list(unstopped.token_ids), chance))
+    if architecture != "llama":  # what stops is text: others take every third, and the last
+        lists = lists[::-3]
+    for stops in lists:
         if matches_prompt(tokenizer, stops, unstopped.token_ids):
             continue
         compared += 1
@@ -372,7 +375,7 @@ def test_against_generate(architecture, name):
         assert whole.startswith(answer_text(tokenizer, found))
         assert not found.truncated and len(found.logprobs) <= len(stock)
         assert found.logprobs == unstopped.logprobs[: len(found.logprobs)]
-    assert compared >= 20
+    assert compared >= (20 if architecture == "llama" else 8)
 
 
 @pytest.mark.parametrize("captured", [False, True])
