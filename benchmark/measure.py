@@ -1,13 +1,15 @@
-"""What benchmarks share: runs of the scripts, timing, two ceilings, answers that end, a table."""
+"""What benchmarks share: runs of the scripts, timing, ceilings, answers that end, comparisons."""
 
 import random
 import statistics
 import time
+from collections.abc import Sequence
 
 from self_ensemble.system.console import say
 
 DEVICE = "cuda"  # what is measured; the tests run every row on a CPU
 SIDE, NUMBERS = 8192, 2**31  # of the matrices and of the copy that show the ceilings
+TOLERANCE = 1e-4  # of log-probabilities that are to be the same in float32
 
 
 def run_scripts(commands):
@@ -101,3 +103,10 @@ class Table:
         self.bandwidth = 2 * source.nbytes / timed(lambda: target.copy_(source), 5)
         self.add(f"bf16 matrix product, {SIDE}³", self.flops / 1e12, "TFLOP/s")
         self.add("memory, read and written", self.bandwidth / 1e12, "TB/s")
+
+
+def compare_answers(answers: Sequence, expected: Sequence) -> tuple[int, float]:
+    """How many have the same tokens, and how far the log-probabilities of those are apart."""
+    pairs = [(a, b) for a, b in zip(answers, expected, strict=True) if a.token_ids == b.token_ids]
+    apart = [abs(p - q) for a, b in pairs for p, q in zip(a.logprobs, b.logprobs, strict=True)]
+    return len(pairs), max(apart, default=0.0)

@@ -25,12 +25,12 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from gpu import NEW_TOKENS, PARAPHRASES, PREFIX, SEGMENT, SHAPES, TAIL, VOCABULARY, random_llama
+from measure import TOLERANCE, compare_answers
 
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.types import positive_int
 from self_ensemble.system.errors import UserError
 
-TOLERANCE = 1e-4
 RUNS = 3
 # Of the first GPU, where auto is to need a second one: less than the weights take.
 LEFT_FREE = 0.6
@@ -111,12 +111,7 @@ def measure_case(source, case: Case, request, *, batch_size: int, attention: str
 
 def compare(name: str, found, expected) -> bool:
     """Whether the answers are those of one GPU; says how many."""
-    same = sum(a.token_ids == b.token_ids for a, b in zip(found, expected, strict=True))
-    furthest = max(
-        abs(p - q)
-        for a, b in zip(found, expected, strict=True)
-        for p, q in zip(a.logprobs, b.logprobs, strict=True)
-    )
+    same, furthest = compare_answers(found, expected)
     print(
         f"{name}: {same} of {len(expected)} answers the same, log-probabilities by {furthest:.2g}"
     )

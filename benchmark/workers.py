@@ -29,6 +29,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from gpu import SHAPES
+from measure import TOLERANCE, compare_answers
 
 from self_ensemble.cli.flags import (
     add_batch_argument,
@@ -43,8 +44,6 @@ from self_ensemble.cli.flags import (
 )
 from self_ensemble.cli.parser import Parser, run, set_up_logging
 from self_ensemble.cli.types import index_list, positive_int
-
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,6 @@ def measure_one(source, config, number: int, request_of, batch_size) -> Measured
     return Measured(*seconds, [answers[at] for at in range(len(answers))])
 
 
-def compare(answers: list, expected: list) -> tuple[int, float]:
-    """How many have the same tokens, and how far the log-probabilities of those are apart."""
-    pairs = [(a, b) for a, b in zip(answers, expected, strict=True) if a.token_ids == b.token_ids]
-    apart = [abs(p - q) for a, b in pairs for p, q in zip(a.logprobs, b.logprobs, strict=True)]
-    return len(pairs), max(apart, default=0.0)
-
-
 def main(args: argparse.Namespace) -> None:
     import torch
 
@@ -141,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
             statistics.median(getattr(each, field) for each in measured)
             for field in ("loading", "first", "second")
         )
-        same, apart = min(compare(each.answers, expected) for each in measured)
+        same, apart = min(compare_answers(each.answers, expected) for each in measured)
         right &= same == count and apart <= TOLERANCE
         print(
             f"| {number} | {loading:.1f} | {took:.1f} | {count / seconds:.4g} "

@@ -21,6 +21,7 @@ GPU_TOKENS_AT_ONCE = 65536
 # A batch has questions for so many fillings of its places. A batch is what an interrupted run
 # answers again; at its end places stay empty.
 FILLINGS = 4
+# Of fillings that are left, where workers share them: see `schedule_batches`.
 SHARES, HALVED = 8, 2
 # Keys and values of a CPU's batch; so many tokens of a long answer are counted on a GPU.
 CPU_BYTES_KEPT = 2 << 30
